@@ -1,0 +1,1 @@
+"""Step channels: the leader's broadcasts out, the followers' answers back."""

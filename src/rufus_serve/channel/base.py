@@ -1,0 +1,74 @@
+"""`LeaderChannel` and `FollowerChannel`: step messages, out to all and back to one.
+
+Order is kept per follower. Frames of another epoch than the current one are dropped on both
+sides. Every wait has a deadline. Implementations: `zeromq`, `inproc`; one contract suite.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
+
+
+class FollowerGone(Exception):  # noqa: N818 - it is news, not a fault of the caller
+    """A follower is lost: no reply in time, a closed connection, or a failed step."""
+
+    def __init__(self, node_rank: int, reason: str) -> None:
+        super().__init__(f"follower {node_rank}: {reason}")
+        self.node_rank = node_rank
+        self.reason = reason
+
+
+class HelloInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What each side of a channel says of itself in the handshake."""
+
+    package_version: str
+    config_hash: str
+    sender_id: str
+
+
+class LeaderChannel(Protocol):
+    """The leader's side; one thread calls it, an IO thread of its own owns the sockets."""
+
+    def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
+        """Drop the old epoch's connections and shake hands with every follower of `epoch`.
+
+        Raises:
+            HandshakeRefused: a follower has another version or configuration; it is named.
+            FollowerGone: a follower did not answer within `deadline_s`.
+        """
+
+    def broadcast(self, step: StepRequest) -> None:
+        """Queue `step` for every follower; never blocks."""
+
+    def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
+        """Replies to `step_id` by node rank, once all are in.
+
+        Raises:
+            FollowerGone: one failed, closed, or stayed silent past `deadline_s`.
+        """
+
+    def close(self) -> None:
+        """Close the sockets; may be called twice."""
+
+
+class FollowerChannel(Protocol):
+    """A follower's side; one thread calls it."""
+
+    @property
+    def endpoint(self) -> StepEndpoint:
+        """Where this follower awaits its leader."""
+
+    def begin(self, epoch: int) -> None:
+        """Accept steps of `epoch` only, from the leader that shakes hands for it."""
+
+    def receive(self, *, timeout_s: float) -> StepRequest | None:
+        """The next step of the epoch, or None after `timeout_s`."""
+
+    def reply(self, message: StepReply | StepFailed) -> None:
+        """Queue an answer; never blocks."""
+
+    def close(self) -> None:
+        """Close the sockets; may be called twice."""

@@ -1,0 +1,1 @@
+"""The `rufus-serve` command."""

@@ -1,0 +1,1 @@
+"""Placing, starting and watching followers; the only package that imports ray."""

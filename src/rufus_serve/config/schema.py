@@ -1,0 +1,219 @@
+"""`ServeConfig`: every setting of rufus-serve, once.
+
+YAML files, `RUFUS_*` variables, CLI flags, the configuration reference and the Helm values
+schema are all derived from this model. The attribute docstrings are the help texts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Ascending = tuple[Annotated[int, Field(gt=0)], ...]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BucketConfig(Section):
+    """The shapes that are compiled; every step runs in the smallest that holds it."""
+
+    prefill: Ascending = (64, 128, 256, 512)
+    """New tokens of one prefill step. Longer prompts take several steps."""
+    decode_batch: Ascending = ()
+    """Rows of one decode step. Empty: powers of two up to max_num_seqs."""
+    context: Ascending = ()
+    """Context lengths in tokens. Empty: powers of two from 128 up to max_model_len."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "BucketConfig":
+        for name in ("prefill", "decode_batch", "context"):
+            sizes = getattr(self, name)
+            if list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"buckets.{name} must ascend without repeats, got {list(sizes)}")
+        if not self.prefill:
+            raise ValueError("buckets.prefill needs at least one size")
+        return self
+
+
+class ClusterConfig(Section):
+    """Where followers run and how they are reached."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """`ray` places followers through Ray; `local` starts plain processes on this host."""
+    ray_address: str = ""
+    """Address of a Ray cluster to join (HOST:PORT). Empty: start one on this host."""
+    interface: str = ""
+    """Network interface or address that nodes reach each other by. Empty: chosen and shown."""
+    ray_port: Port = 6379
+    """Port of the Ray head when followers join from other hosts."""
+    control_port: Port = 0
+    """Port of the supervisor's control socket; 0 takes a free one (single host only)."""
+    step_port: Port = 0
+    """Port on which each follower awaits step inputs; 0 takes a free one."""
+    rendezvous_port: Port = 0
+    """Port on which followers set up their collectives; 0 takes a free one."""
+    token_file: Path | None = None
+    """File with the token shared by all hosts. Required once followers join by themselves."""
+    python: str = ""
+    """Python interpreter of the followers' environment. Empty: the supervisor's own."""
+
+
+class TimeoutConfig(Section):
+    """Deadlines; nothing waits without one."""
+
+    join_s: Seconds = 60.0
+    """For a follower to be placed, started and heard of."""
+    load_s: Seconds = 1800.0
+    """For a follower to load its shard of the weights."""
+    warm_up_s: Seconds = 1800.0
+    """For the collectives to be set up and every bucket to run once."""
+    leader_start_s: Seconds = 180.0
+    """For the vLLM process to answer HTTP once followers are ready."""
+    step_floor_s: Seconds = 10.0
+    """The shortest deadline of one step; the actual one follows the measured step time."""
+    heartbeat_s: Seconds = 0.5
+    """How often followers and leader report to the supervisor."""
+    heartbeat_lost_s: Seconds = 5.0
+    """Silence after which a follower or leader counts as lost."""
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long running requests may finish after SIGTERM before they are cancelled."""
+
+
+class RecoveryConfig(Section):
+    """What happens when a part of the group is lost."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 10
+    """Restarts allowed within `window_s`; one more is a permanent failure."""
+    window_s: Seconds = 600.0
+    """Length of the sliding window in which restarts are counted."""
+    backoff_s: Annotated[float, Field(ge=0)] = 0.2
+    """Wait before the second restart in a row; doubles with each further one."""
+    max_backoff_s: Seconds = 30.0
+    """Upper bound of the backoff."""
+    deadline_s: Seconds = 600.0
+    """How long `/health` stays 200 while the group recovers."""
+    on_leader_loss: Literal["wait", "exit"] = "exit"
+    """What followers do when the leader is gone: keep their weights and wait, or exit."""
+    standby_nodes: Annotated[int, Field(ge=0)] = 0
+    """Followers held ready beside `nodes`, to take a lost node's place."""
+
+
+class LimitConfig(Section):
+    """What the endpoint admits; beyond it, requests are refused at once."""
+
+    max_waiting: Annotated[int, Field(gt=0)] = 1024
+    """Requests that may wait for a slot; more are answered 429 with Retry-After."""
+    request_timeout_s: Seconds = 3600.0
+    """Longest time one request may take; then it ends with an error."""
+    max_body_mb: Annotated[float, Field(gt=0)] = 4.0
+    """Largest request body; a larger one is answered 413."""
+    max_stop_strings: Annotated[int, Field(gt=0)] = 64
+    """Most stop strings of one request."""
+
+
+class CpuRuntimeConfig(Section):
+    """The CPU runtime."""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Compute threads per follower. 0: the host's cores divided among its followers."""
+    collective: Literal["auto", "shared_memory", "gloo"] = "auto"
+    """How shards are summed. `auto`: shared memory on one host, gloo across hosts."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Memory for each follower's KV cache, in GiB."""
+    strict_neuron: bool = False
+    """Enforce the device's rules (exact compiled shapes, one prompt per prefill, …)."""
+
+
+class NeuronRuntimeConfig(Section):
+    """The Neuron runtime (NxD Inference)."""
+
+    mode: Literal["device", "nxdi-cpu"] = "device"
+    """`device` drives NeuronCores; `nxdi-cpu` runs NxD Inference's own CPU mode."""
+    cores_per_node: Annotated[int, Field(gt=0)] = 32
+    """NeuronCores each follower drives; tensor parallel degree = nodes x cores_per_node."""
+    kv_layout: Literal["contiguous", "block"] = "contiguous"
+    """`contiguous`: one KV line per sequence; `block`: paged, with prefix caching."""
+    artifacts: str = ""
+    """Folder or URL of compiled artifacts, as written by `rufus-serve compile`."""
+    require_artifacts: bool = False
+    """Refuse to compile at serve time."""
+    cp_degree: Annotated[int, Field(gt=0)] = 1
+    """Context parallelism in prefill."""
+    attention_dp_degree: Annotated[int, Field(gt=0)] = 1
+    """Data parallelism over the decode batch in attention."""
+    max_prefills_per_decode: Annotated[int, Field(gt=0)] = 1
+    """Prefill steps that may run before waiting decodes get a turn."""
+    neuron_config: dict[str, Any] = Field(default_factory=dict)
+    """Further NxD Inference NeuronConfig fields; unknown ones are refused."""
+
+
+class ServeConfig(Section):
+    """Everything `rufus-serve serve` can be told."""
+
+    model: str
+    """Folder with a Hugging Face checkpoint (config.json, safetensors, tokenizer)."""
+    served_model_name: str = ""
+    """Name in the API. Empty: the model folder's name."""
+    runtime: Literal["cpu", "neuron"] = "cpu"
+    """What followers compute on."""
+    nodes: Annotated[int, Field(gt=0, le=64)] = 1
+    """Number of followers, one per node."""
+    host: str = "127.0.0.1"
+    """Address the endpoint listens on."""
+    port: Port = 8000
+    """Port the endpoint listens on."""
+    api_key_file: Path | None = None
+    """File with API keys, one a line; every route but health then needs one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of weights and KV cache. `auto`: the checkpoint's own."""
+    max_model_len: Annotated[int, Field(ge=0)] = 0
+    """Longest prompt plus output in tokens. 0: the model's own limit."""
+    max_num_seqs: Annotated[int, Field(gt=0)] = 8
+    """Sequences decoded together."""
+    block_size: Annotated[int, Field(gt=0)] = 32
+    """Tokens per KV block."""
+    num_blocks: Annotated[int, Field(ge=0)] = 0
+    """KV blocks to use. 0: as many as fit on every follower."""
+    prefix_caching: bool = True
+    """Reuse KV blocks of equal prompt beginnings."""
+    async_scheduling: bool = True
+    """Schedule step k+1 while step k runs."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe log line shown."""
+    buckets: BucketConfig = BucketConfig()
+    """Compiled shapes."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Nodes and addresses."""
+    timeouts: TimeoutConfig = TimeoutConfig()
+    """Deadlines."""
+    recovery: RecoveryConfig = RecoveryConfig()
+    """Behaviour after a loss."""
+    limits: LimitConfig = LimitConfig()
+    """Admission limits."""
+    cpu: CpuRuntimeConfig = CpuRuntimeConfig()
+    """Settings of runtime `cpu`."""
+    neuron: NeuronRuntimeConfig = NeuronRuntimeConfig()
+    """Settings of runtime `neuron`."""
+    vllm_args: dict[str, Any] = Field(default_factory=dict)
+    """vLLM engine and server options by their own names, checked at start."""
+
+    def group_hash(self) -> str:
+        """Hash of what a follower's state depends on; leader and followers must agree on it.
+
+        Endpoint, limits, logging and vLLM options are left out: a leader restarted with
+        other ones may adopt the same followers.
+        """
+        fields = {
+            "model", "runtime", "nodes", "dtype", "max_model_len", "max_num_seqs",
+            "block_size", "num_blocks", "buckets", "cpu", "neuron",
+        }  # fmt: skip
+        text = json.dumps(self.model_dump(mode="json", include=fields), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

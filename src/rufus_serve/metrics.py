@@ -1,0 +1,1 @@
+"""Prometheus metrics, by the names under which dashboards and alerts find them."""

@@ -1,0 +1,1 @@
+"""What crosses process borders: messages, their encoding, and the group's state machine."""

@@ -1,0 +1,382 @@
+"""Every message of rufus-serve, as typed structs.
+
+Three conversations share one encoding (`protocol.codec`):
+
+- **steps**, leader → follower and back: `StepHello`, `StepWelcome`, `StepRequest`, `StepReply`,
+  `StepFailed`;
+- **control**, follower → supervisor and back: `FollowerHello` … `Stop`;
+- **link**, leader → supervisor and back: `LeaderHello` … `Drain`.
+
+Shape legend: R rows (sequences), T new tokens of the step, L context length, W blocks per row,
+V vocabulary, K candidates. All index arrays are int32, all logits float32.
+
+A new field needs a default, so that an older peer of the same protocol version still decodes.
+"""
+
+from enum import Enum
+
+import msgspec
+import numpy as np
+
+PROTOCOL_VERSION = 1
+"""Raised when a peer of the older version could misread a message."""
+
+Array = np.ndarray
+
+
+class Phase(str, Enum):
+    """Which compiled graph a step runs in."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A message; its class name is the tag on the wire."""
+
+
+class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a follower can do, known once its weights are loaded."""
+
+    model_type: str
+    num_layers: int
+    num_kv_heads: int
+    """KV heads of the whole model, before sharding or replication."""
+    head_size: int
+    vocab_size: int
+    dtype: str
+    block_size: int
+    num_blocks: int
+    """KV blocks that fit here, vLLM's null block 0 included."""
+    max_model_len: int
+    prefill_buckets: tuple[int, ...]
+    decode_batch_buckets: tuple[int, ...]
+    context_buckets: tuple[int, ...]
+    prefix_caching: bool = True
+    """A prefill may start where cached blocks end."""
+    segmented_prefill: bool = True
+    """A prompt may be prefilled in several steps."""
+    can_rejoin: bool = True
+    """`join` may be called again with the weights kept."""
+    weights_bytes: int = 0
+    load_s: float = 0.0
+
+
+# ---- steps: leader <-> follower ----
+
+
+class StepHello(Message, frozen=True):
+    """First message of a leader on a step channel."""
+
+    protocol_version: int
+    package_version: str
+    config_hash: str
+    epoch: int
+    leader_id: str
+
+
+class StepWelcome(Message, frozen=True):
+    """A follower's answer to `StepHello`; `refused` says why not, if so."""
+
+    protocol_version: int
+    package_version: str
+    config_hash: str
+    epoch: int
+    node_rank: int
+    refused: str = ""
+
+
+class StepRequest(Message, frozen=True):
+    """One call of the runtime, identical on every follower.
+
+    A prefill has one row: `token_ids` [L] is the context up to this step's end, of which the
+    first `num_computed_tokens[0]` are in the KV cache already. A decode has R rows of one new
+    token each: `token_ids` [R].
+    """
+
+    step_id: int
+    """Rises by one with each request of an epoch."""
+    epoch: int
+    phase: Phase
+    token_ids: Array
+    num_computed_tokens: Array
+    """[R] tokens whose KV is already in the cache."""
+    context_lens: Array
+    """[R] tokens in the context once this step is done."""
+    block_table: Array
+    """[R, W] KV blocks in context order, padded with the null block 0."""
+    slot_mapping: Array
+    """[T] cache slot (block * block_size + offset) of each new token."""
+    want_logits: bool = True
+    """False for all but the last segment of a segmented prefill."""
+    num_candidates: int = 0
+    """K > 0: reply with the K best candidates instead of all logits."""
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return int(self.context_lens.shape[0])
+
+    @property
+    def num_new_tokens(self) -> int:
+        """T, summed over the rows."""
+        return int(self.slot_mapping.shape[0])
+
+
+class StepReply(Message, frozen=True):
+    """A follower finished a step; node rank 0 adds the logits, if wanted.
+
+    Either `logits` [R, V], or candidates: `top_values` and `top_ids` [R, K] in falling order,
+    with `log_normalizer` [R] = logsumexp of the whole row.
+    """
+
+    step_id: int
+    epoch: int
+    node_rank: int
+    compute_s: float
+    logits: Array | None = None
+    top_values: Array | None = None
+    top_ids: Array | None = None
+    log_normalizer: Array | None = None
+    wait_s: float = 0.0
+    """Part of `compute_s` spent waiting for peers in collectives."""
+
+
+class StepFailed(Message, frozen=True):
+    """A follower could not run a step."""
+
+    step_id: int
+    epoch: int
+    node_rank: int
+    error: str
+
+
+# ---- control: follower <-> supervisor ----
+
+
+class FollowerHello(Message, frozen=True):
+    """A follower's first message."""
+
+    protocol_version: int
+    package_version: str
+    config_hash: str
+    follower_id: str
+    """Unique per process, so that a restarted follower is told from its predecessor."""
+    node_rank: int
+    """-1: to be given by the supervisor."""
+    host: str
+    address: str
+    """IP address that other nodes reach this one by."""
+    pid: int
+    python_version: str
+
+
+class Welcome(Message, frozen=True):
+    """The supervisor takes the follower; it may load now."""
+
+    node_rank: int
+    num_followers_on_host: int = 1
+
+
+class Refused(Message, frozen=True):
+    """The supervisor does not take the follower; it exits with `HandshakeRefused`."""
+
+    reason: str
+
+
+class FollowerPhase(Message, frozen=True):
+    """Progress of start-up."""
+
+    phase: str
+    """joining, loading, grouping, warming up, ready."""
+    done: int = 0
+    total: int = 0
+    detail: str = ""
+
+
+class FollowerLoaded(Message, frozen=True):
+    """Weights are in memory."""
+
+    info: RuntimeInfo
+    load_count: int = 1
+    """How often this process has loaded weights; stays 1 when adopted or regrouped."""
+
+
+class FormGroup(Message, frozen=True):
+    """Set up collectives for `epoch`; sent to all followers once all are loaded.
+
+    The KV cache is void afterwards. A call still running is aborted first.
+    """
+
+    epoch: int
+    node_rank: int
+    num_nodes: int
+    rendezvous: str
+    """Name or tcp address, unique to the epoch, by which peers find each other."""
+    same_host: bool
+    num_blocks: int
+    """Smallest number of KV blocks that any follower can hold."""
+
+
+class FollowerReady(Message, frozen=True):
+    """Collectives stand and buckets are warm; steps of `epoch` are awaited at `endpoint`."""
+
+    epoch: int
+    endpoint: str
+    server_key: str = ""
+    """Public CurveZMQ key of the step socket, Z85."""
+
+
+class FollowerFailed(Message, frozen=True):
+    """A follower cannot go on; `error` is its first error, in one paragraph."""
+
+    phase: str
+    error: str
+    fatal: bool = False
+    """True if another try would fail the same way (bad checkpoint, wrong shapes, …)."""
+    exit_code: int = 7
+
+
+class Heartbeat(Message, frozen=True):
+    """Sign of life of a follower, from its IO thread."""
+
+    epoch: int
+    last_step_id: int
+    busy_s: float = 0.0
+    """Seconds that the current runtime call has been running; 0 when idle."""
+    load_count: int = 0
+
+
+class HeartbeatAck(Message, frozen=True):
+    """The supervisor heard it; its absence tells a follower that the supervisor is gone."""
+
+
+class Stop(Message, frozen=True):
+    """End the process with exit code 0."""
+
+    reason: str = ""
+
+
+# ---- link: leader <-> supervisor ----
+
+
+class LeaderHello(Message, frozen=True):
+    """A leader process announces itself; answered by `GroupReady` when there is a group."""
+
+    protocol_version: int
+    package_version: str
+    config_hash: str
+    leader_id: str
+    pid: int
+    role: str
+    """engine (steps followers) or api (serves HTTP)."""
+
+
+class StepEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one follower awaits steps."""
+
+    node_rank: int
+    host: str
+    endpoint: str
+    server_key: str = ""
+
+
+class GroupReady(Message, frozen=True):
+    """All followers of `epoch` await steps."""
+
+    epoch: int
+    endpoints: tuple[StepEndpoint, ...]
+    info: RuntimeInfo
+
+
+class GroupLost(Message, frozen=True):
+    """`epoch` is over; a later `GroupReady` brings the next one."""
+
+    epoch: int
+    reason: str
+
+
+class GroupFailed(Message, frozen=True):
+    """No further epoch will come."""
+
+    reason: str
+    exit_code: int = 9
+
+
+class FollowerSuspected(Message, frozen=True):
+    """The leader found a follower dead, hung or failing in `epoch`."""
+
+    epoch: int
+    node_rank: int
+    reason: str
+
+
+class LeaderProgress(Message, frozen=True):
+    """Heartbeat of the engine."""
+
+    epoch: int
+    steps_done: int
+    steps_in_flight: int
+    oldest_step_s: float = 0.0
+    """Age of the oldest unanswered step."""
+    num_running: int = 0
+    num_waiting: int = 0
+
+
+class StatusRequest(Message, frozen=True):
+    """Ask for `Status`."""
+
+
+class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One follower as the supervisor sees it."""
+
+    node_rank: int
+    host: str
+    pid: int
+    phase: str
+    phase_s: float
+    load_count: int = 0
+    restarts: int = 0
+
+
+class Status(Message, frozen=True):
+    """The group as the supervisor sees it."""
+
+    state: str
+    """starting, ready, recovering, draining, failed."""
+    epoch: int
+    healthy: bool
+    ready: bool
+    detail: str = ""
+    restarts: int = 0
+    followers: tuple[FollowerStatus, ...] = ()
+
+
+class RestartFollower(Message, frozen=True):
+    """Ask the supervisor to replace one follower, keeping every request."""
+
+    node_rank: int
+
+
+class Drain(Message, frozen=True):
+    """Admit nothing more; finish or cancel within `grace_s`, then exit."""
+
+    grace_s: float
+
+
+class Ack(Message, frozen=True):
+    """A request was taken, or `error` says why not."""
+
+    error: str = ""
+
+
+StepMessage = StepHello | StepWelcome | StepRequest | StepReply | StepFailed
+ControlMessage = (
+    FollowerHello | Welcome | Refused | FollowerPhase | FollowerLoaded | FormGroup | FollowerReady
+    | FollowerFailed | Heartbeat | HeartbeatAck | Stop
+)  # fmt: skip
+LinkMessage = (
+    LeaderHello | GroupReady | GroupLost | GroupFailed | FollowerSuspected | LeaderProgress
+    | StatusRequest | Status | RestartFollower | Drain | Ack | Stop
+)  # fmt: skip
+AnyMessage = StepMessage | ControlMessage | LinkMessage

@@ -1,0 +1,1 @@
+"""What a follower computes on: one interface, one package per kind of hardware."""

@@ -1,0 +1,1 @@
+"""The CPU model code: partition, weights, KV cache, buckets and decoder."""
