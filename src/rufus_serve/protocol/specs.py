@@ -1,0 +1,35 @@
+"""What the supervisor hands to a process it starts."""
+
+from typing import Any
+
+import msgspec
+
+
+class LeaderSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All a leader process needs; written to a file of mode 0600 named by `RUFUS_LEADER_SPEC`."""
+
+    config: dict[str, Any]
+    """`ServeConfig.model_dump(mode="json")`."""
+    leader_id: str
+    link_endpoint: str
+    """Where the supervisor awaits the leader's link."""
+    token: str
+    """The group's secret, of which all channel keys are derived."""
+
+
+class FollowerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All a follower process needs."""
+
+    config: dict[str, Any]
+    """`ServeConfig.model_dump(mode="json")`."""
+    node_rank: int
+    """-1: to be given by the supervisor."""
+    follower_id: str
+    control_endpoint: str
+    """Where the supervisor awaits followers."""
+    token: str
+    """The group's secret, of which all channel keys are derived."""
+    address: str = "127.0.0.1"
+    """IP address to listen on, by which the leader and the other nodes reach this one."""
+    step_port: int = 0
+    """Port for step inputs; 0 takes a free one."""
