@@ -12,7 +12,7 @@ import msgspec
 from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
 
 
-class FollowerGone(Exception):  # noqa: N818 - it is news, not a fault of the caller
+class FollowerGone(Exception):
     """A follower is lost: no reply in time, a closed connection, or a failed step."""
 
     def __init__(self, node_rank: int, reason: str) -> None:

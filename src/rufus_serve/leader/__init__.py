@@ -1,1 +1,1 @@
-"""The vLLM side: platform, scheduler, executor, sampling and API server; the only package that imports vllm."""
+"""The vLLM side: platform, scheduler, executor, sampling, API server. Only here is vllm imported."""
