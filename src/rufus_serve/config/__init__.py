@@ -1,5 +1,6 @@
 """The one list of settings; imports no torch, ray or vllm."""
 
 from rufus_serve.config.schema import ServeConfig
+from rufus_serve.config.sources import Origin, Resolved, resolve
 
-__all__ = ["ServeConfig"]
+__all__ = ["Origin", "Resolved", "ServeConfig", "resolve"]

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ascending = tuple[Annotated[int, Field(gt=0)], ...]
 
 
@@ -37,9 +38,9 @@ class BucketConfig(Section):
         for name in ("prefill", "decode_batch", "context"):
             sizes = getattr(self, name)
             if list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"buckets.{name} must ascend without repeats, got {list(sizes)}")
+                raise ValueError(f"{name} must ascend without repeats, got {list(sizes)}")
         if not self.prefill:
-            raise ValueError("buckets.prefill needs at least one size")
+            raise ValueError("prefill needs at least one size")
         return self
 
 
@@ -83,7 +84,7 @@ class TimeoutConfig(Section):
     """How often followers and leader report to the supervisor."""
     heartbeat_lost_s: Seconds = 5.0
     """Silence after which a follower or leader counts as lost."""
-    shutdown_grace_s: Annotated[float, Field(ge=0)] = 30.0
+    shutdown_grace_s: SecondsOrZero = 30.0
     """How long running requests may finish after SIGTERM before they are cancelled."""
 
 
@@ -94,7 +95,7 @@ class RecoveryConfig(Section):
     """Restarts allowed within `window_s`; one more is a permanent failure."""
     window_s: Seconds = 600.0
     """Length of the sliding window in which restarts are counted."""
-    backoff_s: Annotated[float, Field(ge=0)] = 0.2
+    backoff_s: SecondsOrZero = 0.2
     """Wait before the second restart in a row; doubles with each further one."""
     max_backoff_s: Seconds = 30.0
     """Upper bound of the backoff."""
@@ -113,7 +114,7 @@ class LimitConfig(Section):
     """Requests that may wait for a slot; more are answered 429 with Retry-After."""
     request_timeout_s: Seconds = 3600.0
     """Longest time one request may take; then it ends with an error."""
-    max_body_mb: Annotated[float, Field(gt=0)] = 4.0
+    max_body_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
     """Largest request body; a larger one is answered 413."""
     max_stop_strings: Annotated[int, Field(gt=0)] = 64
     """Most stop strings of one request."""
@@ -126,7 +127,7 @@ class CpuRuntimeConfig(Section):
     """Compute threads per follower. 0: the host's cores divided among its followers."""
     collective: Literal["auto", "shared_memory", "gloo"] = "auto"
     """How shards are summed. `auto`: shared memory on one host, gloo across hosts."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    kv_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Memory for each follower's KV cache, in GiB."""
     strict_neuron: bool = False
     """Enforce the device's rules (exact compiled shapes, one prompt per prefill, …)."""
@@ -158,7 +159,7 @@ class NeuronRuntimeConfig(Section):
 class ServeConfig(Section):
     """Everything `rufus-serve serve` can be told."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """Folder with a Hugging Face checkpoint (config.json, safetensors, tokenizer)."""
     served_model_name: str = ""
     """Name in the API. Empty: the model folder's name."""

@@ -1,0 +1,42 @@
+"""The list of commands.
+
+Each command is one module of this package with `add_arguments(parser)` and `run(args) -> int`;
+it is imported only once it was asked for, and imports what is heavy inside `run`.
+"""
+
+import argparse
+from importlib import import_module
+from typing import NamedTuple, Protocol, cast
+
+
+class CommandModule(Protocol):
+    """What a command's module offers."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit code, or a RufusError."""
+
+
+class Command(NamedTuple):
+    """A command as `rufus-serve --help` lists it."""
+
+    name: str
+    summary: str
+
+    def load(self) -> CommandModule:
+        """Import the command's module: `restart-follower` is `restart_follower.py`."""
+        module = import_module(f"rufus_serve.cli.{self.name.replace('-', '_')}")
+        return cast("CommandModule", module)
+
+
+COMMANDS = (
+    Command("serve", "serve a model: start followers and the endpoint"),
+    Command("follower", "offer this host to a leader on another one"),
+    Command("config", "show, check or document the settings"),
+    Command("demo-model", "make the small demo model"),
+)
+"""In the order of the help."""

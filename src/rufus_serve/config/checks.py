@@ -1,0 +1,140 @@
+"""Checks that span several settings; each failure shows the equation that does not hold."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rufus_serve.config.schema import ServeConfig
+
+
+class Conflict(NamedTuple):
+    """Settings that cannot hold together."""
+
+    message: str
+    keys: tuple[str, ...]
+    """The settings it is about, for telling where they came from."""
+
+
+def conflicts(config: ServeConfig) -> list[Conflict]:
+    """Everything in `config` that cannot work, whatever the model is."""
+    found = [*_buckets(config), *_blocks(config), *_deadlines(config)]
+    if config.runtime == "neuron":
+        found += [*_neuron_degrees(config), *_neuron_prefill(config), *_neuron_artifacts(config)]
+    return found
+
+
+def _buckets(config: ServeConfig) -> Iterator[Conflict]:
+    buckets, length = config.buckets, config.max_model_len
+    if length and buckets.context and buckets.context[-1] < length:
+        yield Conflict(
+            f"largest buckets.context {buckets.context[-1]} < max_model_len {length}: no compiled "
+            f"shape holds a full sequence; add {length} to buckets.context or lower max_model_len",
+            ("buckets.context", "max_model_len"),
+        )
+    if buckets.decode_batch and buckets.decode_batch[-1] < config.max_num_seqs:
+        yield Conflict(
+            f"largest buckets.decode_batch {buckets.decode_batch[-1]} < max_num_seqs "
+            f"{config.max_num_seqs}: add {config.max_num_seqs} or lower max_num_seqs",
+            ("buckets.decode_batch", "max_num_seqs"),
+        )
+    ragged = [size for size in buckets.context if size % config.block_size]
+    if ragged and not _one_line_per_sequence(config):
+        yield Conflict(
+            f"buckets.context {ragged[0]} % block_size {config.block_size} = "
+            f"{ragged[0] % config.block_size}, must be 0: contexts are read in whole blocks",
+            ("buckets.context", "block_size"),
+        )
+
+
+def _blocks(config: ServeConfig) -> Iterator[Conflict]:
+    if not config.num_blocks or not config.max_model_len or _one_line_per_sequence(config):
+        return
+    needed = -(-config.max_model_len // config.block_size) + 1
+    if config.num_blocks < needed:
+        yield Conflict(
+            f"num_blocks {config.num_blocks} < {needed} = ceil(max_model_len "
+            f"{config.max_model_len} / block_size {config.block_size}) + 1 null block: "
+            "one full sequence would not fit",
+            ("num_blocks", "max_model_len", "block_size"),
+        )
+
+
+def _deadlines(config: ServeConfig) -> Iterator[Conflict]:
+    timeouts, recovery = config.timeouts, config.recovery
+    if timeouts.heartbeat_lost_s < 2 * timeouts.heartbeat_s:
+        yield Conflict(
+            f"timeouts.heartbeat_lost_s {timeouts.heartbeat_lost_s:g} < 2 x timeouts.heartbeat_s "
+            f"{timeouts.heartbeat_s:g}: one late heartbeat would count as a loss",
+            ("timeouts.heartbeat_lost_s", "timeouts.heartbeat_s"),
+        )
+    if recovery.max_backoff_s < recovery.backoff_s:
+        yield Conflict(
+            f"recovery.max_backoff_s {recovery.max_backoff_s:g} < recovery.backoff_s "
+            f"{recovery.backoff_s:g}: the upper bound is below the first wait",
+            ("recovery.max_backoff_s", "recovery.backoff_s"),
+        )
+
+
+def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
+    """Rules of NxD Inference's NeuronConfig for context and attention data parallelism."""
+    neuron = config.neuron
+    degree = config.nodes * neuron.cores_per_node
+    product = f"tensor parallel degree {degree} (nodes {config.nodes} x cores_per_node "
+    product += f"{neuron.cores_per_node})"
+    cp, dp = neuron.cp_degree, neuron.attention_dp_degree
+    size_keys = ("nodes", "neuron.cores_per_node")
+    if degree % cp:
+        yield Conflict(
+            f"{product} % neuron.cp_degree {cp} = {degree % cp}, must be 0",
+            (*size_keys, "neuron.cp_degree"),
+        )
+    if degree % dp:
+        yield Conflict(
+            f"{product} % neuron.attention_dp_degree {dp} = {degree % dp}, must be 0",
+            (*size_keys, "neuron.attention_dp_degree"),
+        )
+    if cp % dp:
+        yield Conflict(
+            f"neuron.cp_degree {cp} % neuron.attention_dp_degree {dp} = {cp % dp}, must be 0: "
+            "context parallelism is at least as wide as attention data parallelism, "
+            "and a multiple of it",
+            ("neuron.cp_degree", "neuron.attention_dp_degree"),
+        )
+    yield from _decode_batches(config, dp)
+
+
+def _decode_batches(config: ServeConfig, dp: int) -> Iterator[Conflict]:
+    for key, rows in (
+        ("max_num_seqs", (config.max_num_seqs,)),
+        ("buckets.decode_batch", config.buckets.decode_batch),
+    ):
+        uneven = [size for size in rows if size % dp]
+        if uneven:
+            yield Conflict(
+                f"{key} {uneven[0]} % neuron.attention_dp_degree {dp} = {uneven[0] % dp}, "
+                "must be 0: decode rows are divided evenly among the attention groups",
+                (key, "neuron.attention_dp_degree"),
+            )
+
+
+def _neuron_prefill(config: ServeConfig) -> Iterator[Conflict]:
+    largest, length = config.buckets.prefill[-1], config.max_model_len
+    if _one_line_per_sequence(config) and length and largest < length:
+        yield Conflict(
+            f"largest buckets.prefill {largest} < max_model_len {length}: the contiguous KV layout "
+            "prefills a prompt, or a request resumed after a loss, in one step; "
+            f"add {length} to buckets.prefill or lower max_model_len",
+            ("buckets.prefill", "max_model_len"),
+        )
+
+
+def _neuron_artifacts(config: ServeConfig) -> Iterator[Conflict]:
+    if config.neuron.require_artifacts and not config.neuron.artifacts:
+        yield Conflict(
+            "neuron.require_artifacts is true but neuron.artifacts is empty: "
+            "name the folder or URL that 'rufus-serve compile' wrote",
+            ("neuron.require_artifacts", "neuron.artifacts"),
+        )
+
+
+def _one_line_per_sequence(config: ServeConfig) -> bool:
+    return config.runtime == "neuron" and config.neuron.kv_layout == "contiguous"
