@@ -28,10 +28,8 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
                 _add(group, setting)
 
 
-def resolve_arguments(
-    args: argparse.Namespace, environ: Mapping[str, str] = os.environ
-) -> Resolved:
-    """The configuration described by parsed arguments, the variables, and the settings file."""
+def resolve_arguments(args: argparse.Namespace) -> Resolved:
+    """The configuration described by parsed arguments, our variables, and the settings file."""
     given = {
         name.removeprefix(_PREFIX): value
         for name, value in vars(args).items()
