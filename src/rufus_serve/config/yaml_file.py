@@ -28,9 +28,7 @@ def read(path: Path, *, free: frozenset[str]) -> dict[str, Placed]:
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            f"{_place(path, root)}: settings must be a mapping such as 'nodes: 2', not a {root.id}"
-        )
+        raise ConfigError(f"{_place(path, root)}: settings must be lines such as 'nodes: 2'")
     found: dict[str, Placed] = {}
     _collect(path, root, prefix="", free=free, found=found)
     return found
