@@ -1,0 +1,189 @@
+"""ZeroMQ sockets of the group: encrypted, authenticated both ways, and watched.
+
+Every owner makes a context of its own, never at import and never `Context.instance()`: the
+engine process is forked, and a ZAP handler serves exactly one context.
+"""
+
+import errno
+import hmac
+import logging
+import threading
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from rufus_serve.channel.keys import GroupKeys
+from rufus_serve.errors import EndpointError
+
+Socket = zmq.Socket[Any]
+Context = zmq.Context[zmq.Socket[bytes]]
+
+_log = logging.getLogger(__name__)
+
+_HEARTBEAT_MS = 1000
+_HEARTBEAT_TIMEOUT_MS = 5000
+_HANDSHAKE_MS = 5000
+_RECONNECT_MS = 50
+_RECONNECT_MAX_MS = 1000
+_HANDSHAKES_TO_GIVE_UP = 2
+"""A peer with another token drops the connection at once, but so does one that just died."""
+
+
+def new_socket(context: Context, kind: int) -> Socket:
+    """A socket that queues without bound, so that sending never blocks, and pings its peers."""
+    socket = context.socket(kind)
+    configure(socket)
+    return socket
+
+
+def configure(socket: Socket) -> None:
+    """Set what all sockets of the group have in common."""
+    socket.linger = 0
+    socket.sndhwm = 0
+    socket.rcvhwm = 0
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+
+
+def connect(socket: Socket, endpoint: str, keys: GroupKeys) -> None:
+    """Begin to connect as a client of the group; the outcome shows on the monitor.
+
+    Raises:
+        EndpointError: `endpoint` is malformed.
+    """
+    socket.curve_serverkey = keys.server_public
+    socket.curve_publickey = keys.client_public
+    socket.curve_secretkey = keys.client_secret
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(f"cannot connect to {endpoint}: {error.strerror}") from error
+
+
+def bind(socket: Socket, endpoint: str, keys: GroupKeys) -> str:
+    """Listen as a server of the group; the endpoint with the real port.
+
+    Raises:
+        EndpointError: the address is not this host's, or the port is taken or not allowed.
+    """
+    socket.curve_server = True
+    socket.curve_publickey = keys.server_public
+    socket.curve_secretkey = keys.server_secret
+    # libzmq skips the ZAP handler, and takes any client, when the domain is empty.
+    socket.zap_domain = b"rufus-serve"
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(f"cannot listen on {endpoint}: {_bind_advice(error)}") from error
+    return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def _bind_advice(error: zmq.ZMQError) -> str:
+    advice = {
+        errno.EADDRINUSE: "another process uses it; free it, or choose another port or 0",
+        errno.EACCES: "not allowed; choose a port above 1023 or a folder you may write",
+        errno.EADDRNOTAVAIL: "no interface of this host has that address",
+        errno.ENODEV: "no interface of this host has that address",
+        errno.EINVAL: "malformed; expected tcp://ADDRESS:PORT or ipc://PATH",
+        errno.ENAMETOOLONG: "the path is too long for a socket; choose a shorter folder",
+    }
+    return f"{error.strerror} ({advice.get(error.errno or 0, 'check address and port')})"
+
+
+class ClientGate:
+    """The ZAP handler of one context: lets in who holds the group's client key, on a thread.
+
+    Make it before the first `bind`; it ends with its context, `join` afterwards.
+    """
+
+    def __init__(self, context: Context, keys: GroupKeys) -> None:
+        self._client_key = z85.decode(keys.client_public)
+        self._socket = context.socket(zmq.REP)
+        self._socket.linger = 0
+        self._socket.bind("inproc://zeromq.zap.01")
+        self._thread = threading.Thread(target=self._run, name="zap", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._socket.close()
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        version, request_id, _domain, address, _identity, mechanism, *credentials = request
+        key = credentials[0] if credentials else b""
+        if mechanism == b"CURVE" and hmac.compare_digest(key, self._client_key):
+            return [version, request_id, b"200", b"OK", b"group", b""]
+        _log.warning("refused a connection from %s: not a key of this group", address.decode())
+        return [version, request_id, b"400", b"not a key of this group", b"", b""]
+
+
+class LineEvent(Enum):
+    """What happened to a client's connection."""
+
+    UP = "up"
+    DOWN = "down"
+    REFUSED = "refused"
+
+
+class LineMonitor:
+    """Turns libzmq's socket events into `LineEvent`s; used by the thread that owns the socket."""
+
+    def __init__(self, socket: Socket) -> None:
+        events = (
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_DISCONNECTED
+        )
+        self._watched = socket
+        self.socket = socket.get_monitor_socket(events)
+        self._up = False
+        self._failed_handshakes = 0
+
+    def drain(self, report: Callable[[LineEvent], None]) -> None:
+        """Report what happened since the last call; never blocks."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = self._translate(parse_monitor_message(frames)["event"])
+            if event is not None:
+                report(event)
+
+    def close(self) -> None:
+        """Stop watching; call before the watched socket is closed."""
+        self._watched.disable_monitor()
+        self.socket.close()
+
+    def _translate(self, event: int) -> LineEvent | None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._up, self._failed_handshakes = True, 0
+            return LineEvent.UP
+        if event == zmq.EVENT_DISCONNECTED:
+            was_up, self._up = self._up, False
+            return LineEvent.DOWN if was_up else None
+        if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._failed_handshakes += 1
+            if self._failed_handshakes < _HANDSHAKES_TO_GIVE_UP:
+                return None
+        return LineEvent.REFUSED
