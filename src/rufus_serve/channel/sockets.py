@@ -99,6 +99,18 @@ def _bind_advice(error: zmq.ZMQError) -> str:
     return f"{error.strerror} ({advice.get(error.errno or 0, 'check address and port')})"
 
 
+def poll_fd(socket: Socket) -> int:
+    """Descriptor that turns readable when `socket` may have something; look, then wait."""
+    return int(socket.getsockopt(zmq.FD))
+
+
+def receive_frames(socket: Socket) -> list[memoryview] | None:
+    """The frames of the next message, not copied; None if there is none yet."""
+    if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        return None
+    return [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+
+
 class ClientGate:
     """The ZAP handler of one context: lets in who holds the group's client key, on a thread.
 
@@ -161,12 +173,8 @@ class LineMonitor:
 
     def drain(self, report: Callable[[LineEvent], None]) -> None:
         """Report what happened since the last call; never blocks."""
-        while True:
-            try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            event = self._translate(parse_monitor_message(frames)["event"])
+        while (frames := receive_frames(self.socket)) is not None:
+            event = self._translate(parse_monitor_message([bytes(f) for f in frames])["event"])
             if event is not None:
                 report(event)
 

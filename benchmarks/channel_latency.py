@@ -1,0 +1,185 @@
+"""Round trip of a step over the ZeroMQ channel, beside a raw ZeroMQ echo in the same run.
+
+    python benchmarks/channel_latency.py [--followers 2] [--rounds 2000]
+
+Each follower is a process of its own on this host. The peer sends the same bytes, in one
+unencrypted frame, to as many echo processes and waits for all: what ZeroMQ alone costs.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable
+
+import numpy as np
+import zmq
+
+from rufus_serve.channel.base import HelloInfo
+from rufus_serve.channel.keys import GroupKeys, new_token
+from rufus_serve.channel.zeromq import ZmqFollowerChannel, ZmqLeaderChannel
+from rufus_serve.protocol.messages import Phase, StepEndpoint, StepReply, StepRequest
+
+ROWS, VOCABULARY, CANDIDATES, BLOCKS = 8, 49152, 256, 64
+INFO = HelloInfo(package_version="0", config_hash="benchmark", sender_id="benchmark")
+
+
+def answer(step: StepRequest, node_rank: int, logits: np.ndarray) -> StepReply:
+    """Nothing, candidates or all logits, as the step asks; node rank 0 only."""
+    if node_rank or not step.want_logits:
+        return StepReply(step_id=step.step_id, epoch=1, node_rank=node_rank, compute_s=0.0)
+    if not step.num_candidates:
+        return StepReply(step_id=step.step_id, epoch=1, node_rank=0, compute_s=0.0, logits=logits)
+    return StepReply(
+        step_id=step.step_id,
+        epoch=1,
+        node_rank=0,
+        compute_s=0.0,
+        top_values=np.ascontiguousarray(logits[:, : step.num_candidates]),
+        top_ids=np.zeros((ROWS, step.num_candidates), np.int32),
+        log_normalizer=np.zeros(ROWS, np.float32),
+    )
+
+
+def follow(token: str, node_rank: int, announced: "multiprocessing.Queue[str]") -> None:
+    channel = ZmqFollowerChannel(
+        INFO,
+        GroupKeys.from_token(token),
+        node_rank=node_rank,
+        host="localhost",
+        address="127.0.0.1",
+        port=0,
+    )
+    logits = np.random.default_rng(0).standard_normal((ROWS, VOCABULARY), dtype=np.float32)
+    channel.begin(1)
+    announced.put((node_rank, channel.endpoint.endpoint))
+    while (step := channel.receive(timeout_s=10.0)) is not None:
+        channel.reply(answer(step, node_rank, logits))
+
+
+def echo(size_bytes: int, announced: "multiprocessing.Queue[str]") -> None:
+    socket = zmq.Context().socket(zmq.ROUTER)
+    socket.bind("tcp://127.0.0.1:0")
+    announced.put(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+    reply = bytes(size_bytes)
+    while True:
+        peer, _ = socket.recv_multipart()
+        socket.send_multipart([peer, reply], copy=False)
+
+
+def decode_step(step_id: int, **wanted: object) -> StepRequest:
+    return StepRequest(
+        step_id=step_id,
+        epoch=1,
+        phase=Phase.DECODE,
+        token_ids=np.arange(ROWS, dtype=np.int32),
+        num_computed_tokens=np.arange(ROWS, dtype=np.int32),
+        context_lens=np.arange(ROWS, dtype=np.int32),
+        block_table=np.zeros((ROWS, BLOCKS), np.int32),
+        slot_mapping=np.arange(ROWS, dtype=np.int32),
+        **wanted,
+    )
+
+
+def milliseconds(call: Callable[[int], None], rounds: int) -> dict[str, float]:
+    took = []
+    for number in range(rounds + rounds // 10):
+        started = time.perf_counter()
+        call(number)
+        took.append((time.perf_counter() - started) * 1e3)
+    took = took[rounds // 10 :]
+    return {f"p{p}": round(float(np.percentile(took, p)), 4) for p in (50, 95, 99)}
+
+
+def measure_channel(followers: int, rounds: int) -> dict[str, dict[str, float]]:
+    token, announced = new_token(), multiprocessing.Queue()
+    processes = [
+        multiprocessing.Process(target=follow, args=(token, rank, announced), daemon=True)
+        for rank in range(followers)
+    ]
+    for process in processes:
+        process.start()
+    endpoints = [
+        StepEndpoint(node_rank=rank, host="localhost", endpoint=endpoint)
+        for rank, endpoint in sorted(announced.get() for _ in processes)
+    ]
+    leader = ZmqLeaderChannel(INFO, GroupKeys.from_token(token))
+    leader.connect(1, endpoints, deadline_s=10.0)
+    step_id = 0
+
+    def run(**wanted: object) -> Callable[[int], None]:
+        def call(_: int) -> None:
+            nonlocal step_id
+            step_id += 1
+            leader.broadcast(decode_step(step_id, **wanted))
+            leader.gather(step_id, deadline_s=10.0)
+
+        return call
+
+    took = {
+        "no logits": milliseconds(run(want_logits=False), rounds),
+        f"{ROWS} x {CANDIDATES} candidates": milliseconds(run(num_candidates=CANDIDATES), rounds),
+        f"{ROWS} x {VOCABULARY} logits": milliseconds(run(), rounds // 10),
+    }
+    leader.close()
+    for process in processes:
+        process.terminate()
+        process.join()
+    return took
+
+
+def measure_echo(followers: int, rounds: int, *, reply_bytes: int) -> dict[str, float]:
+    announced = multiprocessing.Queue()
+    context = zmq.Context()
+    processes, sockets = [], []
+    for rank in range(followers):
+        size = reply_bytes if rank == 0 else 64
+        process = multiprocessing.Process(target=echo, args=(size, announced), daemon=True)
+        process.start()
+        socket = context.socket(zmq.DEALER)
+        socket.connect(announced.get())
+        processes.append(process)
+        sockets.append(socket)
+    request = bytes(ROWS * (BLOCKS + 4) * 4 + 150)
+
+    def call(_: int) -> None:
+        for socket in sockets:
+            socket.send(request)
+        for socket in sockets:
+            socket.recv(copy=False)
+
+    took = milliseconds(call, rounds)
+    context.destroy(linger=0)
+    for process in processes:
+        process.terminate()
+        process.join()
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--followers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2000)
+    options = parser.parse_args()
+    count, rounds = options.followers, options.rounds
+    channel = measure_channel(count, rounds)
+    sizes = (64, ROWS * CANDIDATES * 8 + ROWS * 4, ROWS * VOCABULARY * 4)
+    plans = zip(channel, sizes, (rounds, rounds, rounds // 10), strict=True)
+    raw = {name: measure_echo(count, n, reply_bytes=size) for name, size, n in plans}
+    record = {
+        "followers": count,
+        "rounds": rounds,
+        "cpus": multiprocessing.cpu_count(),
+        "python": platform.python_version(),
+        "zeromq": zmq.zmq_version(),
+        "unit": "ms",
+        "channel": channel,
+        "raw ZeroMQ echo, not encrypted": raw,
+        "ratio of p50": {name: round(channel[name]["p50"] / raw[name]["p50"], 2) for name in raw},
+    }
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`StepLedger`: what a leader knows of its followers' answers; pure, no thread, no socket."""
+
+from collections.abc import Sequence
+
+from rufus_serve.channel.base import FollowerGone, HelloInfo
+from rufus_serve.errors import HandshakeRefused
+from rufus_serve.protocol.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    StepEndpoint,
+    StepFailed,
+    StepHello,
+    StepReply,
+    StepRequest,
+    StepWelcome,
+)
+
+
+def mismatch(
+    mine: HelloInfo, *, my_name: str, their_name: str, their_version: int, their_hash: str
+) -> str:
+    """Why the two sides cannot work together, with both values; empty if they can."""
+    if their_version != PROTOCOL_VERSION:
+        return (
+            f"{my_name} speaks protocol {PROTOCOL_VERSION}, {their_name} protocol "
+            f"{their_version}; install the same rufus-serve version on both"
+        )
+    if their_hash != mine.config_hash:
+        return (
+            f"{my_name} runs configuration {mine.config_hash}, {their_name} {their_hash}; "
+            "start both from the same configuration file"
+        )
+    return ""
+
+
+class StepLedger:
+    """Answers of one epoch: fed with all that arrives, asked for what is complete."""
+
+    def __init__(self, info: HelloInfo) -> None:
+        self._info = info
+        self.begin(-1, ())
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch; -1 before the first."""
+        return self._epoch
+
+    def begin(self, epoch: int, endpoints: Sequence[StepEndpoint]) -> None:
+        """Forget all of the last epoch, and expect a welcome from every endpoint."""
+        self._epoch = epoch
+        self._followers = {endpoint.node_rank: endpoint for endpoint in endpoints}
+        self._welcomed: set[int] = set()
+        self._open: dict[int, dict[int, StepReply]] = {}
+        self._refused: HandshakeRefused | None = None
+        self._gone: FollowerGone | None = None
+
+    def hello(self) -> StepHello:
+        """What this leader says to every follower first."""
+        return StepHello(
+            protocol_version=PROTOCOL_VERSION,
+            package_version=self._info.package_version,
+            config_hash=self._info.config_hash,
+            epoch=self._epoch,
+            leader_id=self._info.sender_id,
+        )
+
+    def expect(self, step: StepRequest) -> bool:
+        """Open the books for `step`; False if nobody may see it, being of another epoch."""
+        if step.epoch != self._epoch or self._gone is not None:
+            return False
+        self._open[step.step_id] = {}
+        return True
+
+    def take(self, node_rank: int, message: AnyMessage) -> None:
+        """Note a message that came from the follower of `node_rank`."""
+        match message:
+            case StepWelcome():
+                self._take_welcome(node_rank, message)
+            case StepReply(epoch=self._epoch, step_id=step_id):
+                replies = self._open.get(step_id)
+                if replies is not None:
+                    replies.setdefault(node_rank, message)
+            case StepFailed(epoch=self._epoch, step_id=step_id, error=error):
+                self.lose(node_rank, f"step {step_id} failed: {error}")
+            case _:
+                pass
+
+    def lose(self, node_rank: int, reason: str) -> None:
+        """Note that a follower is lost; the first loss of an epoch is the one that counts."""
+        if self._gone is None:
+            self._gone = FollowerGone(node_rank, reason)
+
+    def refuse(self, node_rank: int, reason: str) -> None:
+        """Note that a follower and this leader cannot work together."""
+        follower = self._followers[node_rank]
+        self._refused = HandshakeRefused(
+            f"follower {node_rank} on {follower.host} ({follower.endpoint}): {reason}"
+        )
+
+    def all_welcome(self) -> bool:
+        """Whether every follower has shaken hands.
+
+        Raises:
+            HandshakeRefused: a follower and this leader cannot work together.
+            FollowerGone: a follower is lost.
+        """
+        if self._refused is not None:
+            raise self._refused
+        if self._gone is not None:
+            raise _again(self._gone)
+        return len(self._welcomed) == len(self._followers)
+
+    def unheard(self) -> FollowerGone:
+        """The first follower without a handshake, as lost."""
+        rank = min(self._followers.keys() - self._welcomed)
+        follower = self._followers[rank]
+        return FollowerGone(
+            rank, f"no answer to the handshake from {follower.host} ({follower.endpoint})"
+        )
+
+    def complete(self, step_id: int) -> list[StepReply] | None:
+        """All replies to a step by node rank, once; None while some are missing.
+
+        Raises:
+            FollowerGone: some are missing and will not come.
+        """
+        replies = self._open.get(step_id, {})
+        if self._followers and len(replies) == len(self._followers):
+            del self._open[step_id]
+            return [replies[rank] for rank in sorted(replies)]
+        if self._gone is not None:
+            raise _again(self._gone)
+        return None
+
+    def silent(self, step_id: int, deadline_s: float) -> FollowerGone:
+        """The first follower whose reply is missing after `deadline_s`, as lost.
+
+        It stays lost for the epoch: what it says later would be answers to forgotten steps.
+        """
+        missing = self._followers.keys() - self._open.get(step_id, {}).keys()
+        rank = min(missing, default=-1)
+        self.lose(rank, f"silent on step {step_id} for {deadline_s:.3g} s")
+        assert self._gone is not None  # noqa: S101 - `lose` just set it
+        return _again(self._gone)
+
+    def _take_welcome(self, node_rank: int, welcome: StepWelcome) -> None:
+        reason = mismatch(
+            self._info,
+            my_name="the leader",
+            their_name="the follower",
+            their_version=welcome.protocol_version,
+            their_hash=welcome.config_hash,
+        )
+        if reason or (welcome.refused and welcome.epoch == self._epoch):
+            self.refuse(node_rank, reason or welcome.refused)
+        elif welcome.node_rank != node_rank:
+            self.refuse(node_rank, f"answers as node rank {welcome.node_rank}")
+        elif welcome.epoch > self._epoch:
+            self.lose(node_rank, f"epoch {self._epoch} is over, it is at {welcome.epoch}")
+        elif welcome.epoch == self._epoch:
+            self._welcomed.add(node_rank)
+
+
+def _again(gone: FollowerGone) -> FollowerGone:
+    """A fresh exception, as the same one raised twice would pile up tracebacks."""
+    return FollowerGone(gone.node_rank, gone.reason)

@@ -1,0 +1,130 @@
+"""The two sides of a step channel, over any transport.
+
+The calling thread pumps the transport itself while it waits: a Python thread in between would
+add two hand-overs, each behind the interpreter lock, to every step. What goes on while nobody
+waits (encryption, queues, pings) is the transport's own business, in libzmq's IO thread.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from rufus_serve.channel.base import FollowerGone, HelloInfo
+from rufus_serve.channel.inbox import Peer, StepInbox
+from rufus_serve.channel.ledger import StepLedger
+from rufus_serve.protocol.messages import (
+    Message,
+    StepEndpoint,
+    StepFailed,
+    StepReply,
+    StepRequest,
+)
+
+_T = TypeVar("_T")
+
+SLICE_S = 0.1
+"""Longest uninterrupted wait, hence how soon a waiting call notices `close`."""
+
+
+class LeaderSide(ABC):
+    """`LeaderChannel` over a transport; one thread calls it, `close` comes from any."""
+
+    def __init__(self, info: HelloInfo) -> None:
+        self._ledger = StepLedger(info)
+
+    def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
+        """See `LeaderChannel.connect`."""
+        self._drop()
+        self._ledger.begin(epoch, endpoints)
+        self._open(endpoints)
+        self._send(self._ledger.hello())
+        try:
+            welcome = self._wait(lambda: self._ledger.all_welcome() or None, deadline_s)
+        except BaseException:
+            self._drop()
+            raise
+        if welcome is None:
+            gone = self._ledger.unheard()
+            self._ledger.lose(gone.node_rank, gone.reason)
+            raise FollowerGone(gone.node_rank, f"{gone.reason} within {deadline_s:.3g} s")
+
+    def broadcast(self, step: StepRequest) -> None:
+        """See `LeaderChannel.broadcast`."""
+        if self._ledger.expect(step):
+            self._send(step)
+
+    def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
+        """See `LeaderChannel.gather`."""
+        replies = self._wait(lambda: self._ledger.complete(step_id), deadline_s)
+        if replies is None:
+            raise self._ledger.silent(step_id, deadline_s)
+        return replies
+
+    def _wait(self, ask: Callable[[], _T | None], deadline_s: float) -> _T | None:
+        """The first answer of `ask` that is not None; None after `deadline_s`."""
+        deadline = time.monotonic() + deadline_s
+        wait_s = 0.0
+        while True:
+            self._pump(wait_s)
+            answer = ask()
+            left_s = deadline - time.monotonic()
+            if answer is not None or left_s <= 0:
+                return answer
+            wait_s = min(left_s, SLICE_S)
+
+    @abstractmethod
+    def _open(self, endpoints: Sequence[StepEndpoint]) -> None:
+        """Begin to connect."""
+
+    @abstractmethod
+    def _drop(self) -> None:
+        """Close all connections; may be called twice."""
+
+    @abstractmethod
+    def _send(self, message: Message) -> None:
+        """Queue for every follower; never blocks."""
+
+    @abstractmethod
+    def _pump(self, timeout_s: float) -> None:
+        """Feed the ledger with what has arrived, or arrives within `timeout_s`."""
+
+
+class FollowerSide(ABC):
+    """`FollowerChannel` over a transport; one thread calls it, `close` comes from any."""
+
+    def __init__(self, info: HelloInfo, node_rank: int) -> None:
+        self._inbox = StepInbox(info, node_rank)
+
+    def begin(self, epoch: int) -> None:
+        """See `FollowerChannel.begin`."""
+        self._pump(0.0)
+        answer = self._inbox.begin(epoch)
+        if answer is not None:
+            self._send(*answer)
+
+    def receive(self, *, timeout_s: float) -> StepRequest | None:
+        """See `FollowerChannel.receive`."""
+        deadline = time.monotonic() + timeout_s
+        wait_s = 0.0
+        while True:
+            self._pump(wait_s)
+            step = self._inbox.next_step()
+            left_s = deadline - time.monotonic()
+            if step is not None or left_s <= 0:
+                return step
+            wait_s = min(left_s, SLICE_S)
+
+    def reply(self, message: StepReply | StepFailed) -> None:
+        """See `FollowerChannel.reply`."""
+        leader = self._inbox.recipient(message)
+        if leader is not None:
+            self._send(leader, message)
+
+    @abstractmethod
+    def _send(self, peer: Peer, message: Message) -> None:
+        """Queue for one leader; never blocks, nothing happens if it is gone."""
+
+    @abstractmethod
+    def _pump(self, timeout_s: float) -> None:
+        """Feed the inbox with what has arrived, or arrives within `timeout_s`."""
