@@ -1,0 +1,222 @@
+"""The vocabulary of `GroupState`: members and phases, events in, actions out.
+
+Phases of a member:
+
+    STARTING -> LOADING -> LOADED -> GROUPING -> WARMING -> READY
+                                ^-------- next epoch --------'
+
+Phases of the group:
+
+    STARTING -> READY <-> RECOVERING,  and from anywhere  FAILED  or  STOPPED
+"""
+
+from enum import Enum
+
+import msgspec
+
+from rufus_serve.protocol.messages import RuntimeInfo, StepEndpoint
+
+STANDBY = -1
+"""Node rank of a member that is held in reserve."""
+
+
+class MemberPhase(str, Enum):
+    """How far one follower has come."""
+
+    STARTING = "starting"
+    IDLE = "stand-by"
+    LOADING = "loading"
+    LOADED = "loaded"
+    GROUPING = "grouping"
+    WARMING = "warming up"
+    READY = "ready"
+
+
+class GroupPhase(str, Enum):
+    """What the group as a whole is doing."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RECOVERING = "recovering"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the state machine needs of the configuration; seconds throughout."""
+
+    nodes: int
+    standby_nodes: int = 0
+    join_s: float = 60.0
+    load_s: float = 1800.0
+    regroup_s: float = 5.0
+    """For a member to take notice of a new epoch; a hung one does not."""
+    warm_up_s: float = 1800.0
+    heartbeat_lost_s: float = 5.0
+    max_restarts: int = 10
+    window_s: float = 600.0
+    backoff_s: float = 0.2
+    max_backoff_s: float = 30.0
+    deadline_s: float = 600.0
+
+
+class Member(msgspec.Struct, kw_only=True):
+    """One follower process; owned and mutated by `GroupState` alone."""
+
+    follower_id: str
+    node_rank: int
+    phase: MemberPhase
+    since: float
+    heard: float
+    host: str = ""
+    address: str = ""
+    pid: int = 0
+    epochs: int = 0
+    """Epochs joined by this process."""
+    load_count: int = 0
+    info: RuntimeInfo | None = None
+    endpoint: StepEndpoint | None = None
+
+
+# ---- events ----
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened."""
+
+
+class MemberEvent(Event, frozen=True):
+    """Something that happened to one follower process."""
+
+    follower_id: str
+
+
+class Joined(MemberEvent, frozen=True):
+    """A follower said hello (again, after a lost connection)."""
+
+    host: str = ""
+    address: str = ""
+    pid: int = 0
+
+
+class Loaded(MemberEvent, frozen=True):
+    """A follower holds its weights."""
+
+    info: RuntimeInfo
+    load_count: int = 1
+
+
+class Grouping(MemberEvent, frozen=True):
+    """A follower began to form the epoch it was told of."""
+
+    epoch: int
+
+
+class Ready(MemberEvent, frozen=True):
+    """A follower awaits steps of the epoch."""
+
+    epoch: int
+    endpoint: StepEndpoint
+
+
+class Heard(MemberEvent, frozen=True):
+    """A sign of life."""
+
+
+class Lost(MemberEvent, frozen=True):
+    """A follower process is gone or beyond hope."""
+
+    reason: str
+
+
+class Failed(MemberEvent, frozen=True):
+    """A follower reported an error; a fatal one would come back on every try."""
+
+    reason: str
+    fatal: bool = False
+    exit_code: int = 7
+
+
+class Suspected(Event, frozen=True):
+    """The leader gave up on the epoch."""
+
+    epoch: int
+    reason: str
+
+
+class EngineJoined(Event, frozen=True):
+    """A leader's engine is there and wants a group."""
+
+    leader_id: str
+
+
+class RestartAsked(Event, frozen=True):
+    """Somebody wants the follower of this rank replaced."""
+
+    node_rank: int
+
+
+class Stopping(Event, frozen=True):
+    """The group is being shut down."""
+
+
+class Tick(Event, frozen=True):
+    """Time has passed."""
+
+
+# ---- actions ----
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the supervisor has to do."""
+
+
+class StartFollower(Action, frozen=True):
+    """Start a process for this rank (or a stand-by)."""
+
+    follower_id: str
+    node_rank: int
+
+
+class KillFollower(Action, frozen=True):
+    """Make sure that this process is gone."""
+
+    follower_id: str
+
+
+class Welcomed(Action, frozen=True):
+    """Tell the follower its rank; it loads if it holds no weights yet."""
+
+    follower_id: str
+    node_rank: int
+
+
+class Form(Action, frozen=True):
+    """Tell every member to form this epoch."""
+
+    epoch: int
+    members: tuple[tuple[str, int], ...]
+    """(follower id, node rank), by rank."""
+    num_blocks: int
+    addresses: tuple[str, ...]
+    hosts: tuple[str, ...]
+
+
+class AnnounceReady(Action, frozen=True):
+    """Tell the leader that the epoch may be stepped."""
+
+    epoch: int
+
+
+class AnnounceLost(Action, frozen=True):
+    """Tell the leader that the epoch is over."""
+
+    epoch: int
+    reason: str
+
+
+class FailGroup(Action, frozen=True):
+    """Give up: answer every request with an error and exit."""
+
+    reason: str
+    exit_code: int
