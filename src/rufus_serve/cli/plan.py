@@ -1,0 +1,93 @@
+"""Plan a model on Trainium nodes: does it fit, how many sequences, how fast.
+
+Reads config.json only. Pure arithmetic, calibrated on published runs which are printed beside
+the formula's own predictions (--published). Ends with 3 if the model does not fit.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rufus_serve.config.schema import BucketConfig
+from rufus_serve.errors import ConfigError, ModelError
+
+_DEFAULT_LEN = 8192
+_DEFAULT_PROMPT = 2048
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Model, nodes and load."""
+    from rufus_serve.plan.hardware import INSTANCES
+
+    names = [instance.name for instance in INSTANCES]
+    parser.add_argument("model", metavar="MODEL", type=Path, help="config.json, or its folder")
+    parser.add_argument(
+        "--instance", choices=names, default="trn1.32xlarge", help="node type [trn1.32xlarge]"
+    )
+    parser.add_argument(
+        "--nodes", type=_positive, metavar="N", help="nodes of one group [the fewest that fit]"
+    )
+    parser.add_argument(
+        "--cores-per-node", type=_positive, metavar="N", help="cores to use per node [all]"
+    )
+    parser.add_argument(
+        "--weights", choices=("bfloat16", "int8", "float32"), default="bfloat16",
+        help="number format of the weights on the device [bfloat16]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-model-len", type=_positive, metavar="TOKENS",
+        help=f"longest prompt plus output [the model's own, at most {_DEFAULT_LEN}]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-num-seqs", type=_positive, metavar="N", default=8,
+        help="sequences decoded together [8]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt-tokens", type=_positive, metavar="TOKENS",
+        help=f"prompt that the time to first token is given for [{_DEFAULT_PROMPT}]",
+    )  # fmt: skip
+    parser.add_argument("--published", action="store_true", help="compare with published runs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    from rufus_serve.cli.plan_tables import plan_as_json, print_plan
+    from rufus_serve.plan.plan import make_plan, smallest_fit
+
+    request = _request(args)
+    plan = smallest_fit(request) if args.nodes is None else None
+    plan = plan or make_plan(request)
+    if args.json:
+        print(json.dumps(plan_as_json(plan, published=args.published), indent=2))
+    else:
+        print_plan(plan, published=args.published)
+    return 0 if plan.fits else ModelError.exit_code
+
+
+def _request(args: argparse.Namespace) -> Any:
+    from rufus_serve.plan.hardware import instance_named
+    from rufus_serve.plan.model_shape import read_model_shape
+    from rufus_serve.plan.request import PlanRequest
+
+    shape = read_model_shape(args.model)
+    instance = instance_named(args.instance)
+    length = args.max_model_len or min(_DEFAULT_LEN, shape.max_position_embeddings)
+    return PlanRequest(
+        shape=shape,
+        instance=instance,
+        num_nodes=args.nodes or 1,
+        cores_per_node=args.cores_per_node or instance.num_cores,
+        max_model_len=length,
+        max_num_seqs=args.max_num_seqs,
+        weights=args.weights,
+        prompt_tokens=args.prompt_tokens or min(_DEFAULT_PROMPT, length),
+        prefill_buckets=BucketConfig().prefill,
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
