@@ -140,7 +140,7 @@ class StepLedger:
         missing = self._followers.keys() - self._open.get(step_id, {}).keys()
         rank = min(missing, default=-1)
         self.lose(rank, f"silent on step {step_id} for {deadline_s:.3g} s")
-        assert self._gone is not None  # noqa: S101 - `lose` just set it
+        assert self._gone is not None
         return _again(self._gone)
 
     def _take_welcome(self, node_rank: int, welcome: StepWelcome) -> None:

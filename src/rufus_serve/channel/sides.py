@@ -98,7 +98,8 @@ class FollowerSide(ABC):
 
     def begin(self, epoch: int) -> None:
         """See `FollowerChannel.begin`."""
-        self._pump(0.0)
+        while self._pump(0.0):
+            pass
         answer = self._inbox.begin(epoch)
         if answer is not None:
             self._send(*answer)
@@ -108,12 +109,12 @@ class FollowerSide(ABC):
         deadline = time.monotonic() + timeout_s
         wait_s = 0.0
         while True:
-            self._pump(wait_s)
+            busy = self._pump(wait_s)
             step = self._inbox.next_step()
             left_s = deadline - time.monotonic()
             if step is not None or left_s <= 0:
                 return step
-            wait_s = min(left_s, SLICE_S)
+            wait_s = 0.0 if busy else min(left_s, SLICE_S)
 
     def reply(self, message: StepReply | StepFailed) -> None:
         """See `FollowerChannel.reply`."""
@@ -126,5 +127,5 @@ class FollowerSide(ABC):
         """Queue for one leader; never blocks, nothing happens if it is gone."""
 
     @abstractmethod
-    def _pump(self, timeout_s: float) -> None:
-        """Feed the inbox with what has arrived, or arrives within `timeout_s`."""
+    def _pump(self, timeout_s: float) -> bool:
+        """Feed the inbox with one message, if one arrives within `timeout_s`; whether it did."""

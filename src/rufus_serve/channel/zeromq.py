@@ -30,6 +30,8 @@ from rufus_serve.protocol.messages import Message, StepEndpoint
 _log = logging.getLogger(__name__)
 
 _FLUSH_MS = 500
+_SEND = int(zmq.NOBLOCK)
+_SEND_MORE = _SEND | int(zmq.SNDMORE)
 
 
 class _Line:
@@ -39,6 +41,8 @@ class _Line:
         self.node_rank = endpoint.node_rank
         self.socket = new_socket(context, zmq.DEALER)
         self.monitor = LineMonitor(self.socket)
+        self.socket_fd = poll_fd(self.socket)
+        self.monitor_fd = poll_fd(self.monitor.socket)
         try:
             connect(self.socket, endpoint.endpoint, keys)
         except EndpointError:
@@ -59,6 +63,7 @@ class ZmqLeaderChannel(LeaderSide):
         self._context: Context = zmq.Context()
         self._lock = threading.Lock()
         self._lines: list[_Line] = []
+        self._line_of_fd: dict[int, _Line] = {}
         self._poll = select.poll()
 
     def close(self) -> None:
@@ -87,31 +92,50 @@ class ZmqLeaderChannel(LeaderSide):
     def _watch(self) -> None:
         """Poll descriptors, not sockets, so that waiting needs no lock."""
         self._poll = select.poll()
+        self._line_of_fd = {}
         for line in self._lines:
-            self._poll.register(poll_fd(line.socket), select.POLLIN)
-            self._poll.register(poll_fd(line.monitor.socket), select.POLLIN)
+            for fd in (line.socket_fd, line.monitor_fd):
+                self._line_of_fd[fd] = line
+                self._poll.register(fd, select.POLLIN)
 
     def _send(self, message: Message) -> None:
         # Copied once and then shared: small frames are cheaper so, and the caller may reuse
         # its arrays.
-        frames = [zmq.Frame(frame, copy=True) for frame in encode(message)]
+        *more, last = [zmq.Frame(frame, copy=True) for frame in encode(message)]
         with self._lock:
             for line in self._lines:
-                line.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                for frame in more:
+                    line.socket.send(frame, _SEND_MORE, copy=False)
+                line.socket.send(last, _SEND, copy=False)
 
     def _pump(self, timeout_s: float) -> None:
-        if timeout_s:
-            self._poll.poll(timeout_s * 1000)
+        if not timeout_s:
+            # Sending may have swallowed the descriptor's signal, so look at every socket.
+            with self._lock:
+                for line in self._lines:
+                    self._receive(line)
+            return
+        signalled = self._poll.poll(timeout_s * 1000)
         with self._lock:
-            for line in list(self._lines):
-                self._drain(line)
+            for fd, _ in signalled:
+                known = self._line_of_fd.get(fd)
+                if known is not None and fd == known.monitor_fd:
+                    self._take_events(known)
+                elif known is not None:
+                    self._receive(known)
 
-    def _drain(self, line: _Line) -> None:
-        # Events first: what a follower sent before it hung up is then in the socket already.
+    def _receive(self, line: _Line) -> None:
+        while (frames := receive_frames(line.socket)) is not None:
+            try:
+                self._ledger.take(line.node_rank, decode(frames))
+            except CodecError as error:  # noqa: PERF203
+                self._ledger.lose(line.node_rank, f"sent a malformed message: {error}")
+
+    def _take_events(self, line: _Line) -> None:
         events: list[LineEvent] = []
         line.monitor.drain(events.append)
-        while (frames := receive_frames(line.socket)) is not None:
-            self._take(line.node_rank, frames)
+        # What a follower sent before it hung up is in the socket by now.
+        self._receive(line)
         if LineEvent.REFUSED in events:
             self._ledger.refuse(line.node_rank, "it was started with another token")
         if LineEvent.DOWN in events:
@@ -120,12 +144,6 @@ class ZmqLeaderChannel(LeaderSide):
             self._lines.remove(line)
             line.close()
             self._watch()
-
-    def _take(self, node_rank: int, frames: list[memoryview]) -> None:
-        try:
-            self._ledger.take(node_rank, decode(frames))
-        except CodecError as error:
-            self._ledger.lose(node_rank, f"sent a malformed message: {error}")
 
 
 class ZmqFollowerChannel(FollowerSide):
@@ -188,30 +206,33 @@ class ZmqFollowerChannel(FollowerSide):
         self._poll.register(poll_fd(self._socket), select.POLLIN)
 
     def _send(self, peer: Peer, message: Message) -> None:
-        frames = encode(message)
+        *more, last = encode(message)
         with self._lock:
             if self._closed:
                 return
             try:
-                self._socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+                self._socket.send(peer, _SEND_MORE)
+                for frame in more:
+                    self._socket.send(frame, _SEND_MORE)
+                self._socket.send(last, _SEND)
             except zmq.ZMQError as error:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
                 _log.info("%s not sent: its leader is gone", type(message).__name__)
 
-    def _pump(self, timeout_s: float) -> None:
+    def _pump(self, timeout_s: float) -> bool:
         if timeout_s:
             self._poll.poll(timeout_s * 1000)
-        answers = []
         with self._lock:
-            while not self._closed and (received := receive_frames(self._socket)) is not None:
-                peer, *frames = received
-                try:
-                    answer = self._inbox.take(bytes(peer), decode(frames))
-                except CodecError as error:
-                    _log.warning("dropped a malformed message of a leader: %s", error)
-                    continue
-                if answer is not None:
-                    answers.append((bytes(peer), answer))
-        for peer_name, answer in answers:
-            self._send(peer_name, answer)
+            received = None if self._closed else receive_frames(self._socket)
+        if received is None:
+            return False
+        peer = received[0].tobytes()
+        try:
+            answer = self._inbox.take(peer, decode(received[1:]))
+        except CodecError as error:
+            _log.warning("dropped a malformed message of a leader: %s", error)
+            return True
+        if answer is not None:
+            self._send(peer, answer)
+        return True

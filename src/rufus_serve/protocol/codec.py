@@ -1,15 +1,21 @@
-"""Messages to frames and back: one msgpack frame, then one raw frame per array.
+"""Messages to frames and back: msgpack with raw arrays, most often in a single frame.
 
-Arrays are never copied on encoding and are read-only views of the frame after decoding.
-Only the dtypes below exist on the wire, and every size is checked, so a malformed frame
-raises `CodecError` and nothing else. Frames that no field refers to are ignored: they belong
-to fields that this version does not know yet.
+    frame 0    u32 size of head | head (msgpack) | padding | small arrays, each padded to 8
+    frame 1 …  one large array each
+
+A frame costs more than the bytes in it (encryption, bookkeeping), so small arrays travel
+together; copying large ones costs more than a frame, so they are sent where they lie. In the
+head, (frame, offset in that frame's arrays, dtype, shape) stands for an array.
+
+Decoded arrays are read-only views of their frame. Only the dtypes below exist on the wire, and
+every size is checked, so malformed frames raise `CodecError` and nothing else. Bytes that no
+field refers to are ignored: they belong to fields that this version does not know yet.
 """
 
-import math
+import struct
 import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,10 +24,12 @@ from rufus_serve.protocol.messages import AnyMessage, Array, Message
 
 Frame = bytes | memoryview | bytearray
 
-MAX_ARRAYS = 16
+MAX_LARGE_ARRAYS = 16
 MAX_DIMENSIONS = 4
 MAX_HEAD_BYTES = 1 << 20
 MAX_ARRAY_BYTES = 1 << 30
+MAX_SMALL_BYTES = 1 << 16
+"""Arrays up to this size share the first frame."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "i4": np.dtype("<i4"),
@@ -29,6 +37,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "f4": np.dtype("<f4"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_SIZE = struct.Struct("<I")
+_ALIGNMENT = 8
+_PADDING = [bytes(n) for n in range(_ALIGNMENT)]
 
 
 class CodecError(ValueError):
@@ -36,36 +47,41 @@ class CodecError(ValueError):
 
 
 class _Call(threading.local):
-    """Frames of the call in progress, for msgspec's hooks; one coder serves all threads."""
+    """Arrays of the call in progress, for msgspec's hooks; one coder serves all threads."""
 
     def __init__(self) -> None:
-        self.sent: list[Frame] = []
-        self.received: Sequence[Frame] = ()
+        self.small: list[Frame] = []
+        self.small_bytes = 0
+        self.large: list[Frame] = []
+        self.received: list[memoryview] = []
 
 
 _call = _Call()
 
 
 def encode(message: Message) -> list[Frame]:
-    """Frames of `message`; array frames share memory with the message's arrays.
+    """Frames of `message`; those of large arrays share their memory.
 
     Raises:
         CodecError: an array, or the message, is of a kind or size that is not sent.
     """
-    arrays: list[Frame] = []
-    _call.sent = arrays
+    call = _call
+    call.small, call.small_bytes, call.large = [], 0, []
     try:
         head = _encoder.encode(message)
+    except CodecError:
+        raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, CodecError):
-            raise
         raise CodecError(f"{type(message).__name__} cannot be sent: {error}") from error
-    if len(head) > MAX_HEAD_BYTES or len(arrays) > MAX_ARRAYS:
+    if len(head) > MAX_HEAD_BYTES or len(call.large) > MAX_LARGE_ARRAYS:
         raise CodecError(
-            f"{type(message).__name__} with a head of {len(head)} bytes and {len(arrays)} arrays "
-            f"cannot be sent; at most {MAX_HEAD_BYTES} and {MAX_ARRAYS}"
+            f"{type(message).__name__} with a head of {len(head)} bytes and {len(call.large)} "
+            f"large arrays cannot be sent; at most {MAX_HEAD_BYTES} and {MAX_LARGE_ARRAYS}"
         )
-    return [head, *arrays]
+    size = _SIZE.pack(len(head))
+    if not call.small:
+        return [size + head, *call.large]
+    return [b"".join((size, head, _padding(len(size) + len(head)), *call.small)), *call.large]
 
 
 def decode(frames: Sequence[Frame]) -> AnyMessage:
@@ -74,61 +90,69 @@ def decode(frames: Sequence[Frame]) -> AnyMessage:
     Raises:
         CodecError: the frames are not a well-formed message.
     """
-    if not 1 <= len(frames) <= MAX_ARRAYS + 1:
-        raise CodecError(f"a message has 1 to {MAX_ARRAYS + 1} frames, got {len(frames)}")
-    if len(frames[0]) > MAX_HEAD_BYTES:
-        raise CodecError(f"a head of {len(frames[0])} bytes, more than {MAX_HEAD_BYTES}")
-    _call.received = frames
+    if not 1 <= len(frames) <= MAX_LARGE_ARRAYS + 1:
+        raise CodecError(f"a message has 1 to {MAX_LARGE_ARRAYS + 1} frames, got {len(frames)}")
+    first, *large = [memoryview(frame).toreadonly() for frame in frames]
+    if first.nbytes < _SIZE.size:
+        raise CodecError(f"a first frame of {first.nbytes} bytes")
+    (head_bytes,) = _SIZE.unpack_from(first)
+    head_end = _SIZE.size + head_bytes
+    if head_end > first.nbytes or head_bytes > MAX_HEAD_BYTES:
+        raise CodecError(f"a head of {head_bytes} bytes in a frame of {first.nbytes}")
+    _call.received = [first[head_end + len(_padding(head_end)) :], *large]
     try:
-        return _decoder.decode(frames[0])
+        return _decoder.decode(first[_SIZE.size : head_end])
     # Beside its own errors, msgspec lets those of bad UTF-8, numbers and nesting through.
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise CodecError(f"not a message: {error}") from error
     finally:
-        _call.received = ()
+        _call.received = []
 
 
-def _refer(value: object) -> tuple[int, str, tuple[int, ...]]:
-    """Put an array into a frame of its own; what stands for it in the head."""
+def _padding(size: int) -> bytes:
+    return _PADDING[-size % _ALIGNMENT]
+
+
+def _refer(value: object) -> tuple[int, int, str, tuple[int, ...]]:
+    """Put an array into a frame; what stands for it in the head."""
     if not isinstance(value, np.ndarray):
         raise CodecError(f"{type(value).__name__} cannot be sent")
-    name = _NAMES.get(value.dtype)
-    if name is None or value.ndim > MAX_DIMENSIONS or value.nbytes > MAX_ARRAY_BYTES:
+    name, size_bytes = _NAMES.get(value.dtype), value.nbytes
+    if name is None or value.ndim > MAX_DIMENSIONS or size_bytes > MAX_ARRAY_BYTES:
         raise CodecError(
             f"array {value.shape} of {value.dtype} cannot be sent: at most {MAX_DIMENSIONS} "
             f"dimensions, {MAX_ARRAY_BYTES} bytes, of {', '.join(map(str, _NAMES))}"
         )
-    frame = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b""
-    _call.sent.append(frame)
-    return (len(_call.sent), name, value.shape)
+    if size_bytes > MAX_SMALL_BYTES:
+        _call.large.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return (len(_call.large), 0, name, value.shape)
+    offset = _call.small_bytes
+    padding = _padding(size_bytes)
+    _call.small += (value.tobytes(), padding)
+    _call.small_bytes = offset + size_bytes + len(padding)
+    return (0, offset, name, value.shape)
 
 
 def _resolve(kind: type, value: Any) -> Array:  # noqa: ARG001 - msgspec's signature
-    """The array that `value` = (frame index, dtype name, shape) stands for."""
-    match value:
-        case [int(index), str(name), [*shape]] if (
-            0 < index < len(_call.received) and name in _DTYPES and _is_shape(shape)
-        ):
-            return _array(_call.received[index], _DTYPES[name], shape)
-    raise msgspec.ValidationError(f"bad array reference {value!r:.80}")
+    """The array that `value`, as of `_refer`, stands for; numpy checks that it fits its frame."""
+    try:
+        index, offset, name, shape = value
+        frame = _call.received[index]
+        array: Array = np.ndarray(shape, _DTYPES[name], frame, offset)
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        raise msgspec.ValidationError(f"bad array reference {value!r:.80}: {error}") from error
+    if index < 0 or array.ndim > MAX_DIMENSIONS or (index and array.nbytes != frame.nbytes):
+        raise msgspec.ValidationError(
+            f"array reference {value!r:.80} does not match its frame of {frame.nbytes} bytes"
+        )
+    # Neither msgpack nor ZeroMQ promises an aligned buffer; compute kernels expect one.
+    return array if array.flags.aligned else _frozen_copy(array)
 
 
-def _is_shape(shape: list[Any]) -> bool:
-    sizes_fit = all(type(size) is int and 0 <= size <= MAX_ARRAY_BYTES for size in shape)
-    return sizes_fit and len(shape) <= MAX_DIMENSIONS
-
-
-def _array(frame: Frame, dtype: np.dtype[Any], shape: list[int]) -> Array:
-    raw = memoryview(frame)
-    size_bytes = math.prod(shape) * dtype.itemsize
-    if size_bytes != raw.nbytes or size_bytes > MAX_ARRAY_BYTES:
-        raise msgspec.ValidationError(f"array {shape} of {dtype} in a frame of {raw.nbytes} bytes")
-    array = np.frombuffer(raw, dtype=dtype) if size_bytes else np.empty(0, dtype=dtype)
-    if not array.flags.aligned:
-        array = array.copy()
-    array = array.reshape(shape)
+def _frozen_copy(array: Array) -> Array:
+    array = array.copy()
     array.flags.writeable = False
-    return cast(Array, array)
+    return array
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_refer)
