@@ -1,1 +1,1 @@
-"""The vLLM side: platform, scheduler, executor, sampling, API server. Only here is vllm imported."""
+"""The leader process: vLLM's server and scheduler over thin followers."""

@@ -1,0 +1,93 @@
+"""`python -m rufus_serve.leader`, as the supervisor starts it."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import EndpointError, LeaderError, RufusError
+from rufus_serve.leader.failure_note import NOTE_VARIABLE
+from rufus_serve.leader.spec import config_of, read_spec
+from rufus_serve.log import configure_logging
+from rufus_serve.protocol.specs import LeaderSpec
+
+_log = logging.getLogger("rufus_serve.leader")
+
+
+def main() -> int:
+    """Serve until told to stop; the process's exit code."""
+    configure_logging("leader")
+    try:
+        spec = read_spec()
+        config = config_of(spec)
+        configure_logging("leader", level=config.log_level)
+        with bind(config.host, config.port) as sock, tempfile.TemporaryDirectory() as folder:
+            set_environment(config, folder=Path(folder))
+            asyncio.run(_serve(spec, config, sock))
+    except RufusError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 0
+    except Exception:  # noqa: BLE001 - the process edge
+        _log.exception("the leader failed unexpectedly")
+        return LeaderError.exit_code
+    return 0
+
+
+async def _serve(spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> None:
+    from rufus_serve.leader.api_server import ApiServer
+
+    await ApiServer(spec, config, sock).run()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The listening socket, taken before anything slow is started.
+
+    Raises:
+        EndpointError: the address is not this host's, or the port is in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise EndpointError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another host or port"
+        ) from error
+    return sock
+
+
+def set_environment(config: ServeConfig, *, folder: Path) -> None:
+    """What vLLM reads from the environment when it is imported."""
+    timeouts = config.timeouts
+    start_s = timeouts.join_s + timeouts.load_s + timeouts.warm_up_s + timeouts.leader_start_s
+    os.environ.pop("VLLM_TARGET_DEVICE", None)
+    os.environ |= {
+        NOTE_VARIABLE: str(folder / "failure"),
+        "VLLM_PLUGINS": "rufus_serve",
+        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(start_s)),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": {"INFO": "WARNING", "DEBUG": "INFO"}.get(
+            config.log_level, config.log_level
+        ),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+if __name__ == "__main__":
+    _code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreter shutdown would only print what vLLM's libraries leak.
+    os._exit(_code)

@@ -1,0 +1,228 @@
+"""The ASGI layers in front of vLLM's app: API keys, body limit, checks, admission, timeouts.
+
+Plain ASGI, so that streams pass through unbuffered and a client's disconnect is seen at once.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.leader.http_error import App, AsgiMessage, HttpError, Receive, Scope, Send
+from rufus_serve.leader.request_checks import (
+    BODY_PATHS,
+    INFERENCE_PATHS,
+    check_body,
+    check_path,
+    weight_of,
+)
+
+_log = logging.getLogger(__name__)
+OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
+"""Routes that need no API key."""
+
+
+class ApiKeys:
+    """Lets requests through that bear one of the keys."""
+
+    def __init__(self, app: App, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [f"Bearer {key}".encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        free = scope["path"] in OPEN_PATHS or scope.get("method") == "OPTIONS"
+        if free or self._bears_key(scope):
+            await self._app(scope, receive, send)
+            return
+        error = HttpError(401, "the Authorization header must bear a valid API key")
+        await error.send(send)
+
+    def _bears_key(self, scope: Scope) -> bool:
+        headers = dict(scope["headers"])
+        given = headers.get(b"authorization", b"")
+        if b"x-api-key" in headers:
+            given = b"Bearer " + headers[b"x-api-key"]
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        return any(matches)
+
+
+class Admission:
+    """Counts open inference requests; admits, refuses or times them out.
+
+    Event loop thread only. `drain` is called once, when the process is to end.
+    """
+
+    def __init__(self, app: App, config: ServeConfig) -> None:
+        self._app = app
+        self._limits = config.limits
+        self._capacity = config.max_num_seqs + config.limits.max_waiting
+        self._max_bytes = int(config.limits.max_body_mb * 1_000_000)
+        self._open = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def draining(self) -> bool:
+        """Nothing more is admitted."""
+        return self._draining
+
+    @property
+    def num_open(self) -> int:
+        """Sequences of the inference requests that are open now."""
+        return self._open
+
+    def drain(self) -> None:
+        """Admit nothing more."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Wait until no inference request is open."""
+        await self._idle.wait()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        try:
+            check_path(scope["path"])
+            if scope.get("method") != "POST" or scope["path"] not in BODY_PATHS:
+                await self._app(scope, receive, send)
+                return
+            await self._checked(scope, receive, send)
+        except HttpError as error:
+            await error.send(send)
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inference = scope["path"] in INFERENCE_PATHS
+        if inference:
+            self._admit(1)
+        raw = await read_body(scope, receive, self._max_bytes)
+        body = parse_json(raw)
+        check_body(scope["path"], body, self._limits)
+        replay = Replay(raw, receive)
+        if not inference:
+            await self._app(scope, replay, send)
+            return
+        weight = weight_of(body)
+        self._admit(weight)
+        self._enter(weight)
+        try:
+            await self._timed(scope, replay, send)
+        finally:
+            self._enter(-weight)
+
+    def _admit(self, weight: int) -> None:
+        if self._draining:
+            raise HttpError(503, "the server is draining; try another one", retry_after_s=5)
+        if weight > self._capacity:
+            raise HttpError(
+                400, f"{weight} sequences in one request; at most {self._capacity} are allowed"
+            )
+        if self._open + weight > self._capacity:
+            raise HttpError(
+                429,
+                f"{self._open} sequences are running or waiting, of {self._capacity} allowed; "
+                "try again later",
+                retry_after_s=1,
+            )
+
+    def _enter(self, weight: int) -> None:
+        self._open += weight
+        if self._open:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    async def _timed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = Answer(send)
+        limit_s = self._limits.request_timeout_s
+        try:
+            await asyncio.wait_for(self._app(scope, receive, answer), limit_s)
+        except (asyncio.TimeoutError, TimeoutError):
+            _log.warning("%s took longer than %g s and was ended", scope["path"], limit_s)
+            await answer.fail(
+                HttpError(504, f"the request took longer than {limit_s:g} s and was ended")
+            )
+
+
+class Answer:
+    """Passes a response on and remembers how far it got, to end it with an error."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = self._complete = self._is_stream = False
+
+    async def __call__(self, message: AsgiMessage) -> None:
+        """Pass one ASGI message on."""
+        if message["type"] == "http.response.start":
+            self._started = True
+            kind = dict(message.get("headers", ())).get(b"content-type", b"")
+            self._is_stream = kind.startswith(b"text/event-stream")
+        elif message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
+        await self._send(message)
+
+    async def fail(self, error: HttpError) -> None:
+        """End with `error`: as a response, as a stream's last event, or by hanging up."""
+        if not self._started:
+            await error.send(self._send)
+        elif self._is_stream and not self._complete:
+            event = b"data: " + error.body() + b"\n\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+class Replay:
+    """An ASGI receive that gives a body read before, then what really comes."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._first: AsgiMessage | None = {"type": "http.request", "body": body}
+        self._receive = receive
+
+    async def __call__(self) -> AsgiMessage:
+        """The next message."""
+        if self._first is None:
+            return await self._receive()
+        message, self._first = self._first, None
+        return message
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The whole request body.
+
+    Raises:
+        HttpError: 413 when it is, or says it will be, larger than `max_bytes`.
+    """
+    too_large = HttpError(413, f"the request body is larger than {max_bytes / 1e6:g} MB")
+    announced = dict(scope["headers"]).get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise too_large
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HttpError(400, "the client hung up before the request was complete")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise too_large
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def parse_json(raw: bytes) -> Any:
+    """The body as JSON.
+
+    Raises:
+        HttpError: 400 when it is not JSON; NaN and Infinity are not.
+    """
+
+    def refuse(name: str) -> None:
+        raise HttpError(400, f"{name} is not a JSON number")
+
+    try:
+        return json.loads(raw, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"the request body is not valid JSON: {error}") from error

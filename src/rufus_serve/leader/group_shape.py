@@ -1,0 +1,91 @@
+"""Fits vLLM's configuration to what the followers can do."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import ConfigError
+from rufus_serve.protocol.messages import RuntimeInfo
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """What the first group fixed for the life of this leader."""
+
+    info: RuntimeInfo
+    num_blocks: int
+    """KV blocks that vLLM may use, null block included."""
+
+    @classmethod
+    def of(cls, info: RuntimeInfo, config: ServeConfig) -> "GroupShape":
+        """The shape of a group of `info`, within the configured number of blocks."""
+        return cls(info, min(info.num_blocks, config.num_blocks or info.num_blocks))
+
+    def longest_context(self, asked: int) -> int:
+        """Tokens of one request that every follower step can hold, at most `asked`.
+
+        A preempted request is prefilled again with all its tokens. Without segments, that
+        must fit one prefill bucket.
+        """
+        limits = [asked, self.info.max_model_len]
+        if not self.info.segmented_prefill:
+            limits.append(max(self.info.prefill_buckets))
+        return min(limits)
+
+    def prefill_tokens_per_step(self, max_model_len: int) -> int:
+        """New prompt tokens that one scheduler step may bring: what one prefill step holds."""
+        return max(self.info.prefill_buckets) if self.info.segmented_prefill else max_model_len
+
+    def check_memory(self, max_model_len: int) -> None:
+        """Raise ConfigError unless one request of `max_model_len` fits the KV cache."""
+        needed = -(-max_model_len // self.info.block_size) + 1
+        if needed > self.num_blocks:
+            holds = (self.num_blocks - 1) * self.info.block_size
+            raise ConfigError(
+                f"one request of max_model_len={max_model_len} tokens needs {needed} KV blocks, "
+                f"but there are {self.num_blocks}; set max_model_len to {holds} or less, or give "
+                "the KV cache more memory"
+            )
+
+    def apply_to(self, vllm_config: Any) -> None:
+        """Write the limits into vLLM's configuration, before its scheduler is made.
+
+        Raises:
+            ConfigError: not even one request of the longest length fits.
+        """
+        model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+        asked = model.max_model_len
+        model.max_model_len = self.longest_context(asked)
+        if model.max_model_len < asked:
+            _log.warning(
+                "max_model_len is %d, not %d: followers hold no longer context in one piece",
+                model.max_model_len,
+                asked,
+            )
+        self.check_memory(model.max_model_len)
+        vllm_config.cache_config.block_size = self.info.block_size
+        if not self.info.prefix_caching:
+            vllm_config.cache_config.enable_prefix_caching = False
+        scheduler.enable_chunked_prefill = self.info.segmented_prefill
+        budget = self.prefill_tokens_per_step(model.max_model_len)
+        scheduler.max_num_batched_tokens = budget + scheduler.max_num_seqs
+
+    def mismatch(self, info: RuntimeInfo) -> str:
+        """Why a later group cannot serve this leader; empty if it can."""
+        if info.num_blocks < self.num_blocks:
+            return f"the new group holds {info.num_blocks} KV blocks, not {self.num_blocks}"
+        ours, theirs = _layout(self.info), _layout(info)
+        if ours != theirs:
+            return f"the new group is of another shape: {theirs}, not {ours}"
+        return ""
+
+
+def _layout(info: RuntimeInfo) -> tuple[object, ...]:
+    return (
+        info.num_layers, info.num_kv_heads, info.head_size, info.vocab_size, info.block_size,
+        info.prefill_buckets, info.decode_batch_buckets, info.context_buckets,
+        info.prefix_caching, info.segmented_prefill,
+    )  # fmt: skip

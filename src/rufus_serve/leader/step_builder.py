@@ -1,0 +1,140 @@
+"""Turns the rows of one scheduler step into step requests for the followers.
+
+Pure numpy: knows no vLLM, no sockets, no requests. Shape legend as in `protocol.messages`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from rufus_serve.protocol.messages import Array, Phase, RuntimeInfo, StepRequest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request's part in a scheduler step."""
+
+    token_ids: Array
+    """int32, the context; at least `end` entries."""
+    num_computed: int
+    num_new: int
+    block_ids: Sequence[int]
+    is_prefill: bool
+    wants_logits: bool = True
+    """False for a prefill that does not reach the end of its prompt yet."""
+
+    @property
+    def end(self) -> int:
+        """Context length once the step is done."""
+        return self.num_computed + self.num_new
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step request and where its logits belong."""
+
+    request: StepRequest
+    rows: tuple[int, ...]
+    """Indexes into the rows given to `StepBuilder.build`, one per row of logits."""
+
+
+@dataclass(frozen=True)
+class StepBuilder:
+    """Cuts rows into steps that fit the compiled buckets.
+
+    Decodes go first: a request admitted in this very step may share blocks that a running
+    request completes in it, so the running ones must have written them. Prefills keep the
+    scheduler's order for the same reason.
+    """
+
+    block_size: int
+    largest_prefill: int
+    """New tokens that one prefill step holds."""
+    largest_decode_batch: int
+    """Rows that one decode step holds."""
+
+    @classmethod
+    def for_runtime(cls, info: RuntimeInfo) -> "StepBuilder":
+        """The builder for followers that describe themselves by `info`."""
+        return cls(info.block_size, max(info.prefill_buckets), max(info.decode_batch_buckets))
+
+    def build(
+        self, rows: Sequence[Row], *, epoch: int, first_step_id: int, num_candidates: int = 0
+    ) -> list[PlannedStep]:
+        """Steps for `rows`, in the order in which followers must run them."""
+        decodes = [index for index, row in enumerate(rows) if not row.is_prefill]
+        size = self.largest_decode_batch
+        groups = [decodes[start : start + size] for start in range(0, len(decodes), size)]
+        planned = [self._decode(rows, group) for group in groups]
+        for index, row in enumerate(rows):
+            if row.is_prefill:
+                planned += self._prefill(row, index)
+        return [
+            PlannedStep(
+                msgspec.structs.replace(
+                    step.request,
+                    step_id=first_step_id + offset,
+                    epoch=epoch,
+                    num_candidates=num_candidates if step.request.want_logits else 0,
+                ),
+                step.rows,
+            )
+            for offset, step in enumerate(planned)
+        ]
+
+    def _decode(self, rows: Sequence[Row], group: list[int]) -> PlannedStep:
+        chosen = [rows[index] for index in group]
+        positions = np.array([row.num_computed for row in chosen], dtype=np.int32)
+        tables = block_table([row.block_ids for row in chosen], positions + 1, self.block_size)
+        blocks = tables[np.arange(len(chosen)), positions // self.block_size]
+        request = StepRequest(
+            step_id=0,
+            epoch=0,
+            phase=Phase.DECODE,
+            token_ids=np.array([row.token_ids[row.end - 1] for row in chosen], dtype=np.int32),
+            num_computed_tokens=positions,
+            context_lens=positions + 1,
+            block_table=tables,
+            slot_mapping=blocks * self.block_size + positions % self.block_size,
+        )
+        return PlannedStep(request, tuple(group))
+
+    def _prefill(self, row: Row, index: int) -> list[PlannedStep]:
+        starts = range(row.num_computed, row.end, self.largest_prefill)
+        return [self._segment(row, start, index) for start in starts]
+
+    def _segment(self, row: Row, start: int, index: int) -> PlannedStep:
+        stop = min(start + self.largest_prefill, row.end)
+        want_logits = row.wants_logits and stop == row.end
+        context_lens = np.array([stop], dtype=np.int32)
+        tables = block_table([row.block_ids], context_lens, self.block_size)
+        request = StepRequest(
+            step_id=0,
+            epoch=0,
+            phase=Phase.PREFILL,
+            token_ids=np.array(row.token_ids[:stop], dtype=np.int32),
+            num_computed_tokens=np.array([start], dtype=np.int32),
+            context_lens=context_lens,
+            block_table=tables,
+            slot_mapping=slots(tables[0], start, stop, self.block_size),
+            want_logits=want_logits,
+        )
+        return PlannedStep(request, (index,) if want_logits else ())
+
+
+def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:
+    """[R, W] the blocks that hold each row's context, padded with the null block 0."""
+    used = -(-np.asarray(context_lens) // block_size)
+    table = np.zeros((len(block_ids), int(used.max(initial=0))), dtype=np.int32)
+    for index, (ids, count) in enumerate(zip(block_ids, used.tolist(), strict=True)):
+        table[index, :count] = ids[:count]
+    return table
+
+
+def slots(blocks: Array, start: int, stop: int, block_size: int) -> Array:
+    """[stop - start] cache slots of the context positions from `start` up to `stop`."""
+    positions = np.arange(start, stop, dtype=np.int32)
+    taken: Array = blocks[positions // block_size] * block_size + positions % block_size
+    return taken.astype(np.int32)
