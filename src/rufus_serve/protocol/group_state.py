@@ -11,6 +11,8 @@ keep their weights and form the next epoch, with void KV caches.
 
 from collections import deque
 
+import msgspec
+
 from rufus_serve.protocol.group_events import (
     STANDBY,
     Action,
@@ -82,7 +84,8 @@ class GroupState:
         if not infos:
             return None
         blocks = min(info.num_blocks for info in infos)
-        return msgspec.structs.replace(infos[0], num_blocks=blocks)
+        info: RuntimeInfo = msgspec.structs.replace(infos[0], num_blocks=blocks)
+        return info
 
     # ---- events ----
 
