@@ -37,6 +37,7 @@ COMMANDS = (
     Command("serve", "serve a model: start followers and the endpoint"),
     Command("follower", "offer this host to a leader on another one"),
     Command("config", "show, check or document the settings"),
+    Command("plan", "tell whether a model fits Trainium nodes, and how fast it would be"),
     Command("demo-model", "make the small demo model"),
 )
 """In the order of the help."""

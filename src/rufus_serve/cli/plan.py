@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
     from rufus_serve.plan.plan import make_plan, smallest_fit
 
     request = _request(args)
-    plan = smallest_fit(request) if args.nodes is None else None
-    plan = plan or make_plan(request)
+    plan = make_plan(request)
+    if args.nodes is None and not plan.fits:
+        plan = smallest_fit(request) or plan
     if args.json:
         print(json.dumps(plan_as_json(plan, published=args.published), indent=2))
     else:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from rufus_serve.plan.advice import advice
@@ -20,6 +20,10 @@ from rufus_serve.plan.latency import (
 from rufus_serve.plan.memory import gib
 from rufus_serve.plan.plan import Plan
 from rufus_serve.plan.published import PUBLISHED, Comparison, compare
+
+_TEXT_COLUMNS = ("part", "what", "model", "on", "weights", "")
+
+_PUBLISHED_WIDTH = 100
 
 _CALIBRATION = (
     "Decode constants are fitted to trn1.32xlarge runs at tensor parallel degree 32; other "
@@ -68,7 +72,8 @@ def print_plan(plan: Plan, *, published: bool) -> None:
         source = f" [{item.source}]" if item.source else ""
         console.print(f"{item.level}: {item.text}{source}", markup=False, soft_wrap=True)
     if published:
-        console.print(_published_table([compare(run) for run in PUBLISHED]))
+        wide = Console(highlight=False, width=max(console.width, _PUBLISHED_WIDTH))
+        _print_published(wide, [compare(run) for run in PUBLISHED])
 
 
 def _headline(plan: Plan) -> str:
@@ -87,7 +92,8 @@ def _memory_table(plan: Plan) -> Table:
     request, memory = plan.request, plan.memory
     table = _table("Memory of one core", "part", "size", "what")
     kv = f"{request.max_num_seqs} sequences of {request.max_model_len} tokens"
-    replicated = f", KV heads held {plan.tp.kv_replication:g} times"
+    copies = plan.tp.kv_replication
+    replicated = f", KV heads held {copies:g} times" if copies > 1 else ""
     table.add_row("weights", gib(memory.weights), "replicated KV projections included")
     table.add_row("KV cache", gib(memory.kv), kv + replicated)
     table.add_row("scratch", gib(memory.scratch), "runtime, graphs, activations (assumed)")
@@ -139,22 +145,29 @@ def _print_start_up(console: Console, plan: Plan) -> None:
     )
 
 
-def _published_table(comparisons: list[Comparison]) -> Table:
+def _print_published(console: Console, comparisons: list[Comparison]) -> None:
     table = _table(
-        "Published runs and this formula (ms, error)",
-        "model", "on", "batch", "in/out", "token", "formula", "", "first", "formula", "", "",
+        "Published runs and these formulas (ms)",
+        "model", "on", "weights", "batch", "in/out",
+        "token", "formula", "error", "first", "formula", "error", "",
     )  # fmt: skip
+    notes: list[str] = []
     for item in comparisons:
-        run = item.run
-        shape = f"{run.tokens_in}/{run.tokens_out}" if run.tokens_in else "?"
-        note = "fitted" if run.fitted else run.note
+        run, mark = item.run, "fit" if item.run.fitted else ""
+        if run.note:
+            notes.append(run.note)
+            mark = f"({len(notes)})"
+        tokens = f"{run.tokens_in}/{run.tokens_out}" if run.tokens_in else "?"
         table.add_row(
-            f"{run.model} {run.weights}", run.instance, str(run.rows), shape,
-            f"{run.tpot_ms:g}", _number(item.tpot_ms), _error(item.tpot_error),
-            "" if run.ttft_ms is None else f"{run.ttft_ms:g}",
-            _number(item.ttft_ms), _error(item.ttft_error), note,
+            run.model, run.instance.partition(".")[0], run.weights.replace("bfloat", "bf"),
+            str(run.rows), tokens, _number(run.tpot_ms), _number(item.tpot_ms),
+            _error(item.tpot_error), _number(run.ttft_ms), _number(item.ttft_ms),
+            _error(item.ttft_error), mark,
         )  # fmt: skip
-    return table
+    console.print(table)
+    footnotes = [f"({number}) {note}" for number, note in enumerate(notes, 1)]
+    footnotes.append("fit: the decode constants were fitted to this row; ?: not published")
+    console.print("\n".join(footnotes), markup=False)
 
 
 def _buckets(plan: Plan) -> dict[str, list[int]]:
@@ -176,7 +189,8 @@ def _decode_as_json(estimate: DecodeEstimate) -> dict[str, Any]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("part", "what", "model") else "right")
+        justify: JustifyMethod = "left" if column in _TEXT_COLUMNS else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     return table
 
 

@@ -1,0 +1,1 @@
+"""Capacity and latency of a model on Trainium nodes, by arithmetic alone."""

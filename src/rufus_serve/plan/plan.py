@@ -1,0 +1,144 @@
+"""`make_plan`: memory, capacity, latency and start-up of one model on some nodes."""
+
+import msgspec
+
+from rufus_serve.plan.hardware import Instance
+from rufus_serve.plan.latency import DecodeEstimate, Placement, decode_estimate, prefill_ms
+from rufus_serve.plan.memory import (
+    LINE_PADDING,
+    CoreMemory,
+    core_memory,
+    core_weights,
+    kv_bytes_per_token,
+    scratch_bytes,
+)
+from rufus_serve.plan.model_shape import ModelShape
+from rufus_serve.plan.request import PlanRequest, check
+from rufus_serve.plan.start_up import StartUp, start_up
+from rufus_serve.plan.tensor_parallel import TensorParallel, divides, tensor_parallel
+
+MAX_NODES = 64
+_CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_FORMAT_BYTES = {"bfloat16": 2, "int8": 2, "float32": 4}
+"""Bytes per parameter of the checkpoint; int8 is made from bfloat16 while sharding."""
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """Sequences that fit when each may grow to `context` tokens."""
+
+    context: int
+    sequences: int
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the arithmetic says."""
+
+    request: PlanRequest
+    tp: TensorParallel
+    memory: CoreMemory
+    capacity: tuple[Capacity, ...]
+    decode: tuple[DecodeEstimate, ...]
+    """For each decode bucket, with every sequence at full length."""
+    first_token_ms: float
+    """For one prompt of `request.prompt_tokens`."""
+    start_up: StartUp
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model."""
+        return self.request.shape
+
+    @property
+    def instance(self) -> Instance:
+        """The node."""
+        return self.request.instance
+
+    @property
+    def fits(self) -> bool:
+        """Whether every core holds its part."""
+        return self.memory.fits
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """Plan `request`.
+
+    Raises:
+        ConfigError: the hardware cannot do it at any size, or the heads cannot be divided.
+    """
+    check(request)
+    shape, instance = request.shape, request.instance
+    tp = tensor_parallel(shape, request.degree, num_nodes=request.num_nodes)
+    weights = core_weights(shape, tp, request.weights)
+    placement = Placement(
+        instance=instance,
+        shape=shape,
+        weights=weights,
+        kv_per_token=kv_bytes_per_token(shape, tp, request.weights),
+        num_nodes=request.num_nodes,
+        degree=request.degree,
+    )
+    memory = _memory(request, placement)
+    return Plan(
+        request=request,
+        tp=tp,
+        memory=memory,
+        capacity=_capacity(request, memory),
+        decode=tuple(
+            decode_estimate(placement, rows=rows, context=request.max_model_len)
+            for rows in request.buckets.decode_batch
+        ),
+        first_token_ms=prefill_ms(placement, prompts=1, tokens=request.prompt_tokens),
+        start_up=start_up(
+            instance,
+            checkpoint_bytes=shape.num_params * _FORMAT_BYTES[request.weights],
+            shard_bytes=weights.total,
+            num_nodes=request.num_nodes,
+            num_graphs=_num_graphs(request),
+        ),
+    )
+
+
+def smallest_fit(request: PlanRequest) -> Plan | None:
+    """The plan with the fewest nodes that fits; None if none does."""
+    most = MAX_NODES if request.instance.efa_gbit_per_s else 1
+    for num_nodes in range(1, most + 1):
+        candidate = request.on_nodes(num_nodes)
+        if divides(request.shape, candidate.degree):
+            plan = make_plan(candidate)
+            if plan.fits:
+                return plan
+    return None
+
+
+def _memory(request: PlanRequest, placement: Placement) -> CoreMemory:
+    scratch = scratch_bytes(
+        request.instance,
+        request.shape,
+        prefill_tokens=request.buckets.prefill[-1],
+        rows=request.max_num_seqs,
+        num_graphs=_num_graphs(request),
+    )
+    return core_memory(
+        request.instance,
+        weights=placement.weights.total,
+        scratch=scratch,
+        kv_per_token=placement.kv_per_token,
+        tokens=request.max_model_len,
+        rows=request.max_num_seqs,
+    )
+
+
+def _capacity(request: PlanRequest, memory: CoreMemory) -> tuple[Capacity, ...]:
+    room = max(0, memory.hbm - memory.weights - memory.scratch)
+    limit = request.shape.max_position_embeddings
+    contexts = {length for length in _CONTEXTS if length <= limit} | {request.max_model_len}
+    return tuple(
+        Capacity(context=length, sequences=room // (memory.kv_per_token * (length + LINE_PADDING)))
+        for length in sorted(contexts)
+    )
+
+
+def _num_graphs(request: PlanRequest) -> int:
+    """One graph per prefill bucket, and per pair of decode rows and context."""
+    buckets = request.buckets
+    return len(buckets.prefill) + len(buckets.decode_batch) * len(buckets.context)
