@@ -30,7 +30,7 @@ class HelloInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaderChannel(Protocol):
-    """The leader's side; one thread calls it, an IO thread of its own owns the sockets."""
+    """The leader's side; one thread calls it, but for `close`."""
 
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """Drop the old epoch's connections and shake hands with every follower of `epoch`.
@@ -41,13 +41,14 @@ class LeaderChannel(Protocol):
         """
 
     def broadcast(self, step: StepRequest) -> None:
-        """Queue `step` for every follower; never blocks."""
+        """Queue `step` for every follower; never blocks. Its arrays may be reused at once."""
 
     def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
         """Replies to `step_id` by node rank, once all are in.
 
         Raises:
-            FollowerGone: one failed, closed, or stayed silent past `deadline_s`.
+            FollowerGone: one failed, closed, or stayed silent past `deadline_s`. The epoch is
+                over then: only steps whose replies are all in can still be gathered.
         """
 
     def close(self) -> None:
@@ -55,7 +56,7 @@ class LeaderChannel(Protocol):
 
 
 class FollowerChannel(Protocol):
-    """A follower's side; one thread calls it."""
+    """A follower's side; one thread calls it, but for `close`. It shakes hands in `receive`."""
 
     @property
     def endpoint(self) -> StepEndpoint:
@@ -68,7 +69,7 @@ class FollowerChannel(Protocol):
         """The next step of the epoch, or None after `timeout_s`."""
 
     def reply(self, message: StepReply | StepFailed) -> None:
-        """Queue an answer; never blocks."""
+        """Queue an answer; never blocks. Its arrays may be reused at once."""
 
     def close(self) -> None:
         """Close the sockets; may be called twice."""

@@ -107,16 +107,16 @@ class StepLedger:
         if self._refused is not None:
             raise self._refused
         if self._gone is not None:
-            raise _again(self._gone)
+            raise self._loss()
         return len(self._welcomed) == len(self._followers)
 
-    def unheard(self) -> FollowerGone:
-        """The first follower without a handshake, as lost."""
+    def unheard(self, deadline_s: float) -> FollowerGone:
+        """The first follower without a handshake after `deadline_s`, as lost."""
         rank = min(self._followers.keys() - self._welcomed)
         follower = self._followers[rank]
-        return FollowerGone(
-            rank, f"no answer to the handshake from {follower.host} ({follower.endpoint})"
-        )
+        where = f"{follower.host} ({follower.endpoint})"
+        self.lose(rank, f"no answer to the handshake from {where} within {deadline_s:.3g} s")
+        return self._loss()
 
     def complete(self, step_id: int) -> list[StepReply] | None:
         """All replies to a step by node rank, once; None while some are missing.
@@ -129,7 +129,7 @@ class StepLedger:
             del self._open[step_id]
             return [replies[rank] for rank in sorted(replies)]
         if self._gone is not None:
-            raise _again(self._gone)
+            raise self._loss()
         return None
 
     def silent(self, step_id: int, deadline_s: float) -> FollowerGone:
@@ -140,8 +140,12 @@ class StepLedger:
         missing = self._followers.keys() - self._open.get(step_id, {}).keys()
         rank = min(missing, default=-1)
         self.lose(rank, f"silent on step {step_id} for {deadline_s:.3g} s")
+        return self._loss()
+
+    def _loss(self) -> FollowerGone:
+        """The loss on record, as a fresh exception: one raised twice piles up tracebacks."""
         assert self._gone is not None
-        return _again(self._gone)
+        return FollowerGone(self._gone.node_rank, self._gone.reason)
 
     def _take_welcome(self, node_rank: int, welcome: StepWelcome) -> None:
         reason = mismatch(
@@ -159,8 +163,3 @@ class StepLedger:
             self.lose(node_rank, f"epoch {self._epoch} is over, it is at {welcome.epoch}")
         elif welcome.epoch == self._epoch:
             self._welcomed.add(node_rank)
-
-
-def _again(gone: FollowerGone) -> FollowerGone:
-    """A fresh exception, as the same one raised twice would pile up tracebacks."""
-    return FollowerGone(gone.node_rank, gone.reason)

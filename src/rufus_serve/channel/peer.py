@@ -68,7 +68,11 @@ class PeerClient:
         # The first byte must not be zero: libzmq keeps those names for itself.
         self._socket.routing_id = b"p" + os.urandom(8)
         self._monitor = LineMonitor(self._socket)
-        connect(self._socket, endpoint, keys)
+        try:
+            connect(self._socket, endpoint, keys)
+        except EndpointError:
+            self._hang_up(flush_ms=0)
+            raise
         self._thread = threading.Thread(target=self._run, name="peer", daemon=True)
         self._thread.start()
 
@@ -103,8 +107,11 @@ class PeerClient:
             self._receive()
             self._send_queued()
         self._send_queued()
+        self._hang_up(flush_ms=self._flush_ms)
+
+    def _hang_up(self, *, flush_ms: int) -> None:
         self._monitor.close()
-        self._socket.close(linger=self._flush_ms)
+        self._socket.close(linger=flush_ms)
         self._context.term()
         self._bell.close()
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from rufus_serve.channel.base import FollowerGone, HelloInfo
 from rufus_serve.channel.inbox import Peer, StepInbox
 from rufus_serve.channel.ledger import StepLedger
+from rufus_serve.errors import HandshakeRefused
 from rufus_serve.protocol.messages import (
     Message,
     StepEndpoint,
@@ -40,14 +41,11 @@ class LeaderSide(ABC):
         self._open(endpoints)
         self._send(self._ledger.hello())
         try:
-            welcome = self._wait(lambda: self._ledger.all_welcome() or None, deadline_s)
-        except BaseException:
+            if self._wait(lambda: self._ledger.all_welcome() or None, deadline_s) is None:
+                raise self._ledger.unheard(deadline_s)
+        except (HandshakeRefused, FollowerGone):
             self._drop()
             raise
-        if welcome is None:
-            gone = self._ledger.unheard()
-            self._ledger.lose(gone.node_rank, gone.reason)
-            raise FollowerGone(gone.node_rank, f"{gone.reason} within {deadline_s:.3g} s")
 
     def broadcast(self, step: StepRequest) -> None:
         """See `LeaderChannel.broadcast`."""

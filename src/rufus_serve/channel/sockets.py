@@ -171,6 +171,8 @@ class LineMonitor:
         )
         self._watched = socket
         self.socket = socket.get_monitor_socket(events)
+        # The descriptor stays silent until the first look finds the socket empty.
+        receive_frames(self.socket)
         self._up = False
         self._failed_handshakes = 0
 

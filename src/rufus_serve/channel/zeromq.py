@@ -4,6 +4,7 @@ import errno
 import logging
 import select
 import threading
+import time
 from collections.abc import Sequence
 
 import zmq
@@ -30,6 +31,7 @@ from rufus_serve.protocol.messages import Message, StepEndpoint
 _log = logging.getLogger(__name__)
 
 _FLUSH_MS = 500
+_REBIND_S = 2.0
 _SEND = int(zmq.NOBLOCK)
 _SEND_MORE = _SEND | int(zmq.SNDMORE)
 
@@ -109,20 +111,24 @@ class ZmqLeaderChannel(LeaderSide):
                 line.socket.send(last, _SEND, copy=False)
 
     def _pump(self, timeout_s: float) -> None:
-        if not timeout_s:
-            # Sending may have swallowed the descriptor's signal, so look at every socket.
-            with self._lock:
-                for line in self._lines:
-                    self._receive(line)
-            return
-        signalled = self._poll.poll(timeout_s * 1000)
+        signalled = self._poll.poll(timeout_s * 1000) if timeout_s else []
         with self._lock:
+            if not signalled:
+                # A send may have swallowed the signal, so look at every socket now and then.
+                self._sweep(events_too=timeout_s > 0)
             for fd, _ in signalled:
-                known = self._line_of_fd.get(fd)
-                if known is not None and fd == known.monitor_fd:
-                    self._take_events(known)
-                elif known is not None:
-                    self._receive(known)
+                line = self._line_of_fd.get(fd)
+                if line is not None and fd == line.monitor_fd:
+                    self._take_events(line)
+                elif line is not None:
+                    self._receive(line)
+
+    def _sweep(self, *, events_too: bool) -> None:
+        for line in list(self._lines):
+            if events_too:
+                self._take_events(line)
+            else:
+                self._receive(line)
 
     def _receive(self, line: _Line) -> None:
         while (frames := receive_frames(line.socket)) is not None:
@@ -171,16 +177,15 @@ class ZmqFollowerChannel(FollowerSide):
         self._lock = threading.Lock()
         self._closed = False
         literal = f"[{address}]" if ":" in address else address
-        self._socket = new_socket(self._context, zmq.ROUTER)
         try:
-            self._listen(f"tcp://{literal}:{port}")
+            endpoint = self._listen(f"tcp://{literal}:{port}")
         except EndpointError:
             self.close()
             raise
         self._endpoint = StepEndpoint(
             node_rank=node_rank,
             host=host,
-            endpoint=self._socket.getsockopt_string(zmq.LAST_ENDPOINT),
+            endpoint=endpoint,
             server_key=keys.server_public.decode(),
         )
 
@@ -195,15 +200,38 @@ class ZmqFollowerChannel(FollowerSide):
             if self._closed:
                 return
             self._closed = True
+            self._poll = select.poll()
             self._socket.close(linger=_FLUSH_MS)
         self._context.term()
         self._gate.join()
 
-    def _listen(self, endpoint: str) -> None:
+    def disconnect(self) -> None:
+        """Break all connections, as a network failure would; a leader may connect again."""
+        with self._lock:
+            self._socket.close(linger=0)
+            self._inbox.forget_leader()
+            deadline = time.monotonic() + _REBIND_S
+            while True:
+                try:
+                    self._listen(self._endpoint.endpoint)
+                    return
+                except EndpointError:  # noqa: PERF203
+                    # The old listener is closed by libzmq's thread, in its own time.
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+
+    def _listen(self, endpoint: str) -> str:
+        self._socket = new_socket(self._context, zmq.ROUTER)
         self._socket.router_mandatory = True
-        bind(self._socket, endpoint, self._keys)
+        try:
+            actual = bind(self._socket, endpoint, self._keys)
+        except EndpointError:
+            self._socket.close()
+            raise
         self._poll = select.poll()
         self._poll.register(poll_fd(self._socket), select.POLLIN)
+        return actual
 
     def _send(self, peer: Peer, message: Message) -> None:
         *more, last = encode(message)
