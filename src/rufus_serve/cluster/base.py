@@ -1,0 +1,67 @@
+"""`Cluster`: where follower processes come from and how their end is noticed."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from rufus_serve.protocol.specs import FollowerSpec
+
+LOG_TAIL_LINES = 40
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that may run followers."""
+
+    host: str
+    address: str
+    slots: int
+    """Followers it may run side by side."""
+
+
+class FollowerExit(msgspec.Struct, frozen=True, kw_only=True):
+    """How a follower process ended."""
+
+    follower_id: str
+    code: int
+    """Exit code; negative for a signal, as subprocess tells it."""
+    log_tail: str = ""
+    """Its last log lines."""
+
+    @property
+    def reason(self) -> str:
+        """One line for people."""
+        how = f"killed by signal {-self.code}" if self.code < 0 else f"exited with {self.code}"
+        lines = [line for line in self.log_tail.splitlines() if " ERROR " in line]
+        return f"{how}: {lines[0].split(' ERROR ', 1)[1].strip()}" if lines else how
+
+
+OnExit = Callable[[FollowerExit], None]
+"""Called once per follower process, on any thread."""
+
+
+class Cluster(Protocol):
+    """Starts, watches and kills follower processes. Calls may block; one thread makes them."""
+
+    def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
+        """Bring the cluster up and wait for enough nodes.
+
+        Raises:
+            ClusterError: too few nodes came; says which did and what is missing.
+        """
+
+    def launch(self, spec: FollowerSpec) -> None:
+        """Start a follower process on a free slot; its end is told through `on_exit`.
+
+        Raises:
+            ClusterError: no node can take it.
+        """
+
+    def kill(self, follower_id: str) -> None:
+        """Kill the process if it still runs (SIGKILL: it may hang in a collective)."""
+
+    def release(self) -> None:
+        """Leave running followers alone when this process ends; they wait for another leader."""
+
+    def stop(self) -> None:
+        """Kill what still runs and take the cluster down; may be called twice."""

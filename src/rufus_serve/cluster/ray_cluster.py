@@ -1,0 +1,224 @@
+"""`RayCluster`: Ray places one agent per node, each running that node's follower."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
+from rufus_serve.cluster.ray_agent import RESOURCE, RemoteFollowerAgent
+from rufus_serve.errors import ClusterError
+from rufus_serve.protocol.specs import FollowerSpec
+
+_log = logging.getLogger(__name__)
+_CALL_S = 30.0
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """What `RayCluster` needs of the configuration."""
+
+    followers: int
+    """Bundles to place, stand-bys included."""
+    hosts: int
+    """1: all on this host; else one per host (strict spread)."""
+    address: str
+    """This host's address."""
+    port: int
+    """Port of the Ray head; 0 for a free one."""
+    existing: str
+    """Address of a running Ray cluster to join; empty to start one here."""
+    token: str
+    """Ray's authentication token."""
+    join_s: float
+    python: str
+    log_dir: Path | None
+    local_slots: int
+    """Followers that this host may run."""
+
+
+@dataclass
+class _Slot:
+    """One bundle and, once placed, its agent."""
+
+    bundle: int
+    agent: Any = None
+    follower_id: str = ""
+    node: NodeInfo | None = None
+
+
+class RayCluster:
+    """`Cluster` on Ray. Step data never goes through Ray; it only starts and watches."""
+
+    def __init__(self, settings: RaySettings) -> None:
+        self._settings = settings
+        self._slots = [_Slot(bundle) for bundle in range(settings.followers)]
+        self._group: PlacementGroup | None = None
+        self._on_exit: OnExit = lambda _: None
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._released = False
+
+    def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
+        """Start or join Ray, place the bundles and meet their agents."""
+        self._on_exit = on_exit
+        self._connect()
+        strategy = "STRICT_SPREAD" if self._settings.hosts > 1 else "PACK"
+        bundles = [{RESOURCE: 1.0} for _ in self._slots]
+        self._group = placement_group(bundles, strategy=strategy)
+        self._await_placement()
+        for slot in self._slots:
+            self._place(slot)
+        nodes = [slot.node for slot in self._slots if slot.node is not None]
+        return tuple(nodes)
+
+    def launch(self, spec: FollowerSpec) -> None:
+        """Start the follower on the first bundle that runs none."""
+        with self._lock:
+            slot = next((slot for slot in self._slots if not slot.follower_id), None)
+            if slot is None:
+                raise ClusterError(f"no node is free for follower {spec.follower_id}")
+            slot.follower_id = spec.follower_id
+        try:
+            self._launch_on(slot, spec)
+        except (RayError, ClusterError, OSError) as error:
+            with self._lock:
+                slot.follower_id, slot.agent = "", None
+            raise ClusterError(f"follower {spec.follower_id} cannot be started: {error}") from error
+
+    def kill(self, follower_id: str) -> None:
+        """Kill the process, if its agent still answers; Ray takes it along otherwise."""
+        with self._lock:
+            slot = next((slot for slot in self._slots if slot.follower_id == follower_id), None)
+        if slot is None or slot.agent is None:
+            return
+        try:
+            ray.get(slot.agent.kill.remote(), timeout=_CALL_S)
+        except RayError as error:
+            _log.warning("the agent of follower %s does not answer: %s", follower_id, error)
+
+    def release(self) -> None:
+        """Leave running followers alone from now on."""
+        self._released = True
+
+    def stop(self) -> None:
+        """Kill all followers and leave Ray; a Ray of ours ends with that."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if ray.is_initialized():
+            running = [slot.follower_id for slot in self._slots if slot.follower_id]
+            for follower_id in running if not self._released else ():
+                self.kill(follower_id)
+            ray.shutdown()
+
+    # ---- bringing it up ----
+
+    def _connect(self) -> None:
+        settings = self._settings
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = settings.token
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        common: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.WARNING,
+            "configure_logging": False,
+            "namespace": "rufus-serve",
+        }
+        try:
+            if settings.existing:
+                ray.init(address=settings.existing, **common)
+                return
+            ray.init(
+                include_dashboard=False,
+                num_cpus=max(1, settings.followers),
+                object_store_memory=80 * 1024 * 1024,
+                resources={RESOURCE: float(settings.local_slots)},
+                _node_ip_address=settings.address,
+                **common,
+            )
+        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ClusterError(f"Ray cannot be started or joined: {error}") from error
+
+    def _await_placement(self) -> None:
+        assert self._group is not None
+        deadline = time.monotonic() + self._settings.join_s
+        while not self._group.wait(_POLL_S):
+            if time.monotonic() > deadline:
+                raise ClusterError(self._too_few())
+
+    def _too_few(self) -> str:
+        nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(RESOURCE)]
+        seen = ", ".join(f"{n['NodeManagerHostname']} ({n['NodeManagerAddress']})" for n in nodes)
+        return (
+            f"{self._settings.followers} followers need a node each; after "
+            f"{self._settings.join_s:g} s only these offered themselves: {seen or 'none'}; run "
+            f"`rufus-serve follower --leader {self._settings.address}:{self._settings.port}` on "
+            "the others, or raise timeouts.join_s"
+        )
+
+    def _place(self, slot: _Slot) -> None:
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=slot.bundle
+        )
+        log_dir = str(self._settings.log_dir or "")
+        options = {"scheduling_strategy": strategy, "resources": {RESOURCE: 1.0}}
+        slot.agent = RemoteFollowerAgent.options(**options).remote(log_dir)
+        try:
+            call = slot.agent.describe.remote(self._settings.address)
+            host, address, _python = ray.get(call, timeout=self._settings.join_s)
+        except GetTimeoutError as error:
+            raise ClusterError(
+                f"the agent of bundle {slot.bundle} did not start within "
+                f"{self._settings.join_s:g} s"
+            ) from error
+        except RayError as error:
+            raise ClusterError(f"the agent of bundle {slot.bundle} failed: {error}") from error
+        slot.node = NodeInfo(host=host, address=address, slots=1)
+
+    # ---- one follower ----
+
+    def _launch_on(self, slot: _Slot, spec: FollowerSpec) -> None:
+        if slot.agent is None:
+            self._place(slot)
+        assert slot.node is not None
+        remote = slot.node.address != self._settings.address
+        spec = msgspec.structs.replace(
+            spec, address=slot.node.address, token="" if remote else spec.token
+        )
+        call = slot.agent.launch.remote(msgspec.json.encode(spec), self._settings.python)
+        ray.get(call, timeout=_CALL_S)
+        threading.Thread(
+            target=self._watch, args=(slot, spec.follower_id), name="agent", daemon=True
+        ).start()
+
+    def _watch(self, slot: _Slot, follower_id: str) -> None:
+        try:
+            _, code, tail = ray.get(slot.agent.wait_exit.remote())
+            news = FollowerExit(follower_id=follower_id, code=code, log_tail=tail)
+        except (RayActorError, RayError) as error:
+            slot.agent = None
+            cause = str(error).strip().splitlines()[0]
+            tail = f"agent ERROR the Ray actor on {slot.node and slot.node.host} died: {cause}"
+            news = FollowerExit(follower_id=follower_id, code=-9, log_tail=tail)
+        except Exception:
+            if not self._stopped:
+                raise
+            return
+        with self._lock:
+            slot.follower_id = ""
+        if not self._stopped:
+            self._on_exit(news)

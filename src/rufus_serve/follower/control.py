@@ -1,0 +1,121 @@
+"""A follower's conversation with the supervisor: orders in, news and heartbeats out."""
+
+import os
+import platform
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from rufus_serve import __version__
+from rufus_serve.channel.keys import GroupKeys
+from rufus_serve.channel.peer import PeerClient
+from rufus_serve.config import ServeConfig
+from rufus_serve.protocol.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    ControlMessage,
+    FollowerHello,
+    FormGroup,
+    Heartbeat,
+    HeartbeatAck,
+    Refused,
+    Stop,
+    Welcome,
+)
+from rufus_serve.protocol.specs import FollowerSpec
+
+Order = Welcome | Refused | FormGroup | Stop
+
+
+class Control:
+    """Queues the supervisor's orders for the main thread and answers for it meanwhile.
+
+    The heartbeat thread says hello until it is acknowledged (again, after a silence), so a
+    supervisor that was restarted learns of this follower by itself.
+    """
+
+    def __init__(
+        self,
+        spec: FollowerSpec,
+        config: ServeConfig,
+        *,
+        beat: Callable[[], Heartbeat],
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._spec, self._config = spec, config
+        self._beat, self._interrupt = beat, interrupt
+        self.node_rank = spec.node_rank
+        self._orders: queue.Queue[Order] = queue.Queue()
+        self._heard = time.monotonic()
+        self._known = False
+        self._closed = threading.Event()
+        self._peer = PeerClient(
+            spec.control_endpoint,
+            keys=GroupKeys.from_token(spec.token),
+            on_message=self._receive,
+            on_connection=self._on_connection,
+            on_refused=lambda error: self._orders.put(Refused(reason=str(error))),
+        )
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the supervisor was last heard."""
+        return time.monotonic() - self._heard
+
+    def send(self, message: ControlMessage) -> None:
+        """Queue `message` for the supervisor; any thread."""
+        self._peer.send(message)
+
+    def next_order(self, *, timeout_s: float) -> Order | None:
+        """The supervisor's next order, or None after `timeout_s`."""
+        try:
+            return self._orders.get(timeout=timeout_s) if timeout_s else self._orders.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._closed.set()
+        self._peer.close()
+
+    def _hello(self) -> FollowerHello:
+        return FollowerHello(
+            protocol_version=PROTOCOL_VERSION,
+            package_version=__version__,
+            config_hash=self._config.group_hash(),
+            follower_id=self._spec.follower_id,
+            node_rank=self.node_rank,
+            host=socket.gethostname(),
+            address=self._spec.address,
+            pid=os.getpid(),
+            python_version=platform.python_version(),
+        )
+
+    def _on_connection(self, connected: bool) -> None:
+        self._known = False
+        if connected:
+            self._peer.send(self._hello())
+
+    def _receive(self, message: AnyMessage) -> None:
+        self._heard = time.monotonic()
+        if isinstance(message, HeartbeatAck):
+            self._known = True
+        elif isinstance(message, Welcome | Refused | FormGroup | Stop):
+            if isinstance(message, Welcome):
+                self.node_rank = message.node_rank
+            self._orders.put(message)
+            if isinstance(message, FormGroup | Stop):
+                self._interrupt()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._config.timeouts.heartbeat_s):
+            if not self._known and self.silence_s > 2 * self._config.timeouts.heartbeat_s:
+                self._peer.send(self._hello())
+            self._peer.send(self._beat())
+            if self._orders.qsize():
+                # An order that came just before a collective began would wait for it forever.
+                self._interrupt()

@@ -1,0 +1,220 @@
+"""`FollowerNode`: the life of one follower, from hello to stop, on its main thread."""
+
+import logging
+import socket
+import time
+import traceback
+
+from rufus_serve import __version__
+from rufus_serve.channel.base import FollowerChannel, HelloInfo
+from rufus_serve.channel.keys import GroupKeys
+from rufus_serve.channel.zeromq import ZmqFollowerChannel
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import (
+    CollectiveAborted,
+    ConfigError,
+    HandshakeRefused,
+    LeaderLost,
+    ModelError,
+    RufusError,
+)
+from rufus_serve.follower.control import Control
+from rufus_serve.follower.runtimes import make_runtime
+from rufus_serve.follower.stepper import Stepper
+from rufus_serve.protocol.messages import (
+    FollowerFailed,
+    FollowerLoaded,
+    FollowerPhase,
+    FollowerReady,
+    FormGroup,
+    Heartbeat,
+    Refused,
+    RuntimeInfo,
+    Stop,
+    Welcome,
+)
+from rufus_serve.protocol.specs import FollowerSpec
+from rufus_serve.runtime.base import GroupSpec, Runtime
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.02
+_PROGRESS_S = 0.5
+
+
+class FollowerNode:
+    """Obeys the supervisor's orders and runs the leader's steps in between."""
+
+    def __init__(self, spec: FollowerSpec) -> None:
+        self._spec = spec
+        self._config = ServeConfig.model_validate(spec.config)
+        self._runtime: Runtime | None = None
+        self._info: RuntimeInfo | None = None
+        self._channel: FollowerChannel | None = None
+        self._stepper: Stepper | None = None
+        self._epoch = 0
+        self._load_count = 0
+        self._reported = 0.0
+        self._phase = "joining"
+        self._control = Control(spec, self._config, beat=self._beat, interrupt=self._interrupt)
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            HandshakeRefused: the supervisor does not take this follower.
+            LeaderLost: the supervisor is gone and `recovery.on_leader_loss` is `exit`.
+            RufusError: whatever kept it from serving; the supervisor was told.
+        """
+        try:
+            while self._obey_next_order():
+                self._step_or_wait()
+        except (HandshakeRefused, LeaderLost):
+            raise
+        except Exception as error:
+            self._report_failure(error)
+            raise
+        finally:
+            self._close()
+
+    # ---- orders ----
+
+    def _obey_next_order(self) -> bool:
+        """Obey an order if there is one; False on `Stop`."""
+        order = self._control.next_order(timeout_s=0.0 if self._stepper else _POLL_S)
+        match order:
+            case None:
+                self._check_leader()
+            case Stop():
+                _log.info("stopping: %s", order.reason or "asked to")
+                return False
+            case Refused():
+                raise HandshakeRefused(order.reason)
+            case Welcome():
+                self._load(order)
+            case FormGroup():
+                self._form(order)
+        return True
+
+    def _check_leader(self) -> None:
+        limit = self._config.timeouts.heartbeat_lost_s
+        if self._control.silence_s <= limit:
+            return
+        starting = self._info is None and self._control.silence_s <= self._config.timeouts.join_s
+        if self._config.recovery.on_leader_loss == "exit" and not starting:
+            raise LeaderLost(f"no word from the leader for {self._control.silence_s:.1f} s")
+        self._stepper = None
+
+    def _load(self, order: Welcome) -> None:
+        if self._runtime is None:
+            runtime = make_runtime(
+                self._config, order.node_rank, num_followers_on_host=order.num_followers_on_host
+            )
+            self._phase = "loading"
+            self._runtime = runtime
+            self._info = runtime.load(self._progress)
+            self._load_count += 1
+            _log.info("weights loaded in %.1f s", self._info.load_s)
+        assert self._info is not None
+        self._control.send(FollowerLoaded(info=self._info, load_count=self._load_count))
+
+    def _form(self, order: FormGroup) -> None:
+        assert self._runtime is not None
+        self._stepper, self._epoch = None, order.epoch
+        self._phase = "grouping"
+        self._control.send(FollowerPhase(phase="grouping", done=order.epoch))
+        try:
+            self._runtime.join(_group_of(order))
+            self._phase = "warming up"
+            self._runtime.warm_up(self._progress)
+        except CollectiveAborted as error:
+            _log.warning("epoch %d was given up while it formed: %s", order.epoch, error)
+            return
+        channel = self._open_channel(order.node_rank)
+        channel.begin(order.epoch)
+        self._stepper = Stepper(self._runtime, epoch=order.epoch, node_rank=order.node_rank)
+        self._phase = "ready"
+        endpoint = channel.endpoint
+        self._control.send(
+            FollowerReady(
+                epoch=order.epoch, endpoint=endpoint.endpoint, server_key=endpoint.server_key
+            )
+        )
+
+    def _open_channel(self, node_rank: int) -> FollowerChannel:
+        if self._channel is None:
+            info = HelloInfo(
+                package_version=__version__,
+                config_hash=self._config.group_hash(),
+                sender_id=self._spec.follower_id,
+            )
+            self._channel = ZmqFollowerChannel(
+                info,
+                GroupKeys.from_token(self._spec.token),
+                node_rank=node_rank,
+                host=socket.gethostname(),
+                address=self._spec.address,
+                port=self._spec.step_port,
+            )
+        return self._channel
+
+    # ---- steps ----
+
+    def _step_or_wait(self) -> None:
+        if self._stepper is None or self._channel is None:
+            return
+        step = self._channel.receive(timeout_s=_POLL_S)
+        if step is not None:
+            self._channel.reply(self._stepper.run(step))
+
+    # ---- called on other threads ----
+
+    def _beat(self) -> Heartbeat:
+        stepper = self._stepper
+        busy_since = stepper.busy_since if stepper else 0.0
+        return Heartbeat(
+            epoch=self._epoch,
+            last_step_id=stepper.last_step_id if stepper else -1,
+            busy_s=time.monotonic() - busy_since if busy_since else 0.0,
+            load_count=self._load_count,
+        )
+
+    def _interrupt(self) -> None:
+        if self._runtime is not None:
+            self._runtime.abort()
+
+    def _progress(self, done: int, total: int, detail: str) -> None:
+        now = time.monotonic()
+        if done == total or now - self._reported > _PROGRESS_S:
+            self._reported = now
+            self._control.send(
+                FollowerPhase(phase=self._phase, done=done, total=total, detail=detail)
+            )
+
+    # ---- the end ----
+
+    def _report_failure(self, error: Exception) -> None:
+        known = isinstance(error, RufusError)
+        text = str(error) if known else "".join(traceback.format_exception(error)[-3:]).strip()
+        fatal = isinstance(error, ModelError | ConfigError)
+        code = error.exit_code if isinstance(error, RufusError) else 7
+        self._control.send(
+            FollowerFailed(phase=self._phase, error=text, fatal=fatal, exit_code=code)
+        )
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._runtime is not None:
+            self._runtime.close()
+        self._control.close()
+
+
+def _group_of(order: FormGroup) -> GroupSpec:
+    return GroupSpec(
+        epoch=order.epoch,
+        node_rank=order.node_rank,
+        num_nodes=order.num_nodes,
+        rendezvous=order.rendezvous,
+        same_host=order.same_host,
+        num_blocks=order.num_blocks,
+    )

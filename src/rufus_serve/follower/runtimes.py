@@ -1,0 +1,15 @@
+"""Chooses the runtime; each is imported only where it is used."""
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.runtime.base import Runtime
+
+
+def make_runtime(config: ServeConfig, node_rank: int, *, num_followers_on_host: int) -> Runtime:
+    """The runtime that `config.runtime` names, for the shard of `node_rank`."""
+    if config.runtime == "neuron":
+        from rufus_serve.runtime.neuron import NeuronRuntime
+
+        return NeuronRuntime(config, node_rank, num_followers_on_host=num_followers_on_host)
+    from rufus_serve.runtime.cpu import CpuRuntime
+
+    return CpuRuntime(config, node_rank, num_followers_on_host=num_followers_on_host)

@@ -1,0 +1,154 @@
+"""`FollowerDesk`: follower messages into events, and orders to the right connection."""
+
+import logging
+
+from rufus_serve import __version__
+from rufus_serve.channel.peer import PeerServer
+from rufus_serve.cluster.base import FollowerExit
+from rufus_serve.config import ServeConfig
+from rufus_serve.protocol import group_events as ev
+from rufus_serve.protocol.group_state import GroupState
+from rufus_serve.protocol.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    FollowerFailed,
+    FollowerHello,
+    FollowerLoaded,
+    FollowerPhase,
+    FollowerReady,
+    Heartbeat,
+    HeartbeatAck,
+    Refused,
+    StepEndpoint,
+    Stop,
+)
+from rufus_serve.supervisor.report import Report
+
+_log = logging.getLogger(__name__)
+
+
+class FollowerDesk:
+    """Knows which connection belongs to which follower process."""
+
+    def __init__(
+        self, server: PeerServer, config: ServeConfig, state: GroupState, report: Report
+    ) -> None:
+        self._server, self._config = server, config
+        self._state, self._report = state, report
+        self._peers: dict[str, bytes] = {}
+        self._ids: dict[bytes, str] = {}
+        self._errors: dict[str, str] = {}
+        self.exits: list[FollowerExit] = []
+
+    async def take(self, peer: bytes, message: AnyMessage) -> list[ev.Event]:
+        """The events in `message`; a hello of the wrong kind is refused here."""
+        if isinstance(message, FollowerHello):
+            return await self._hello(peer, message)
+        follower_id = self._ids.get(peer)
+        member = self._state.members.get(follower_id or "")
+        if follower_id is None or member is None:
+            return []
+        match message:
+            case Heartbeat():
+                await self._server.send(peer, HeartbeatAck())
+                return [ev.Heard(follower_id=follower_id)]
+            case FollowerPhase(phase="grouping"):
+                return [ev.Grouping(follower_id=follower_id, epoch=message.done)]
+            case FollowerPhase():
+                self._report.progress(
+                    member, done=message.done, total=message.total, detail=message.detail
+                )
+                return [ev.Heard(follower_id=follower_id)]
+            case FollowerLoaded():
+                return [
+                    ev.Loaded(
+                        follower_id=follower_id, info=message.info, load_count=message.load_count
+                    )
+                ]
+            case FollowerReady():
+                endpoint = StepEndpoint(
+                    node_rank=member.node_rank,
+                    host=member.host,
+                    endpoint=message.endpoint,
+                    server_key=message.server_key,
+                )
+                return [ev.Ready(follower_id=follower_id, epoch=message.epoch, endpoint=endpoint)]
+            case FollowerFailed():
+                self._errors[follower_id] = f"{message.phase}: {message.error}"
+                return [
+                    ev.Failed(
+                        follower_id=follower_id,
+                        reason=message.error,
+                        fatal=message.fatal,
+                        exit_code=message.exit_code,
+                    )
+                ]
+            case _:
+                _log.debug("ignored %s of follower %s", type(message).__name__, follower_id)
+                return []
+
+    async def _hello(self, peer: bytes, hello: FollowerHello) -> list[ev.Event]:
+        refusal = self._refusal(hello)
+        if refusal:
+            _log.warning("refused a follower: %s", refusal)
+            await self._server.send(peer, Refused(reason=refusal))
+            return []
+        known = self._peers.get(hello.follower_id) == peer
+        self._peers[hello.follower_id] = peer
+        self._ids[peer] = hello.follower_id
+        await self._server.send(peer, HeartbeatAck())
+        if known:
+            return [ev.Heard(follower_id=hello.follower_id)]
+        return [
+            ev.Joined(
+                follower_id=hello.follower_id,
+                host=hello.host,
+                address=hello.address,
+                pid=hello.pid,
+            )
+        ]
+
+    def _refusal(self, hello: FollowerHello) -> str:
+        """Why this follower cannot be taken; empty if it can."""
+        who = f"follower {hello.follower_id} on {hello.host}"
+        if hello.protocol_version != PROTOCOL_VERSION:
+            return (
+                f"{who} speaks protocol {hello.protocol_version} (rufus-serve "
+                f"{hello.package_version}), the leader {PROTOCOL_VERSION} ({__version__}); "
+                "install the same version on both"
+            )
+        expected = self._config.group_hash()
+        if hello.config_hash != expected:
+            return (
+                f"{who} has configuration {hello.config_hash}, the leader {expected}; "
+                "start both with the same settings"
+            )
+        if hello.follower_id not in self._state.members:
+            return f"{who} is not (or no longer) part of this group"
+        return ""
+
+    async def send(self, follower_id: str, message: AnyMessage) -> None:
+        """Send to a follower; a lost one is noticed elsewhere."""
+        peer = self._peers.get(follower_id)
+        if peer is not None:
+            await self._server.send(peer, message)
+
+    async def stop_all(self, reason: str) -> None:
+        """Tell every follower to end."""
+        for follower_id in list(self._peers):
+            await self.send(follower_id, Stop(reason=reason))
+
+    def forget(self, follower_id: str) -> None:
+        """The follower's connection means nothing any more."""
+        peer = self._peers.pop(follower_id, None)
+        if peer is not None:
+            self._ids.pop(peer, None)
+
+    def note_exit(self, news: FollowerExit) -> None:
+        """Keep how a follower ended; the first one is the cause of what follows."""
+        self.exits.append(news)
+        _log.info("follower %s %s", news.follower_id, news.reason)
+
+    def first_error(self, news: FollowerExit) -> str:
+        """A follower's own first error: what it reported, else the first error in its log."""
+        return self._errors.get(news.follower_id) or news.reason

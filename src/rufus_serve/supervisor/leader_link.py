@@ -1,0 +1,39 @@
+"""The supervisor's side of the link to the leader's two processes."""
+
+from rufus_serve.channel.peer import PeerServer
+from rufus_serve.protocol.messages import AnyMessage, LeaderHello, LeaderProgress
+
+
+class LeaderLink:
+    """Remembers which peer is the engine and which is the API process, and how steps go."""
+
+    def __init__(self, server: PeerServer) -> None:
+        self._server = server
+        self._peers: dict[str, bytes] = {}
+        self.progress: LeaderProgress | None = None
+        self.progress_at = 0.0
+
+    def hello(self, peer: bytes, message: LeaderHello) -> None:
+        """A leader process connected (again)."""
+        self._peers[message.role] = peer
+        if message.role == "engine":
+            self.progress = None
+
+    def took_progress(self, message: LeaderProgress, now: float) -> None:
+        """The engine's heartbeat."""
+        self.progress, self.progress_at = message, now
+
+    def forget(self) -> None:
+        """The leader process ended."""
+        self._peers.clear()
+        self.progress = None
+
+    async def to_engine(self, message: AnyMessage) -> None:
+        """Send to the engine, if there is one."""
+        if "engine" in self._peers:
+            await self._server.send(self._peers["engine"], message)
+
+    async def to_api(self, message: AnyMessage) -> bool:
+        """Send to the API process; False if there is none."""
+        peer = self._peers.get("api")
+        return peer is not None and await self._server.send(peer, message)

@@ -1,0 +1,108 @@
+"""Addresses, tokens and cluster of a group, worked out from the configuration."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from rufus_serve.channel.keys import new_token, read_token
+from rufus_serve.cluster.base import Cluster
+from rufus_serve.cluster.local import LocalCluster
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import ConfigError
+from rufus_serve.protocol.group_events import GroupSettings
+
+_log = logging.getLogger(__name__)
+
+
+class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the group's sockets and files are."""
+
+    token: str
+    address: str
+    """This host's address, by which followers reach the supervisor."""
+    hosts: int
+    """1 if all followers share this host, else one per host."""
+    run_dir: Path
+    """Private folder of this run: link socket, leader's spec, logs."""
+
+    @property
+    def link_endpoint(self) -> str:
+        """Where leader processes connect."""
+        return f"ipc://{self.run_dir / 'link'}"
+
+    @property
+    def log_dir(self) -> Path:
+        """Where followers' logs go."""
+        return self.run_dir / "logs"
+
+    def remove(self) -> None:
+        """Delete the run's folder."""
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+def make_plan(config: ServeConfig) -> GroupPlan:
+    """The plan for `config`.
+
+    Raises:
+        ConfigError: followers join from other hosts and there is no token file.
+    """
+    from rufus_serve.cluster.addresses import choose_address
+
+    cluster = config.cluster
+    spread = bool(cluster.token_file or cluster.ray_address) and cluster.kind == "ray"
+    hosts = config.nodes if spread and config.nodes > 1 else 1
+    if hosts > 1 and cluster.token_file is None:
+        raise ConfigError("cluster.token_file is needed when followers run on other hosts")
+    if hosts > 1 and not (cluster.control_port and cluster.ray_port):
+        raise ConfigError("cluster.control_port and ray_port must be fixed for several hosts")
+    token = read_token(cluster.token_file) if cluster.token_file else new_token()
+    address = choose_address(interface=cluster.interface) if hosts > 1 else "127.0.0.1"
+    run_dir = Path(tempfile.mkdtemp(prefix="rufus-serve-"))
+    plan = GroupPlan(token=token, address=address, hosts=hosts, run_dir=run_dir)
+    plan.log_dir.mkdir()
+    return plan
+
+
+def group_settings(config: ServeConfig) -> GroupSettings:
+    """What the state machine needs of `config`."""
+    timeouts, recovery = config.timeouts, config.recovery
+    return GroupSettings(
+        nodes=config.nodes,
+        standby_nodes=recovery.standby_nodes,
+        join_s=timeouts.join_s,
+        load_s=timeouts.load_s,
+        warm_up_s=timeouts.warm_up_s,
+        heartbeat_lost_s=timeouts.heartbeat_lost_s,
+        max_restarts=recovery.max_restarts,
+        window_s=recovery.window_s,
+        backoff_s=recovery.backoff_s,
+        max_backoff_s=recovery.max_backoff_s,
+        deadline_s=recovery.deadline_s,
+    )
+
+
+def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
+    """The cluster that `config.cluster.kind` names."""
+    followers = config.nodes + config.recovery.standby_nodes
+    if config.cluster.kind == "local":
+        return LocalCluster(slots=followers, python=config.cluster.python, log_dir=plan.log_dir)
+    from rufus_serve.cluster.ray_cluster import RayCluster, RaySettings
+    from rufus_serve.cluster.ray_token import ray_token
+
+    return RayCluster(
+        RaySettings(
+            followers=followers,
+            hosts=plan.hosts,
+            address=plan.address,
+            port=config.cluster.ray_port if plan.hosts > 1 else 0,
+            existing=config.cluster.ray_address,
+            token=ray_token(plan.token),
+            join_s=config.timeouts.join_s,
+            python=config.cluster.python,
+            log_dir=plan.log_dir,
+            local_slots=1 if plan.hosts > 1 else followers,
+        )
+    )
