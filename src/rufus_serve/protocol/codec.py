@@ -134,19 +134,41 @@ def _refer(value: object) -> tuple[int, int, str, tuple[int, ...]]:
 
 
 def _resolve(kind: type, value: Any) -> Array:  # noqa: ARG001 - msgspec's signature
-    """The array that `value`, as of `_refer`, stands for; numpy checks that it fits its frame."""
+    """The array that `value`, as of `_refer`, stands for."""
     try:
         index, offset, name, shape = value
+        dtype = _DTYPES[name]
+        # numpy itself would take negative sizes and offsets, and read beside the frame.
+        size_bytes = _num_elements(index, offset, shape) * dtype.itemsize
         frame = _call.received[index]
-        array: Array = np.ndarray(shape, _DTYPES[name], frame, offset)
-    except (TypeError, ValueError, LookupError, OverflowError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise msgspec.ValidationError(f"bad array reference {value!r:.80}: {error}") from error
-    if index < 0 or array.ndim > MAX_DIMENSIONS or (index and array.nbytes != frame.nbytes):
+    room_bytes = frame.nbytes - offset
+    if size_bytes > room_bytes or (index and size_bytes != room_bytes):
         raise msgspec.ValidationError(
             f"array reference {value!r:.80} does not match its frame of {frame.nbytes} bytes"
         )
+    array: Array = np.ndarray(shape, dtype, frame, offset)
     # Neither msgpack nor ZeroMQ promises an aligned buffer; compute kernels expect one.
     return array if array.flags.aligned else _frozen_copy(array)
+
+
+def _num_elements(index: Any, offset: Any, shape: Any) -> int:
+    """Number of elements of `shape`.
+
+    Raises:
+        ValueError: a number is none, or is negative or absurd.
+    """
+    elements = 1
+    for number in shape:
+        if type(number) is not int or not 0 <= number <= MAX_ARRAY_BYTES:
+            raise ValueError("bad shape")
+        elements *= number
+    if type(index) is not int or type(offset) is not int or index < 0 or offset < 0:
+        raise ValueError("bad position")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError("too many dimensions")
+    return elements
 
 
 def _frozen_copy(array: Array) -> Array:
