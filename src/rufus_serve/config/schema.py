@@ -120,6 +120,19 @@ class LimitConfig(Section):
     """Most stop strings of one request."""
 
 
+class ArtifactConfig(Section):
+    """What `rufus-serve compile` made ahead of time."""
+
+    location: str = ""
+    """Folder or URL of artifacts. Empty: followers prepare their shards themselves."""
+    required: bool = False
+    """Refuse to shard or compile at serve time."""
+    cache: Path | None = None
+    """Folder that each host copies its artifacts to. Empty: local ones are used in place."""
+    threads: Annotated[int, Field(gt=0)] = 8
+    """Files that are checked or copied at once."""
+
+
 class CpuRuntimeConfig(Section):
     """The CPU runtime."""
 
@@ -199,6 +212,8 @@ class ServeConfig(Section):
     """Behaviour after a loss."""
     limits: LimitConfig = LimitConfig()
     """Admission limits."""
+    artifacts: ArtifactConfig = ArtifactConfig()
+    """Artifacts made ahead of time."""
     cpu: CpuRuntimeConfig = CpuRuntimeConfig()
     """Settings of runtime `cpu`."""
     neuron: NeuronRuntimeConfig = NeuronRuntimeConfig()

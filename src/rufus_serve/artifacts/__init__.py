@@ -1,0 +1,1 @@
+"""Artifacts made ahead of time: their identity, their files, and how a node gets its own."""
