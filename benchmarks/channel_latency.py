@@ -2,8 +2,8 @@
 
     python benchmarks/channel_latency.py [--followers 2] [--rounds 2000]
 
-Each follower is a process of its own on this host. The peer sends the same bytes, in one
-unencrypted frame, to as many echo processes and waits for all: what ZeroMQ alone costs.
+Each follower is a process of its own on this host. The peers send as many bytes, in one frame,
+to as many echo processes and wait for all: what ZeroMQ alone costs, plain and with CurveZMQ.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import zmq
@@ -22,6 +23,15 @@ from rufus_serve.channel.zeromq import ZmqFollowerChannel, ZmqLeaderChannel
 from rufus_serve.protocol.messages import Phase, StepEndpoint, StepReply, StepRequest
 
 ROWS, VOCABULARY, CANDIDATES, BLOCKS = 8, 49152, 256, 64
+CASES = (
+    ("no logits", {"want_logits": False}, 1),
+    (f"{ROWS} x {CANDIDATES} candidates", {"num_candidates": CANDIDATES}, 1),
+    (f"{ROWS} x {VOCABULARY} logits", {}, 10),
+)
+"""Name, what the step asks for, and by what to divide the rounds."""
+SMALL_BYTES = 64
+REPLY_BYTES = (SMALL_BYTES, ROWS * (CANDIDATES * 8 + 4), ROWS * VOCABULARY * 4)
+T = TypeVar("T")
 INFO = HelloInfo(package_version="0", config_hash="benchmark", sender_id="benchmark")
 
 
@@ -58,8 +68,12 @@ def follow(token: str, node_rank: int, announced: "multiprocessing.Queue[str]") 
         channel.reply(answer(step, node_rank, logits))
 
 
-def echo(size_bytes: int, announced: "multiprocessing.Queue[str]") -> None:
+def echo(size_bytes: int, keys: GroupKeys | None, announced: "multiprocessing.Queue[str]") -> None:
     socket = zmq.Context().socket(zmq.ROUTER)
+    if keys is not None:
+        socket.curve_server = True
+        socket.curve_publickey = keys.server_public
+        socket.curve_secretkey = keys.server_secret
     socket.bind("tcp://127.0.0.1:0")
     announced.put(socket.getsockopt_string(zmq.LAST_ENDPOINT))
     reply = bytes(size_bytes)
@@ -82,13 +96,14 @@ def decode_step(step_id: int, **wanted: object) -> StepRequest:
     )
 
 
-def milliseconds(call: Callable[[int], None], rounds: int) -> dict[str, float]:
+def milliseconds(call: Callable[[T], None], inputs: Sequence[T]) -> dict[str, float]:
+    """Of each call; the first tenth is warm-up."""
     took = []
-    for number in range(rounds + rounds // 10):
+    for one in inputs:
         started = time.perf_counter()
-        call(number)
+        call(one)
         took.append((time.perf_counter() - started) * 1e3)
-    took = took[rounds // 10 :]
+    took = took[len(took) // 10 :]
     return {f"p{p}": round(float(np.percentile(took, p)), 4) for p in (50, 95, 99)}
 
 
@@ -106,22 +121,15 @@ def measure_channel(followers: int, rounds: int) -> dict[str, dict[str, float]]:
     ]
     leader = ZmqLeaderChannel(INFO, GroupKeys.from_token(token))
     leader.connect(1, endpoints, deadline_s=10.0)
-    step_id = 0
 
-    def run(**wanted: object) -> Callable[[int], None]:
-        def call(_: int) -> None:
-            nonlocal step_id
-            step_id += 1
-            leader.broadcast(decode_step(step_id, **wanted))
-            leader.gather(step_id, deadline_s=10.0)
+    def call(step: StepRequest) -> None:
+        leader.broadcast(step)
+        leader.gather(step.step_id, deadline_s=10.0)
 
-        return call
-
-    took = {
-        "no logits": milliseconds(run(want_logits=False), rounds),
-        f"{ROWS} x {CANDIDATES} candidates": milliseconds(run(num_candidates=CANDIDATES), rounds),
-        f"{ROWS} x {VOCABULARY} logits": milliseconds(run(), rounds // 10),
-    }
+    took = {}
+    for name, wanted, divisor in CASES:
+        steps = [decode_step(step_id, **wanted) for step_id in range(rounds // divisor)]
+        took[name] = milliseconds(call, steps)
     leader.close()
     for process in processes:
         process.terminate()
@@ -129,27 +137,32 @@ def measure_channel(followers: int, rounds: int) -> dict[str, dict[str, float]]:
     return took
 
 
-def measure_echo(followers: int, rounds: int, *, reply_bytes: int) -> dict[str, float]:
+def measure_echo(
+    followers: int, rounds: int, *, reply_bytes: int, keys: GroupKeys | None
+) -> dict[str, float]:
     announced = multiprocessing.Queue()
     context = zmq.Context()
     processes, sockets = [], []
     for rank in range(followers):
-        size = reply_bytes if rank == 0 else 64
-        process = multiprocessing.Process(target=echo, args=(size, announced), daemon=True)
+        size = reply_bytes if rank == 0 else SMALL_BYTES
+        process = multiprocessing.Process(target=echo, args=(size, keys, announced), daemon=True)
         process.start()
         socket = context.socket(zmq.DEALER)
+        if keys is not None:
+            socket.curve_serverkey = keys.server_public
+            socket.curve_publickey = keys.client_public
+            socket.curve_secretkey = keys.client_secret
         socket.connect(announced.get())
         processes.append(process)
         sockets.append(socket)
-    request = bytes(ROWS * (BLOCKS + 4) * 4 + 150)
 
-    def call(_: int) -> None:
+    def call(request: bytes) -> None:
         for socket in sockets:
             socket.send(request)
         for socket in sockets:
             socket.recv(copy=False)
 
-    took = milliseconds(call, rounds)
+    took = milliseconds(call, [bytes(ROWS * (BLOCKS + 4) * 4 + 150)] * rounds)
     context.destroy(linger=0)
     for process in processes:
         process.terminate()
@@ -164,9 +177,14 @@ def main() -> None:
     options = parser.parse_args()
     count, rounds = options.followers, options.rounds
     channel = measure_channel(count, rounds)
-    sizes = (64, ROWS * CANDIDATES * 8 + ROWS * 4, ROWS * VOCABULARY * 4)
-    plans = zip(channel, sizes, (rounds, rounds, rounds // 10), strict=True)
-    raw = {name: measure_echo(count, n, reply_bytes=size) for name, size, n in plans}
+    keys = GroupKeys.from_token(new_token())
+    plain, curve = (
+        {
+            name: measure_echo(count, rounds // divisor, reply_bytes=size, keys=peer_keys)
+            for (name, _, divisor), size in zip(CASES, REPLY_BYTES, strict=True)
+        }
+        for peer_keys in (None, keys)
+    )
     record = {
         "followers": count,
         "rounds": rounds,
@@ -175,10 +193,18 @@ def main() -> None:
         "zeromq": zmq.zmq_version(),
         "unit": "ms",
         "channel": channel,
-        "raw ZeroMQ echo, not encrypted": raw,
-        "ratio of p50": {name: round(channel[name]["p50"] / raw[name]["p50"], 2) for name in raw},
+        "raw echo": plain,
+        "raw echo with CurveZMQ": curve,
+        "p50 over raw echo": ratios(channel, plain),
+        "p50 over raw echo with CurveZMQ": ratios(channel, curve),
     }
     print(json.dumps(record, indent=2))
+
+
+def ratios(
+    measured: dict[str, dict[str, float]], peer: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    return {name: round(measured[name]["p50"] / peer[name]["p50"], 2) for name in peer}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ Socket = zmq.Socket[Any]
 Context = zmq.Context[zmq.Socket[bytes]]
 
 # Plain numbers: the flag classes cost a microsecond per test, many times a step.
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,13 @@ def receive_frames(socket: Socket) -> list[memoryview] | None:
     """The frames of the next message, not copied; None if there is none yet."""
     if not cast(int, socket.getsockopt(_EVENTS)) & _POLLIN:
         return None
-    return [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+    frames: list[memoryview] = []
+    more = True
+    while more:
+        frame = socket.recv(_NOBLOCK, copy=False)
+        frames.append(frame.buffer)
+        more = frame.more
+    return frames
 
 
 class ClientGate:
