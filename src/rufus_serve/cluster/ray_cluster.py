@@ -39,8 +39,6 @@ class RaySettings:
     """Port of the Ray head; 0 for a free one."""
     existing: str
     """Address of a running Ray cluster to join; empty to start one here."""
-    token: str
-    """Ray's authentication token."""
     join_s: float
     python: str
     log_dir: Path | None
@@ -127,10 +125,6 @@ class RayCluster:
 
     def _connect(self) -> None:
         settings = self._settings
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = settings.token
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         common: dict[str, Any] = {
             "log_to_driver": False,

@@ -14,7 +14,7 @@ from types import FrameType
 from rufus_serve.channel.keys import read_token
 from rufus_serve.cluster.addresses import choose_address
 from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE, TOKEN_VARIABLE
-from rufus_serve.cluster.ray_token import ray_token
+from rufus_serve.cluster.ray_token import ray_environment
 from rufus_serve.errors import ClusterError, ConfigError, LeaderLost
 
 _log = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ class _RayNode:
 
     def _environ(self, address: str) -> dict[str, str]:
         return os.environ | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": ray_token(self._token),
+            **ray_environment(self._token),
             TOKEN_VARIABLE: str(self._token_file.resolve()),
             ADDRESS_VARIABLE: address,
         }

@@ -37,8 +37,8 @@ class LeaderProcess:
             token=self._plan.token,
         )
         path = self._plan.run_dir / f"leader-{self.leader_id}.json"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(spec))
+        path.touch(mode=0o600)
+        path.write_bytes(msgspec.json.encode(spec))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -89,8 +89,10 @@ def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
     followers = config.nodes + config.recovery.standby_nodes
     if config.cluster.kind == "local":
         return LocalCluster(slots=followers, python=config.cluster.python, log_dir=plan.log_dir)
+    from rufus_serve.cluster.ray_token import export_ray_environment
+
+    export_ray_environment(plan.token)
     from rufus_serve.cluster.ray_cluster import RayCluster, RaySettings
-    from rufus_serve.cluster.ray_token import ray_token
 
     return RayCluster(
         RaySettings(
@@ -99,7 +101,6 @@ def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
             address=plan.address,
             port=config.cluster.ray_port if plan.hosts > 1 else 0,
             existing=config.cluster.ray_address,
-            token=ray_token(plan.token),
             join_s=config.timeouts.join_s,
             python=config.cluster.python,
             log_dir=plan.log_dir,

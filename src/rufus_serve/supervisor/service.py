@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import time
@@ -77,11 +78,9 @@ class Supervisor:
         Raises:
             RufusError: the group failed for good; carries the exit code.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        self._take_signals()
         try:
-            await self._start(loop)
+            self._start()
             await self._ended.wait()
         finally:
             await self._stop()
@@ -91,7 +90,14 @@ class Supervisor:
 
     # ---- start ----
 
-    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
         for receive in (self._receive_control, self._receive_link, self._tick):
             self._spawn(receive())
 
@@ -104,6 +110,8 @@ class Supervisor:
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
         nodes = await starting
+        # Ray puts a handler of its own on SIGTERM, which ends the process at once.
+        self._take_signals()
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
         await self._perform(self._state.start((), time.monotonic()))
         self._spawn(self._keep_leader())
@@ -152,7 +160,7 @@ class Supervisor:
         progress = self._link.progress
         if progress is None or self._state.phase is not ev.GroupPhase.READY:
             return False
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
+        host = _reachable(self._config.host)
         try:
             reader, writer = await asyncio.open_connection(host, self._config.port)
             writer.write(b"GET /version HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -369,3 +377,11 @@ class Supervisor:
         else:
             _log.error("a task of the supervisor failed", exc_info=error)
             self._fail(RufusError(f"the supervisor failed: {error}"), 1)
+
+
+def _reachable(host: str) -> str:
+    """An address to reach a server by that listens on `host`, which may be a wildcard."""
+    address = ipaddress.ip_address(host) if host[0].isdigit() or ":" in host else None
+    if address is None or not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"
