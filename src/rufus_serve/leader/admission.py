@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ from rufus_serve.leader.request_checks import (
 )
 
 _log = logging.getLogger(__name__)
+_DISCARD_BYTES = 1 << 26
+_DISCARD_S = 10.0
+_HANG_UP_S = 2.0
+_FIRST = asyncio.FIRST_COMPLETED
 OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
 """Routes that need no API key."""
 
@@ -65,6 +70,8 @@ class Admission:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._cut_off = asyncio.Event()
+        self._reason = ""
 
     @property
     def draining(self) -> bool:
@@ -79,6 +86,12 @@ class Admission:
     def drain(self) -> None:
         """Admit nothing more."""
         self._draining = True
+
+    def cut_off(self, reason: str) -> None:
+        """End all open requests with `reason`; the first call counts."""
+        if not self._cut_off.is_set():
+            self._draining, self._reason = True, reason
+            self._cut_off.set()
 
     async def idle(self) -> None:
         """Wait until no inference request is open."""
@@ -136,27 +149,42 @@ class Admission:
         else:
             self._idle.set()
 
-    async def _timed(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _timed(self, scope: Scope, replay: "Replay", send: Send) -> None:
         answer = Answer(send)
         limit_s = self._limits.request_timeout_s
+        task = asyncio.ensure_future(self._app(scope, replay, answer))
+        stop = asyncio.ensure_future(self._cut_off.wait())
         try:
-            await asyncio.wait_for(self._app(scope, receive, answer), limit_s)
-        except (asyncio.TimeoutError, TimeoutError):
-            _log.warning("%s took longer than %g s and was ended", scope["path"], limit_s)
-            await answer.fail(
-                HttpError(504, f"the request took longer than {limit_s:g} s and was ended")
-            )
+            await asyncio.wait({task, stop}, timeout=limit_s, return_when=_FIRST)
+            if not task.done():
+                await answer.fail(self._interruption(scope["path"]))
+                replay.hang_up()
+                await asyncio.wait({task}, timeout=_HANG_UP_S)
+        finally:
+            task.cancel()
+            stop.cancel()
+        if task.done() and not task.cancelled():
+            task.result()
+
+    def _interruption(self, path: str) -> HttpError:
+        if self._cut_off.is_set():
+            return HttpError(503, self._reason, retry_after_s=5)
+        limit_s = self._limits.request_timeout_s
+        _log.warning("%s took longer than %g s and was ended", path, limit_s)
+        return HttpError(504, f"the request took longer than {limit_s:g} s and was ended")
 
 
 class Answer:
-    """Passes a response on and remembers how far it got, to end it with an error."""
+    """Passes a response on, until `fail` ends it with an error."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._started = self._complete = self._is_stream = False
 
     async def __call__(self, message: AsgiMessage) -> None:
-        """Pass one ASGI message on."""
+        """Pass one ASGI message on; nothing more once the response is complete."""
+        if self._complete:
+            return
         if message["type"] == "http.response.start":
             self._started = True
             kind = dict(message.get("headers", ())).get(b"content-type", b"")
@@ -167,26 +195,45 @@ class Answer:
 
     async def fail(self, error: HttpError) -> None:
         """End with `error`: as a response, as a stream's last event, or by hanging up."""
+        if self._complete:
+            return
+        self._complete = True
         if not self._started:
             await error.send(self._send)
-        elif self._is_stream and not self._complete:
+        elif self._is_stream:
             event = b"data: " + error.body() + b"\n\n"
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
 
 class Replay:
-    """An ASGI receive that gives a body read before, then what really comes."""
+    """An ASGI receive that gives a body read before, then what really comes.
+
+    `hang_up` makes it report that the client is gone. vLLM's routes end their work on that, but
+    not when their task is cancelled.
+    """
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._first: AsgiMessage | None = {"type": "http.request", "body": body}
         self._receive = receive
+        self._hung_up = asyncio.Event()
+
+    def hang_up(self) -> None:
+        """Report a disconnect from now on."""
+        self._hung_up.set()
 
     async def __call__(self) -> AsgiMessage:
         """The next message."""
-        if self._first is None:
-            return await self._receive()
-        message, self._first = self._first, None
-        return message
+        if self._first is not None:
+            message, self._first = self._first, None
+            return message
+        real = asyncio.ensure_future(self._receive())
+        ours = asyncio.ensure_future(self._hung_up.wait())
+        try:
+            await asyncio.wait({real, ours}, return_when=_FIRST)
+            return real.result() if real.done() else {"type": "http.disconnect"}
+        finally:
+            real.cancel()
+            ours.cancel()
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -198,6 +245,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     too_large = HttpError(413, f"the request body is larger than {max_bytes / 1e6:g} MB")
     announced = dict(scope["headers"]).get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > max_bytes:
+        await _discard(receive)
         raise too_large
     parts, size, more = [], 0, True
     while more:
@@ -207,9 +255,23 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > max_bytes:
+            await _discard(receive)
             raise too_large
         more = message.get("more_body", False)
     return b"".join(parts)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while: a client that still sends would never see the answer."""
+    size, ends = 0, time.monotonic() + _DISCARD_S
+    while size < _DISCARD_BYTES and (left_s := ends - time.monotonic()) > 0:
+        try:
+            message = await asyncio.wait_for(receive(), left_s)
+        except (asyncio.TimeoutError, TimeoutError):
+            return
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 def parse_json(raw: bytes) -> Any:

@@ -28,6 +28,7 @@ from rufus_serve.protocol.specs import LeaderSpec
 
 _log = logging.getLogger(__name__)
 _LIVENESS_S = 0.5
+_WATCH_S = 0.1
 _CLOSE_S = 2
 
 
@@ -39,9 +40,9 @@ class ApiServer:
         self._sock = sock
         self._stopping = asyncio.Event()
         self._inner: App | None = None
-        self._engine: Any = None
         self._link = ApiLink(spec, config, on_drain=self._drain, on_stop=self._stopping.set)
         self._admission = Admission(self._forward, config)
+        self._http = _HttpServer(_uvicorn_config(self._gateway(), config))
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -53,8 +54,7 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        http = _HttpServer(_uvicorn_config(self._gateway(), self._config))
-        serving = asyncio.create_task(http.serve(sockets=[self._sock]))
+        serving = asyncio.create_task(self._http.serve(sockets=[self._sock]))
         loading = asyncio.create_task(self._serve_model())
         stopping = asyncio.create_task(self._stopped_or_orphaned())
         try:
@@ -63,14 +63,13 @@ class ApiServer:
                 if task.done():
                     task.result()
         finally:
-            http.should_exit = True
-            await self._leave(loading, serving, stopping)
-
-    async def _leave(self, *tasks: "asyncio.Task[Any]") -> None:
-        for task in tasks[:1] + tasks[2:]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._link.close()
+            self._admission.cut_off("the server is stopping")
+            self._http.should_exit = True
+            await asyncio.wait({serving}, timeout=_CLOSE_S)
+            for task in (loading, stopping, serving):
+                task.cancel()
+            await asyncio.gather(loading, stopping, serving, return_exceptions=True)
+            self._link.close()
 
     def _gateway(self) -> App:
         """Our layers, the outermost last."""
@@ -83,13 +82,12 @@ class ApiServer:
         """Load vLLM, open the gateway, and watch the engine."""
         from rufus_serve.leader import vllm_server
 
-        args = await asyncio.to_thread(vllm_namespace, self._config)
-        async with vllm_server.engine_client(args) as engine:
-            self._engine = engine
-            async with vllm_server.application(engine, args) as app:
-                self._inner = app
-                _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
-                await self._watch(engine)
+        args = await vllm_server.in_daemon_thread(vllm_namespace, self._config)
+        async with vllm_server.application(args) as (engine, app):
+            app.state.server = self._http
+            self._inner = app
+            _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
+            await self._watch(engine)
 
     async def _watch(self, engine: Any) -> None:
         """Return never; raise once the engine is dead.
@@ -97,12 +95,13 @@ class ApiServer:
         Raises:
             RufusError: what the engine noted, or LeaderError.
         """
-        while not engine.errored:
-            await asyncio.sleep(_LIVENESS_S)
-        await asyncio.sleep(_LIVENESS_S)
-        raise FailureNote.from_environment().error() or LeaderError(
-            "vLLM's engine process died; its log above says why"
-        )
+        note = FailureNote.from_environment()
+        while not engine.errored and note.error() is None:
+            await asyncio.sleep(_WATCH_S)
+        error = note.error() or LeaderError("vLLM's engine process died; its log above says why")
+        self._admission.cut_off(f"the server failed: {error}")
+        await asyncio.wait({asyncio.create_task(self._admission.idle())}, timeout=_CLOSE_S)
+        raise error
 
     async def _stopped_or_orphaned(self) -> None:
         """Return once told to stop.

@@ -47,6 +47,7 @@ _UNSUPPORTED = {
     "kv_offloading_size": "the KV cache stays in the followers",
     "cpu_offload_gb": "followers hold all weights",
     "enable_sleep_mode": "followers keep their weights",
+    "root_path": "strip a prefix in the proxy in front",
     "headless": "the supervisor starts all processes",
     "api_server_count": "one API process serves a group",
     "grpc_port": "only HTTP is served",

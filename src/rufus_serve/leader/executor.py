@@ -3,6 +3,7 @@
 import logging
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from rufus_serve.leader.step_loop import GroupSteps, StepLoop
 from rufus_serve.protocol.messages import GroupFailed, GroupLost, GroupReady
 
 _log = logging.getLogger(__name__)
+_LAST_RESORT_S = 3.0
 
 
 class FollowerExecutor(Executor):  # type: ignore[misc]
@@ -140,10 +142,13 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             self._channel.disconnect()
 
     def _on_failed(self, failed: GroupFailed) -> None:
+        """Leave a note, upon which the API process ends everything in good order."""
         FailureNote.from_environment().write(failed.exit_code, failed.reason)
         self._news.put(failed)
         if self._on_failure is not None:
-            self._on_failure()
+            timer = threading.Timer(_LAST_RESORT_S, self._on_failure)
+            timer.daemon = True
+            timer.start()
 
     def _give_up(self, error: RufusError) -> NoReturn:
         """End the engine process before it served anything; the API process tells why."""

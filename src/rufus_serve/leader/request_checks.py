@@ -87,7 +87,7 @@ def check_path(path: str) -> None:
     """Raise HttpError 404 for a route of a feature that is not offered."""
     feature = _ABSENT_ROUTES.get(path.rstrip("/") or "/")
     if feature:
-        raise HttpError(404, f"{path}: {feature} is not supported; this server generates text")
+        raise HttpError(404, f"{path} is not supported: this server offers no {feature}")
 
 
 def check_body(path: str, body: object, limits: LimitConfig) -> None:
@@ -99,13 +99,13 @@ def check_body(path: str, body: object, limits: LimitConfig) -> None:
             raise HttpError(400, f"{name} is not supported: {why}", param=name)
     _check_numbers(body)
     _check_stop(body, limits)
-    _check_response_format(body)
+    _check_structure(body)
     _check_messages(path, body)
-    if path == "/v1/completions" and body.get("echo") and body.get("logprobs") is not None:
+    if body.get("echo") and (path != "/v1/completions" or body.get("logprobs") is not None):
         raise HttpError(
             400,
-            "echo with logprobs is not supported: followers return logits of the last position "
-            "only",
+            "echo is supported in /v1/completions without logprobs only: followers return logits "
+            "of the last position",
             param="echo",
         )
 
@@ -150,7 +150,11 @@ def _check_stop(body: Mapping[str, Any], limits: LimitConfig) -> None:
             )
 
 
-def _check_response_format(body: Mapping[str, Any]) -> None:
+def _check_structure(body: Mapping[str, Any]) -> None:
+    for name in ("structured_outputs", "stream_options"):
+        value = body.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise HttpError(400, f"{name} must be an object, got {value!r}", param=name)
     wanted = body.get("response_format")
     if wanted is None:
         return

@@ -1,9 +1,10 @@
 """Starts vLLM's engine client and builds its FastAPI app, as its own launcher does."""
 
 import asyncio
-import logging
+import contextlib
+import threading
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,33 +16,60 @@ from vllm.usage.usage_lib import UsageContext
 from rufus_serve.errors import ConfigError, RufusError
 from rufus_serve.leader.failure_note import FailureNote
 
-_log = logging.getLogger(__name__)
-
 
 @asynccontextmanager
 async def engine_client(args: Namespace) -> AsyncIterator[Any]:
-    """vLLM's AsyncLLM, its engine process forked and its followers ready.
+    """vLLM's AsyncLLM, its engine process forked and its followers ready."""
+    engine = await in_daemon_thread(_start_engine, args)
+    try:
+        await engine.reset_mm_cache()
+        yield engine
+    finally:
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()
+        await in_daemon_thread(engine.shutdown, 2)
+
+
+@asynccontextmanager
+async def application(args: Namespace) -> AsyncIterator[tuple[Any, Any]]:
+    """vLLM's engine client, and its FastAPI app over it with its lifespan entered.
 
     Raises:
         RufusError: the engine process left a note why it could not start.
         ConfigError: vLLM refuses the configuration.
     """
-    engine = await asyncio.to_thread(_start_engine, args)
-    try:
-        await engine.reset_mm_cache()
-        yield engine
-    finally:
-        await asyncio.to_thread(engine.shutdown, timeout=2)
+    async with engine_client(args) as engine:
+        tasks = await engine.get_supported_tasks()
+        app = build_app(args, tasks, engine.model_config)
+        await init_app_state(engine, app.state, args, tasks)
+        async with app.router.lifespan_context(app):
+            yield engine, app
 
 
-@asynccontextmanager
-async def application(engine: Any, args: Namespace) -> AsyncIterator[Any]:
-    """vLLM's FastAPI app over `engine`, with its lifespan entered."""
-    tasks = await engine.get_supported_tasks()
-    app = build_app(args, tasks, engine.model_config)
-    await init_app_state(engine, app.state, args, tasks)
-    async with app.router.lifespan_context(app):
-        yield app
+async def in_daemon_thread(call: Callable[..., Any], *args: Any) -> Any:
+    """What `call` returns; unlike a pooled thread, it does not hold up the process's end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = call(*args)
+        except BaseException as error:  # noqa: BLE001 - handed over to the event loop
+            failure = error
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name=call.__name__, daemon=True).start()
+    return await future
 
 
 def _start_engine(args: Namespace) -> Any:
