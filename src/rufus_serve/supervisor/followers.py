@@ -44,48 +44,44 @@ class FollowerDesk:
         """The events in `message`; a hello of the wrong kind is refused here."""
         if isinstance(message, FollowerHello):
             return await self._hello(peer, message)
-        follower_id = self._ids.get(peer)
-        member = self._state.members.get(follower_id or "")
-        if follower_id is None or member is None:
+        member = self._state.members.get(self._ids.get(peer, ""))
+        if member is None:
             return []
+        if isinstance(message, Heartbeat):
+            await self._server.send(peer, HeartbeatAck())
+        event = self._event(member, message)
+        return [event] if event is not None else []
+
+    def _event(self, member: ev.Member, message: AnyMessage) -> ev.Event | None:
+        """What `message` of `member` means to the state machine."""
+        who = member.follower_id
+        event: ev.Event | None = ev.Heard(follower_id=who)
         match message:
             case Heartbeat():
-                await self._server.send(peer, HeartbeatAck())
-                return [ev.Heard(follower_id=follower_id)]
+                pass
             case FollowerPhase(phase="grouping"):
-                return [ev.Grouping(follower_id=follower_id, epoch=message.done)]
+                event = ev.Grouping(follower_id=who, epoch=message.done)
             case FollowerPhase():
                 self._report.progress(
                     member, done=message.done, total=message.total, detail=message.detail
                 )
-                return [ev.Heard(follower_id=follower_id)]
             case FollowerLoaded():
-                return [
-                    ev.Loaded(
-                        follower_id=follower_id, info=message.info, load_count=message.load_count
-                    )
-                ]
+                event = ev.Loaded(follower_id=who, info=message.info, load_count=message.load_count)
             case FollowerReady():
-                endpoint = StepEndpoint(
-                    node_rank=member.node_rank,
-                    host=member.host,
-                    endpoint=message.endpoint,
-                    server_key=message.server_key,
-                )
-                return [ev.Ready(follower_id=follower_id, epoch=message.epoch, endpoint=endpoint)]
+                endpoint = _endpoint_of(member, message)
+                event = ev.Ready(follower_id=who, epoch=message.epoch, endpoint=endpoint)
             case FollowerFailed():
-                self._errors[follower_id] = f"{message.phase}: {message.error}"
-                return [
-                    ev.Failed(
-                        follower_id=follower_id,
-                        reason=message.error,
-                        fatal=message.fatal,
-                        exit_code=message.exit_code,
-                    )
-                ]
+                self._errors[who] = f"{message.phase}: {message.error}"
+                event = ev.Failed(
+                    follower_id=who,
+                    reason=message.error,
+                    fatal=message.fatal,
+                    exit_code=message.exit_code,
+                )
             case _:
-                _log.debug("ignored %s of follower %s", type(message).__name__, follower_id)
-                return []
+                _log.debug("ignored %s of follower %s", type(message).__name__, who)
+                event = None
+        return event
 
     async def _hello(self, peer: bytes, hello: FollowerHello) -> list[ev.Event]:
         refusal = self._refusal(hello)
@@ -152,3 +148,12 @@ class FollowerDesk:
     def first_error(self, news: FollowerExit) -> str:
         """A follower's own first error: what it reported, else the first error in its log."""
         return self._errors.get(news.follower_id) or news.reason
+
+
+def _endpoint_of(member: ev.Member, message: FollowerReady) -> StepEndpoint:
+    return StepEndpoint(
+        node_rank=member.node_rank,
+        host=member.host,
+        endpoint=message.endpoint,
+        server_key=message.server_key,
+    )
