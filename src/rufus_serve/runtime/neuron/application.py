@@ -1,0 +1,76 @@
+"""Architecture to NxD Inference application; the one place that imports the SDK's model code."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.errors import ConfigError, ModelError
+from rufus_serve.runtime.neuron.neuron_config import refuse_unknown_fields
+
+# Named as in NxD Inference's own registry (utils/constants.py), which is not imported because it
+# loads every model it has, vision included.
+_APPLICATIONS = {
+    "LlamaForCausalLM": ("llama", "NeuronLlamaForCausalLM"),
+    "MistralForCausalLM": ("llama", "NeuronLlamaForCausalLM"),
+    "MixtralForCausalLM": ("mixtral", "NeuronMixtralForCausalLM"),
+    "Qwen2ForCausalLM": ("qwen2", "NeuronQwen2ForCausalLM"),
+    "Qwen3ForCausalLM": ("qwen3", "NeuronQwen3ForCausalLM"),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", "NeuronQwen3MoeForCausalLM"),
+}
+
+
+def application_class(architecture: str) -> Any:
+    """NxD Inference's application class for a Hugging Face architecture.
+
+    Raises:
+        ModelError: there is none here.
+        ConfigError: NxD Inference is not installed.
+    """
+    if architecture not in _APPLICATIONS:
+        raise ModelError(
+            f"architecture {architecture} is not served by runtime neuron; it serves "
+            f"{', '.join(_APPLICATIONS)}"
+        )
+    module, name = _APPLICATIONS[architecture]
+    package = "neuronx_distributed_inference"
+    try:
+        return getattr(
+            importlib.import_module(f"{package}.models.{module}.modeling_{module}"), name
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"runtime neuron needs NxD Inference 0.8, which cannot be imported here ({error}); "
+            "set cluster.python to the Neuron environment's interpreter"
+        ) from error
+
+
+def build_application(cls: Any, checkpoint_folder: Path, fields: dict[str, Any]) -> Any:
+    """An application of `cls`, neither compiled nor loaded.
+
+    Raises:
+        ConfigError: NxD Inference refuses `fields`, or would ignore one.
+    """
+    from neuronx_distributed_inference.utils.hf_adapter import load_pretrained_config
+
+    config_class = cls.get_config_cls()
+    neuron_config_class = config_class.get_neuron_config_cls()
+    refuse_unknown_fields(fields, neuron_config_class)
+    folder = str(checkpoint_folder)
+    try:
+        neuron_config = neuron_config_class(**fields)
+        return cls(folder, config_class(neuron_config, load_config=load_pretrained_config(folder)))
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"NxD Inference refuses the configuration: {error}") from error
+
+
+def number_format(config: ServeConfig, checkpoint_dtype: str) -> str:
+    """The number format to run in: NxD Inference's CPU mode has collectives in float32 only."""
+    if config.neuron.mode == "nxdi-cpu":
+        if config.dtype == "bfloat16" and config.nodes > 1:
+            raise ConfigError(
+                "dtype bfloat16 with neuron.mode nxdi-cpu on several ranks: its collectives are "
+                "float32 only; set dtype to float32"
+            )
+        return "float32" if config.dtype == "auto" else config.dtype
+    return checkpoint_dtype if config.dtype == "auto" else config.dtype

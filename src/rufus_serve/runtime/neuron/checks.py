@@ -1,0 +1,35 @@
+"""Refusals at start-up: what NxD Inference 0.8 would shard, read or answer wrongly."""
+
+from rufus_serve.errors import ModelError
+from rufus_serve.runtime.neuron.checkpoint import Checkpoint
+from rufus_serve.runtime.neuron.topology import Topology
+
+
+def check_sharding(checkpoint: Checkpoint, topology: Topology) -> None:
+    """Raise ModelError unless NxD Inference can cut this model into `tp_degree` shards."""
+    tp, kv_heads = topology.tp_degree, checkpoint.num_kv_heads
+    product = (
+        f"tensor parallel degree {tp} (nodes {topology.num_nodes} x cores_per_node "
+        f"{topology.cores_per_node})"
+    )
+    if tp % kv_heads and kv_heads % tp:
+        raise ModelError(
+            f"{product} % {kv_heads} KV heads = {tp % kv_heads} and {kv_heads} % {tp} = "
+            f"{kv_heads % tp}: one must be 0, since NxD Inference either replicates KV heads or "
+            f"divides them; possible degrees near: {_near(tp, kv_heads)}"
+        )
+    for name in ("intermediate_size", "moe_intermediate_size"):
+        size = checkpoint.raw.get(name)
+        if isinstance(size, int) and size % tp:
+            raise ModelError(
+                f"{name} {size} % {product} = {size % tp}, must be 0; choose another number of "
+                "nodes or cores_per_node"
+            )
+
+
+def _near(tp: int, kv_heads: int) -> str:
+    """The possible degrees on either side of `tp`."""
+    possible = [n for n in range(1, tp + kv_heads + 1) if n % kv_heads == 0 or kv_heads % n == 0]
+    below = [n for n in possible if n < tp][-1:]
+    above = [n for n in possible if n > tp][:1]
+    return " and ".join(str(n) for n in below + above)

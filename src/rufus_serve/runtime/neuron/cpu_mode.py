@@ -1,0 +1,71 @@
+"""NxD Inference's own CPU mode: one process per rank, gloo between them.
+
+Runs against real NxD Inference 0.8 on CPU, tested. What CPU mode leaves out of the graphs'
+behaviour is put back here.
+"""
+
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rufus_serve.runtime.base import GroupSpec
+
+ENVIRONMENT = {
+    # NxD reads it while it is imported.
+    "NXD_CPU_MODE": "1",
+    # transformers must not take a torch-xla that is not driving a device.
+    "USE_TORCH_XLA": "0",
+}
+
+
+def join_gloo(group: GroupSpec, *, timeout_s: float) -> None:
+    """Make the process group that `to_cpu` finds and uses."""
+    import torch.distributed as dist
+
+    method = group.rendezvous
+    if not method.startswith("tcp://"):
+        name = method.strip("/").replace("/", "-")
+        method = f"file://{Path(tempfile.gettempdir()) / f'{name}.gloo'}"
+    dist.init_process_group(
+        "gloo",
+        init_method=method,
+        rank=group.node_rank,
+        world_size=group.num_nodes,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def leave_gloo() -> None:
+    """Close the process group, if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def load_on_cpu(application: Any) -> None:
+    """Shard and load the weights, and run every call in the shape of its bucket."""
+    if not hasattr(application, "_get_captured_tensors_offset"):
+        # SDK 2.27 to 2.29 call it for every model but define it for image models only.
+        vars(application)["_get_captured_tensors_offset"] = lambda: 0
+    application.to_cpu()
+    for wrapper in application.models:
+        wrapper.model.register_forward_pre_hook(_BucketShape(wrapper.neuron_config))
+
+
+class _BucketShape:
+    """Sets the sizes that tracing a bucket fixes on a device, and that CPU mode never sets."""
+
+    def __init__(self, neuron_config: Any) -> None:
+        self._config = neuron_config
+
+    def __call__(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        new, mask = inputs[0].shape[1], inputs[1]
+        if not self._config.is_prefix_caching:
+            module.n_positions = new if new > 1 else mask.shape[1]
+            return
+        prefix = 0 if mask.dim() == 1 else mask.shape[1]
+        module.prefix_size, module.n_active_tokens = prefix, new
+        longest = self._config.max_context_length
+        module.n_positions = min(prefix + new, longest) if new > 1 else prefix

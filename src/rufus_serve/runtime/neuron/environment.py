@@ -1,0 +1,102 @@
+"""Environment variables of the Neuron runtime, EFA and NxD Inference; pure functions.
+
+Written to the documented contract, never run on a device. Sources: the Neuron runtime's
+configuration page, NxD Inference's multi-node example, AWS's multi-node blueprints for trn1.
+"""
+
+import ipaddress
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rufus_serve.errors import ConfigError
+from rufus_serve.runtime.neuron.topology import Topology
+
+DEFAULT_COMM_PORT = 63423
+"""Port of the collectives' bootstrap if none is configured, as in AWS's examples."""
+
+_VIRTUAL = ("lo", "docker", "veth", "br-", "virbr", "cni", "flannel", "cali", "vxlan", "dummy")
+
+
+def device_environment(
+    topology: Topology, *, compile_dir: Path, step_floor_s: float
+) -> dict[str, str]:
+    """What must be set before the Neuron runtime starts, whoever the peers are."""
+    cores = topology.cores_per_node
+    values = {
+        "BASE_COMPILE_WORK_DIR": f"{compile_dir}/",
+        # Backstop for a collective whose peer died: the step deadline acts first.
+        "NEURON_RT_EXEC_TIMEOUT": str(math.ceil(max(30.0, 3 * step_floor_s))),
+    }
+    if topology.followers_on_host == 1:
+        values["NEURON_RT_NUM_CORES"] = str(cores)
+    else:
+        first = topology.first_core
+        values["NEURON_RT_VISIBLE_CORES"] = f"{first}-{first + cores - 1}"
+    if topology.spans_hosts:
+        values |= {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1"}
+    return values
+
+
+def group_environment(rendezvous: str, *, port: int, interface: str) -> dict[str, str]:
+    """What names the peers of one epoch: where collectives bootstrap, and over which interface.
+
+    `rendezvous` is tcp://IP:PORT, or a shared-memory stem if all followers share this host.
+    """
+    host, rendezvous_port = "127.0.0.1", port or DEFAULT_COMM_PORT
+    if rendezvous.startswith("tcp://"):
+        host, rendezvous_port = rendezvous_address(rendezvous)
+    values = {"NEURON_RT_ROOT_COMM_ID": f"{host}:{rendezvous_port}"}
+    if interface:
+        values["CCOM_SOCKET_IFNAME"] = interface
+    return values
+
+
+def rendezvous_address(rendezvous: str) -> tuple[str, int]:
+    """IP address and port of tcp://IP:PORT.
+
+    Raises:
+        ConfigError: it names a host, which the Neuron runtime does not resolve.
+    """
+    parts = urlsplit(rendezvous)
+    try:
+        address = ipaddress.ip_address(parts.hostname or "")
+    except ValueError as error:
+        raise ConfigError(
+            f"rendezvous {rendezvous}: NEURON_RT_ROOT_COMM_ID takes an IP address; set "
+            "cluster.interface to node 0's address or interface"
+        ) from error
+    if parts.port is None:
+        raise ConfigError(f"rendezvous {rendezvous} has no port")
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return host, parts.port
+
+
+def choose_interface(
+    interfaces: Mapping[str, Sequence[tuple[str, str]]], *, peer: str, configured: str = ""
+) -> str:
+    """The interface to reach `peer` by, among many; empty if there is none.
+
+    `interfaces` maps a name to its (address, netmask) pairs. First the configured name or
+    address, then the one that has or sees `peer`, then the first real one by name.
+    """
+    for name, pairs in interfaces.items():
+        if configured and (configured == name or any(configured == own for own, _ in pairs)):
+            return name
+    for name, pairs in interfaces.items():
+        if any(peer == own for own, _ in pairs):
+            return name
+    for name, pairs in interfaces.items():
+        if any(_same_network(peer, own, mask) for own, mask in pairs):
+            return name
+    real = sorted(name for name in interfaces if not name.startswith(_VIRTUAL))
+    return real[0] if real else ""
+
+
+def _same_network(peer: str, own: str, mask: str) -> bool:
+    try:
+        network = ipaddress.ip_network(f"{own}/{mask}", strict=False)
+        return ipaddress.ip_address(peer) in network
+    except ValueError:
+        return False

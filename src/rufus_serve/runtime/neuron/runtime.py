@@ -1,0 +1,205 @@
+"""`NeuronRuntime`: one follower's shard of the model, run by NxD Inference 0.8.
+
+Mode `nxdi-cpu` runs against real NxD Inference on CPU and is tested; mode `device` is written to
+the documented contract and was never run on a device. Both differ only in how an application is
+loaded and what environment it needs.
+"""
+
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
+from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
+from rufus_serve.runtime.base import GroupSpec, Progress
+from rufus_serve.runtime.neuron import artifacts, cpu_mode
+from rufus_serve.runtime.neuron.application import (
+    application_class,
+    build_application,
+    number_format,
+)
+from rufus_serve.runtime.neuron.block import BlockLayout
+from rufus_serve.runtime.neuron.calls import Call
+from rufus_serve.runtime.neuron.checkpoint import Checkpoint, config_overlay, write_overlay
+from rufus_serve.runtime.neuron.checks import check_sharding
+from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.neuron.contiguous import ContiguousLayout
+from rufus_serve.runtime.neuron.environment import device_environment, group_environment
+from rufus_serve.runtime.neuron.host import apply_environment, interface_towards
+from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
+from rufus_serve.runtime.neuron.topology import Topology
+
+_log = logging.getLogger(__name__)
+
+_PEER_GONE = ("connection closed", "connection reset", "timed out", "aborted", "broken pipe")
+
+
+class NeuronRuntime:
+    """Implements `Runtime`; one per process, since NxD Inference keeps process-wide state.
+
+    After a loss the process must be replaced: graphs and process groups are bound when an
+    application is loaded, so `can_rejoin` is False.
+    """
+
+    def __init__(
+        self, config: ServeConfig, node_rank: int, *, num_followers_on_host: int = 1
+    ) -> None:
+        self._config = config
+        self._on_cpu = config.neuron.mode == "nxdi-cpu"
+        self._topology = Topology.of(config, node_rank, num_followers_on_host)
+        self._work = Path(tempfile.mkdtemp(prefix="rufus-neuron-"))
+        self._aborted = threading.Event()
+        self._application: Any = None
+        self._artifacts: Path | None = None
+        self._layout: ContiguousLayout | BlockLayout | None = None
+        self._vocab_size = 0
+        self._joined = False
+
+    def load(self, progress: Progress) -> RuntimeInfo:
+        """Check the model against the topology, and compile where that is needed.
+
+        Weights are read in `join`, since loading binds the collectives.
+        """
+        started = time.monotonic()
+        checkpoint = Checkpoint.read(self._config.model)
+        shape = CompiledShape.of(self._config, int(checkpoint.raw["max_position_embeddings"]))
+        check_sharding(checkpoint, self._topology)
+        apply_environment(self._environment())
+        self._layout = BlockLayout(shape) if shape.is_block else ContiguousLayout(shape)
+        self._vocab_size = int(checkpoint.raw["vocab_size"])
+        dtype = number_format(self._config, checkpoint.dtype)
+        self._application = self._build(checkpoint, shape, dtype)
+        if not self._on_cpu:
+            self._artifacts = artifacts.prepare(self._application, self._config, progress)
+        return runtime_info(checkpoint, shape, dtype, self._topology, time.monotonic() - started)
+
+    def join(self, group: GroupSpec) -> None:
+        """Load the application: on a device all nodes do so together."""
+        if self._joined or self._application is None:
+            raise FollowerError(
+                "a Neuron follower joins one group in its life, after load; replace the process"
+            )
+        self._joined = True
+        if self._on_cpu:
+            cpu_mode.join_gloo(group, timeout_s=self._config.timeouts.warm_up_s)
+            cpu_mode.load_on_cpu(self._application)
+            return
+        interface = interface_towards(group.rendezvous, self._config.cluster.interface)
+        port = self._config.cluster.rendezvous_port
+        apply_environment(group_environment(group.rendezvous, port=port, interface=interface))
+        self._application.load(
+            f"{self._artifacts}/",
+            start_rank_id=self._topology.start_rank_id,
+            local_ranks_size=self._topology.cores_per_node,
+            skip_warmup=True,
+        )
+
+    def warm_up(self, progress: Progress) -> None:
+        """Run every graph once. NxD Inference's own warm-up would hide its errors."""
+        calls = list(self._ready().warm_up())
+        for done, call in enumerate(calls):
+            progress(done, len(calls), "graphs")
+            self._forward(call)
+        progress(len(calls), len(calls), "graphs")
+
+    def prefill(self, step: StepRequest) -> np.ndarray | None:
+        """Last-position logits [1, V] float32 on node rank 0, if the step wants them."""
+        return self._run(self._ready().prefill(step), step)
+
+    def decode(self, step: StepRequest) -> np.ndarray | None:
+        """Logits [R, V] float32 on node rank 0."""
+        return self._run(self._ready().decode(step), step)
+
+    def abort(self) -> None:
+        """Refuse further steps. A call that runs ends when its collective gives up.
+
+        On a device that is NEURON_RT_EXEC_TIMEOUT; with gloo, as soon as the peer's connection
+        closes. Whoever cannot wait replaces the process.
+        """
+        self._aborted.set()
+
+    def close(self) -> None:
+        """Free the application, the process group and the working folder."""
+        self._application = None
+        if self._on_cpu and self._joined:
+            cpu_mode.leave_gloo()
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        if self._on_cpu:
+            return cpu_mode.ENVIRONMENT
+        return device_environment(
+            self._topology,
+            compile_dir=self._work / "compile",
+            step_floor_s=self._config.timeouts.step_floor_s,
+        )
+
+    def _build(self, checkpoint: Checkpoint, shape: CompiledShape, dtype: str) -> Any:
+        overlay = config_overlay(checkpoint, shape.max_model_len)
+        folder = write_overlay(checkpoint, overlay, self._work / "checkpoint")
+        fields = neuron_config_fields(self._config, shape, self._topology, dtype)
+        return build_application(application_class(checkpoint.architecture), folder, fields)
+
+    def _ready(self) -> ContiguousLayout | BlockLayout:
+        if self._aborted.is_set():
+            raise CollectiveAborted("the runtime was aborted; replace the process")
+        if self._layout is None or not self._joined:
+            raise RuntimeStepError("a step before load and join")
+        return self._layout
+
+    def _run(self, calls: list[Call], step: StepRequest) -> np.ndarray | None:
+        wanted = step.want_logits and self._topology.node_rank == 0
+        logits = np.empty((step.num_rows, self._vocab_size), np.float32) if wanted else None
+        for call in calls:
+            result = self._forward(call)
+            if logits is not None and call.rows:
+                logits[list(call.rows)] = result[: len(call.rows), : self._vocab_size]
+        return logits
+
+    def _forward(self, call: Call) -> np.ndarray:
+        """[rows, V] float32; every node makes the same calls in the same order."""
+        import torch
+
+        arguments = {name: torch.from_numpy(value) for name, value in call.arguments.items()}
+        try:
+            with torch.inference_mode():
+                output = self._application.forward(**arguments)
+                result: np.ndarray = output.logits[:, -1, :].float().numpy()
+                return result
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            text = f"{type(error).__name__}: {error}"
+            if self._aborted.is_set() or any(word in text.lower() for word in _PEER_GONE):
+                raise CollectiveAborted(f"a peer is gone: {text}") from error
+            raise RuntimeStepError(f"NxD Inference failed a call: {text}") from error
+
+
+def runtime_info(
+    checkpoint: Checkpoint, shape: CompiledShape, dtype: str, topology: Topology, load_s: float
+) -> RuntimeInfo:
+    """What the leader must know of the compiled shape."""
+    return RuntimeInfo(
+        model_type=str(checkpoint.raw.get("model_type", "")),
+        num_layers=int(checkpoint.raw["num_hidden_layers"]),
+        num_kv_heads=checkpoint.num_kv_heads,
+        head_size=checkpoint.head_size,
+        vocab_size=int(checkpoint.raw["vocab_size"]),
+        dtype=dtype,
+        block_size=shape.block_size,
+        num_blocks=shape.num_blocks,
+        max_model_len=shape.max_model_len,
+        prefill_buckets=shape.prefill,
+        decode_batch_buckets=(shape.max_num_seqs,),
+        context_buckets=shape.context,
+        prefix_caching=shape.is_block,
+        segmented_prefill=shape.is_block,
+        can_rejoin=False,
+        weights_bytes=checkpoint.weights_bytes // topology.num_nodes,
+        load_s=load_s,
+    )

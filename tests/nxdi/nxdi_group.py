@@ -1,0 +1,221 @@
+"""Followers of mode nxdi-cpu in processes of their own, driven by step requests or raw calls."""
+
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+import warnings
+from itertools import count
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.leader.step_builder import Row, StepBuilder
+from rufus_serve.protocol.messages import StepRequest
+from rufus_serve.runtime.base import GroupSpec
+
+_SPAWN = multiprocessing.get_context("spawn")
+_DEADLINE_S = 100
+_names = count()
+
+
+class Failed(Exception):
+    """What a follower raised."""
+
+
+def _follow(pipe, rank, settings, rendezvous, unguarded):
+    """A follower's process: load, join, then whatever the pipe says."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.ERROR)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    from rufus_serve.runtime.neuron import NeuronRuntime
+    from rufus_serve.runtime.neuron import runtime as module
+
+    torch.set_num_threads(1)
+    config = ServeConfig(**settings)
+    if unguarded:
+        guarded = module.neuron_config_fields
+        module.neuron_config_fields = lambda *args: guarded(*args) | unguarded
+    runtime = NeuronRuntime(config, rank, num_followers_on_host=config.nodes)
+
+    def start():
+        info = runtime.load(lambda *_: None)
+        spec = GroupSpec(
+            epoch=1, node_rank=rank, num_nodes=config.nodes, rendezvous=rendezvous,
+            same_host=True, num_blocks=info.num_blocks,
+        )  # fmt: skip
+        runtime.join(spec)
+        runtime.warm_up(lambda *_: None)
+        return info
+
+    def call(arguments):
+        tensors = {name: torch.from_numpy(value) for name, value in arguments.items()}
+        with torch.inference_mode():
+            return runtime._application.forward(**tensors).logits[:, -1, :].numpy()
+
+    verbs = {
+        "start": start,
+        "step": lambda step: getattr(runtime, step.phase.value)(step),
+        "call": call,
+        "fields": lambda: dict(vars(runtime._application.neuron_config)),
+    }
+    while True:
+        verb, *arguments = pipe.recv()
+        if verb == "close":
+            runtime.close()
+            return
+        try:
+            pipe.send((True, verbs[verb](*arguments)))
+        except Exception as error:  # noqa: BLE001 - carried to the test
+            pipe.send((False, f"{type(error).__name__}: {error}"))
+
+
+class Group:
+    """One follower process per rank."""
+
+    def __init__(self, settings, *, unguarded=None):
+        stem = f"rufus-test-{os.getpid()}-{next(_names)}"
+        self._store = Path(tempfile.gettempdir()) / f"{stem}.gloo"
+        self._pipes, self._processes = [], []
+        for rank in range(settings.get("nodes", 1)):
+            ours, theirs = _SPAWN.Pipe()
+            arguments = (theirs, rank, settings, stem, unguarded)
+            process = _SPAWN.Process(target=_follow, args=arguments, daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        self.info = None
+
+    def start(self):
+        self.info = self.all("start")[0]
+        return self
+
+    def all(self, verb, *arguments):
+        for pipe in self._pipes:
+            pipe.send((verb, *arguments))
+        return [self._answer(pipe) for pipe in self._pipes]
+
+    def step(self, step: StepRequest):
+        return self.all("step", step)[0]
+
+    def call(self, **arguments):
+        return self.all("call", {name: np.asarray(value) for name, value in arguments.items()})[0]
+
+    def kill(self, rank):
+        self._processes[rank].kill()
+        self._processes[rank].join(_DEADLINE_S)
+
+    def only(self, rank, verb, *arguments):
+        self._pipes[rank].send((verb, *arguments))
+        return self._answer(self._pipes[rank])
+
+    def _answer(self, pipe):
+        assert pipe.poll(_DEADLINE_S), "a follower does not answer"
+        good, value = pipe.recv()
+        if not good:
+            raise Failed(value)
+        return value
+
+    def close(self):
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if process.is_alive():
+                pipe.send(("close",))
+            process.join(_DEADLINE_S)
+            process.close()
+            pipe.close()
+        self._store.unlink(missing_ok=True)
+
+
+class Sequences:
+    """Token sequences in KV blocks, run through a group the way a leader would."""
+
+    def __init__(self, run, info):
+        self._run, self._info = run, info
+        self._builder = StepBuilder.for_runtime(info)
+        self._step_id = count(1)
+        self._free = list(range(1, info.num_blocks))
+        self.tokens, self.blocks, self.computed = {}, {}, {}
+
+    def add(self, name, tokens, *, shared=(), computed=0, blocks=None):
+        """A sequence; its first blocks may be `shared`, its first tokens `computed` there."""
+        self.tokens[name] = list(tokens)
+        self.blocks[name] = list(shared) if blocks is None else list(blocks)
+        self.computed[name] = computed
+
+    def run(self, *names):
+        """One scheduler step: logits by name, of each sequence's last token."""
+        rows = [self._row(name) for name in names]
+        planned = self._builder.build(rows, epoch=1, first_step_id=next(self._step_id))
+        logits = {}
+        for step in planned:
+            result = self._run(msgspec.structs.replace(step.request))
+            for position, row in enumerate(step.rows):
+                logits[names[row]] = result[position]
+        for name in names:
+            self.computed[name] = len(self.tokens[name])
+        return logits
+
+    def free(self, name):
+        self._free = self.blocks.pop(name) + self._free
+        del self.tokens[name], self.computed[name]
+
+    def _row(self, name):
+        tokens, done = self.tokens[name], self.computed[name]
+        blocks = self.blocks[name]
+        while len(blocks) * self._info.block_size < len(tokens):
+            blocks.append(self._free.pop(0))
+        new = len(tokens) - done
+        return Row(np.array(tokens, np.int32), done, new, blocks, is_prefill=new > 1)
+
+
+def write_llama(folder, *, heads=9, kv_heads=3, seed=0, **changes):
+    """A tiny random Llama in `folder`, its config.json as transformers 5 writes it."""
+    return _write(folder, "Llama", heads, kv_heads, seed, changes)
+
+
+def _write(folder, family, heads, kv_heads, seed, changes):
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 504, "hidden_size": heads * 16, "intermediate_size": 360,
+        "num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "head_dim": 16, "max_position_embeddings": 2048, "rope_theta": 100000.0,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2,
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**(settings | changes))
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
+    return Path(folder)
+
+
+def as_transformers_5(folder):
+    """Rewrite config.json's rotary settings the way transformers 5 does."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_scaling", None) or {"rope_type": "default"}
+    config["rope_parameters"] = {**rope, "rope_theta": config.pop("rope_theta")}
+    path.write_text(json.dumps(config))
+
+
+class Reference:
+    """Last-position logits by transformers, computed from scratch."""
+
+    def __init__(self, folder):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(1)
+        self._torch = torch
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+    def __call__(self, tokens):
+        with self._torch.inference_mode():
+            return self._model(self._torch.tensor([list(tokens)])).logits[0, -1].numpy()
