@@ -74,9 +74,14 @@ class Draft:
     def _remove_strays(self) -> None:
         """Delete what no unit recorded: halves of files, from a process that was killed."""
         known = {self.folder / file.path for file in self._manifest.files}
-        for path in [path for path in self.folder.rglob("*") if path.is_file()]:
+        for path in [
+            path for path in self.folder.rglob("*") if path.is_file() or path.is_symlink()
+        ]:
             if path not in known and path.name != JOURNAL:
                 path.unlink()
+        for folder in sorted(path for path in self.folder.rglob("*") if path.is_dir())[::-1]:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ COMMANDS = (
     Command("follower", "offer this host to a leader on another one"),
     Command("config", "show, check or document the settings"),
     Command("plan", "tell whether a model fits Trainium nodes, and how fast it would be"),
+    Command("compile", "make followers' shards and compiled graphs ahead of time"),
     Command("demo-model", "make the small demo model"),
 )
 """In the order of the help."""

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rufus_serve.config.schema import BucketConfig
 from rufus_serve.errors import ConfigError, ModelError
 
 _DEFAULT_LEN = 8192
@@ -84,7 +83,6 @@ def _request(args: argparse.Namespace) -> Any:
         max_num_seqs=args.max_num_seqs,
         weights=args.weights,
         prompt_tokens=args.prompt_tokens or min(_DEFAULT_PROMPT, length),
-        prefill_buckets=BucketConfig().prefill,
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import yaml
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
@@ -23,7 +24,8 @@ from rufus_serve.plan.published import PUBLISHED, Comparison, compare
 
 _TEXT_COLUMNS = ("part", "what", "model", "on", "weights", "")
 
-_PUBLISHED_WIDTH = 100
+_WIDTH = 100
+"""Least width: a narrower terminal wraps lines rather than losing numbers."""
 
 _CALIBRATION = (
     "Decode constants are fitted to trn1.32xlarge runs at tensor parallel degree 32; other "
@@ -33,7 +35,7 @@ _CALIBRATION = (
 
 def plan_as_json(plan: Plan, *, published: bool) -> dict[str, Any]:
     """Everything the tables show, with bytes, milliseconds and constants unrounded."""
-    memory = msgspec.to_builtins(plan.memory)
+    memory, compiled = msgspec.to_builtins(plan.memory), plan.request.compiled
     latency = {
         "decode": [_decode_as_json(estimate) for estimate in plan.decode],
         "first_token_ms": plan.first_token_ms,
@@ -50,7 +52,11 @@ def plan_as_json(plan: Plan, *, published: bool) -> dict[str, Any]:
         "fits": plan.fits,
         "memory_per_core_bytes": {**memory, "free": plan.memory.free},
         "capacity": msgspec.to_builtins(plan.capacity),
-        "buckets": _buckets(plan),
+        "settings": plan.request.settings,
+        "graphs": {
+            "prefill": compiled.prefill,
+            "decode": compiled.context,
+        },
         "start_up": msgspec.to_builtins(plan.start_up),
         "latency": latency,
         "advice": msgspec.to_builtins(advice(plan)),
@@ -62,7 +68,7 @@ def plan_as_json(plan: Plan, *, published: bool) -> dict[str, Any]:
 
 def print_plan(plan: Plan, *, published: bool) -> None:
     """Print the plan to standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(Console().width, _WIDTH))
     console.print(_headline(plan), soft_wrap=True)
     for table in (_memory_table(plan), _capacity_table(plan), _decode_table(plan)):
         console.print(table)
@@ -71,9 +77,10 @@ def print_plan(plan: Plan, *, published: bool) -> None:
     for item in advice(plan):
         source = f" [{item.source}]" if item.source else ""
         console.print(f"{item.level}: {item.text}{source}", markup=False, soft_wrap=True)
+    settings = yaml.safe_dump(plan.request.settings, sort_keys=False, default_flow_style=None)
+    console.print(f"\nsettings:\n{settings}", markup=False, soft_wrap=True)
     if published:
-        wide = Console(highlight=False, width=max(console.width, _PUBLISHED_WIDTH))
-        _print_published(wide, [compare(run) for run in PUBLISHED])
+        _print_published(console, [compare(run) for run in PUBLISHED])
 
 
 def _headline(plan: Plan) -> str:
@@ -109,7 +116,7 @@ def _capacity_table(plan: Plan) -> Table:
 
 def _decode_table(plan: Plan) -> Table:
     title = f"Decode at {plan.request.max_model_len:,} tokens of context (ms)"
-    columns = ["sequences", "weights", "layers", "rows", "KV"]
+    columns = ["max_num_seqs", "weights", "layers", "rows", "KV"]
     across = plan.request.num_nodes > 1
     columns += ["EFA"] * across + ["a token", "tokens/s"]
     table = _table(title, *columns)
@@ -123,7 +130,8 @@ def _decode_table(plan: Plan) -> Table:
 
 
 def _print_latency_notes(console: Console, plan: Plan) -> None:
-    lines = [f"decode = {DECODE_FORMULA}"]
+    lines = ["every step computes all max_num_seqs rows, so a lone sequence takes as long"]
+    lines.append(f"decode = {DECODE_FORMULA}")
     if plan.request.num_nodes > 1:
         lines.append(f"EFA = {EFA_FORMULA}")
     lines.append(
@@ -134,10 +142,10 @@ def _print_latency_notes(console: Console, plan: Plan) -> None:
 
 
 def _print_start_up(console: Console, plan: Plan) -> None:
-    start, buckets = plan.start_up, _buckets(plan)
+    start, compiled = plan.start_up, plan.request.compiled
     console.print(
-        f"buckets: prefill {buckets['prefill']}, decode rows {buckets['decode_batch']}, "
-        f"context {buckets['context']}: {start.num_graphs} graphs\n"
+        f"graphs: {start.num_graphs}; prefill {list(compiled.prefill)}, decode of "
+        f"{compiled.max_num_seqs} rows at context {list(compiled.context)}\n"
         f"compile: {start.compile_class}, once; shard: {start.shard_once_s:,.0f} s, once; load: "
         f"{start.load_sharded_s:,.0f} s from local shards, else {start.load_unsharded_class}\n",
         markup=False,
@@ -168,15 +176,6 @@ def _print_published(console: Console, comparisons: list[Comparison]) -> None:
     footnotes = [f"({number}) {note}" for number, note in enumerate(notes, 1)]
     footnotes.append("fit: the decode constants were fitted to this row; ?: not published")
     console.print("\n".join(footnotes), markup=False)
-
-
-def _buckets(plan: Plan) -> dict[str, list[int]]:
-    buckets = plan.request.buckets
-    return {
-        "prefill": list(buckets.prefill),
-        "decode_batch": list(buckets.decode_batch),
-        "context": list(buckets.context),
-    }
 
 
 def _decode_as_json(estimate: DecodeEstimate) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     memory: CoreMemory
     capacity: tuple[Capacity, ...]
     decode: tuple[DecodeEstimate, ...]
-    """For each decode bucket, with every sequence at full length."""
+    """For several values of max_num_seqs, with every sequence at full length."""
     first_token_ms: float
     """For one prompt of `request.prompt_tokens`."""
     start_up: StartUp
@@ -85,9 +85,9 @@ def make_plan(request: PlanRequest) -> Plan:
         capacity=_capacity(request, memory),
         decode=tuple(
             decode_estimate(placement, rows=rows, context=request.max_model_len)
-            for rows in request.buckets.decode_batch
+            for rows in _row_counts(request.max_num_seqs)
         ),
-        first_token_ms=prefill_ms(placement, prompts=1, tokens=request.prompt_tokens),
+        first_token_ms=prefill_ms(placement, prompts=1, tokens=_prompt_bucket(request)),
         start_up=start_up(
             instance,
             checkpoint_bytes=shape.num_params * _FORMAT_BYTES[request.weights],
@@ -114,7 +114,7 @@ def _memory(request: PlanRequest, placement: Placement) -> CoreMemory:
     scratch = scratch_bytes(
         request.instance,
         request.shape,
-        prefill_tokens=request.buckets.prefill[-1],
+        prefill_tokens=request.compiled.prefill[-1],
         rows=request.max_num_seqs,
         num_graphs=_num_graphs(request),
     )
@@ -139,6 +139,15 @@ def _capacity(request: PlanRequest, memory: CoreMemory) -> tuple[Capacity, ...]:
 
 
 def _num_graphs(request: PlanRequest) -> int:
-    """One graph per prefill bucket, and per pair of decode rows and context."""
-    buckets = request.buckets
-    return len(buckets.prefill) + len(buckets.decode_batch) * len(buckets.context)
+    """One per prefill bucket, and one decode per context bucket, always of all rows."""
+    return len(request.compiled.prefill) + len(request.compiled.context)
+
+
+def _row_counts(most: int) -> list[int]:
+    """Powers of two up to `most`, and `most`."""
+    return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
+
+
+def _prompt_bucket(request: PlanRequest) -> int:
+    """Tokens that a prompt is padded to."""
+    return next(size for size in request.compiled.prefill if size >= request.prompt_tokens)

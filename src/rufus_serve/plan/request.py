@@ -1,13 +1,15 @@
 """`PlanRequest`: what is asked, checked against model and hardware."""
 
+from typing import Any
+
 import msgspec
 
-from rufus_serve.config.schema import BucketConfig
+from rufus_serve.config.schema import BucketConfig, ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.plan.hardware import Instance
 from rufus_serve.plan.memory import WeightFormat
 from rufus_serve.plan.model_shape import ModelShape
-from rufus_serve.shard.buckets import Buckets, resolve_buckets
+from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +24,6 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     weights: WeightFormat = "bfloat16"
     prompt_tokens: int = 2048
     """Length of the prompt that the time to first token is estimated for."""
-    prefill_buckets: tuple[int, ...] = BucketConfig().prefill
 
     @property
     def degree(self) -> int:
@@ -30,13 +31,29 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_nodes * self.cores_per_node
 
     @property
-    def buckets(self) -> Buckets:
-        """The shapes to compile."""
-        return resolve_buckets(
-            BucketConfig(prefill=self.prefill_buckets),
-            max_num_seqs=self.max_num_seqs,
-            max_model_len=self.max_model_len,
-        )
+    def settings(self) -> dict[str, Any]:
+        """The settings to serve it with, as a settings file has them."""
+        return {
+            "runtime": "neuron",
+            "nodes": self.num_nodes,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "buckets": {"prefill": list(self._prefill_buckets())},
+            "neuron": {"cores_per_node": self.cores_per_node},
+        }
+
+    @property
+    def compiled(self) -> CompiledShape:
+        """The shapes that runtime neuron compiles for `settings`."""
+        config = ServeConfig(model="planned", **self.settings)
+        return CompiledShape.of(config, self.shape.max_position_embeddings)
+
+    def _prefill_buckets(self) -> tuple[int, ...]:
+        """The default ones, doubled up to the longest prompt: contiguous KV prefills at once."""
+        sizes = [size for size in BucketConfig().prefill if size < self.max_model_len]
+        while sizes and 2 * sizes[-1] < self.max_model_len:
+            sizes.append(2 * sizes[-1])
+        return (*sizes, self.max_model_len)
 
     def on_nodes(self, num_nodes: int) -> "PlanRequest":
         """The same load on another number of nodes."""

@@ -23,7 +23,7 @@ class StartUp(msgspec.Struct, frozen=True, kw_only=True):
     load_sharded_s: float
     load_unsharded_class: str
     compile_host_bytes: int
-    """Checkpoint, one rank's shard and the compiler, at once in host memory."""
+    """Checkpoint, one node's shards and the compiler, at once in host memory."""
     host_bytes: int
 
     @property
@@ -43,7 +43,7 @@ def start_up(
         shard_once_s=node_bytes * num_nodes / _SHARDING_BYTES_PER_S,
         load_sharded_s=node_bytes / _LOADING_BYTES_PER_S,
         load_unsharded_class="10 to 20 minutes" if checkpoint_bytes > 30e9 else "minutes",
-        compile_host_bytes=checkpoint_bytes + shard_bytes + _COMPILER_BYTES,
+        compile_host_bytes=checkpoint_bytes + node_bytes + _COMPILER_BYTES,
         host_bytes=instance.host_gib * GIB,
     )
 

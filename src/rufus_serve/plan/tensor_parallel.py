@@ -24,8 +24,7 @@ class TensorParallel(msgspec.Struct, frozen=True, kw_only=True):
 
 def divides(shape: ModelShape, degree: int) -> bool:
     """Whether NxD Inference can shard `shape` over `degree` cores."""
-    kv_heads = shape.num_kv_heads
-    return degree % kv_heads == 0 or kv_heads % degree == 0
+    return not _obstacle(shape, degree)
 
 
 def tensor_parallel(shape: ModelShape, degree: int, *, num_nodes: int = 1) -> TensorParallel:
@@ -34,12 +33,10 @@ def tensor_parallel(shape: ModelShape, degree: int, *, num_nodes: int = 1) -> Te
     Raises:
         ConfigError: the heads cannot be divided so; the message holds the equation.
     """
-    kv_heads = shape.num_kv_heads
-    if not divides(shape, degree):
+    obstacle = _obstacle(shape, degree)
+    if obstacle:
         raise ConfigError(
-            f"tensor parallel degree {degree} cannot share {kv_heads} KV heads: tp % kv_heads or "
-            f"kv_heads % tp must be 0, but {degree} % {kv_heads} = {degree % kv_heads} and "
-            f"{kv_heads} % {degree} = {kv_heads % degree}; {_hint(shape, degree, num_nodes)}"
+            f"tensor parallel degree {degree} {obstacle}; {_hint(shape, degree, num_nodes)}"
         )
     return padded_shares(shape, degree)
 
@@ -55,6 +52,23 @@ def padded_shares(shape: ModelShape, degree: int) -> TensorParallel:
         kv_replication=kv_heads * degree / shape.num_kv_heads,
         q_padding=q_heads * degree / shape.num_q_heads,
     )
+
+
+def _obstacle(shape: ModelShape, degree: int) -> str:
+    """Why `degree` cannot be, with the equation; empty if it can."""
+    kv_heads = shape.num_kv_heads
+    if degree % kv_heads and kv_heads % degree:
+        return (
+            f"cannot share {kv_heads} KV heads: tp % kv_heads or kv_heads % tp must be 0, but "
+            f"{degree} % {kv_heads} = {degree % kv_heads} and "
+            f"{kv_heads} % {degree} = {kv_heads % degree}"
+        )
+    columns = {"intermediate_size": shape.intermediate_size * (shape.num_dense_layers > 0)}
+    columns["moe_intermediate_size"] = shape.expert_size
+    for name, size in columns.items():
+        if size % degree:
+            return f"must divide {name}, but {size} % {degree} = {size % degree}"
+    return ""
 
 
 def _hint(shape: ModelShape, degree: int, num_nodes: int) -> str:

@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.plan.advice import advice
 from rufus_serve.plan.hardware import INSTANCES, instance_named
@@ -47,7 +48,7 @@ def test_405b_needs_more_than_one_trn1_and_int8_needs_fewer():
     plain, small = (
         smallest_fit(asked(LLAMA31_405B, weights=weights)) for weights in ("bfloat16", "int8")
     )
-    assert plain.request.num_nodes == 2 or plain.request.num_nodes == 3
+    assert plain.request.num_nodes == 4
     assert small.request.num_nodes < plain.request.num_nodes
 
 
@@ -82,7 +83,7 @@ def test_what_does_not_fit_is_told_what_would():
 
 
 def test_what_no_number_of_nodes_holds_is_told_to_shrink():
-    text = said(asked(LLAMA31_405B, instance="inf2.48xlarge"), "recommendation")
+    text = said(asked(LLAMA31_405B, instance="inf2.48xlarge", cores_per_node=16), "recommendation")
     assert "No number of inf2.48xlarge nodes holds it" in text
     assert "int8" in text
 
@@ -130,6 +131,7 @@ def test_a_quantized_checkpoint_is_warned_of():
         (asked(max_model_len=8193), "beyond the model's 8192 positions"),
         (asked(max_model_len=1024), "prompt of 2048 tokens does not fit"),
         (asked(cores_per_node=12), "12 % 8 = 4"),
+        (asked(instance="inf2.48xlarge"), "must divide intermediate_size, but 28672 % 24 = 16"),
     ],
 )
 def test_impossible_requests_are_refused_with_the_values(request_, message):
@@ -139,10 +141,24 @@ def test_impossible_requests_are_refused_with_the_values(request_, message):
 
 def test_graphs_are_counted_from_the_buckets():
     plan = make_plan(asked(max_num_seqs=4, max_model_len=2048))
-    assert plan.start_up.num_graphs == 4 + 3 * 5
+    assert plan.request.compiled.prefill == (64, 128, 256, 512, 1024, 2048)
+    assert plan.request.compiled.context == (128, 256, 512, 1024, 2048)
+    assert plan.start_up.num_graphs == 6 + 5
 
 
-def test_decode_is_estimated_for_every_row_bucket_at_full_length():
+def test_the_settings_are_those_of_a_valid_configuration():
+    request = asked(num_nodes=2, max_model_len=3000)
+    config = ServeConfig(model="m", **request.settings)
+    assert (config.nodes, config.neuron.cores_per_node) == (2, 32)
+    assert config.buckets.prefill == (64, 128, 256, 512, 1024, 2048, 3000)
+
+
+def test_a_prompt_is_padded_to_its_bucket():
+    exact, shorter = (make_plan(asked(prompt_tokens=n)).first_token_ms for n in (4096, 2049))
+    assert exact == shorter
+
+
+def test_decode_is_estimated_for_several_numbers_of_rows_at_full_length():
     plan = make_plan(asked(max_num_seqs=6))
     assert [item.rows for item in plan.decode] == [1, 2, 4, 6]
     assert {item.context for item in plan.decode} == {8192}

@@ -8,8 +8,10 @@ from rufus_serve.plan.published import LLAMA3_8B, LLAMA3_70B
 from rufus_serve.plan.tensor_parallel import divides, tensor_parallel
 
 
-def with_heads(q_heads: int, kv_heads: int):
-    return msgspec.structs.replace(LLAMA3_8B, num_q_heads=q_heads, num_kv_heads=kv_heads)
+def with_heads(q_heads: int, kv_heads: int, *, columns: int = 46_080):
+    return msgspec.structs.replace(
+        LLAMA3_8B, num_q_heads=q_heads, num_kv_heads=kv_heads, intermediate_size=columns
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,9 +50,23 @@ def test_query_heads_are_padded_to_a_multiple_of_the_degree():
 
 @given(kv=st.integers(1, 16), group=st.integers(1, 16), degree=st.integers(1, 256))
 def test_all_heads_find_a_core(kv, group, degree):
-    shape = with_heads(kv * group, kv)
+    shape = with_heads(kv * group, kv, columns=64 * degree)
     assume(divides(shape, degree))
     tp = tensor_parallel(shape, degree)
     assert tp.q_heads_per_core * degree >= kv * group
     assert tp.kv_heads_per_core * degree == pytest.approx(tp.kv_replication * kv)
     assert tp.kv_replication >= 1
+
+
+def test_columns_that_do_not_divide_are_refused_with_the_remainder():
+    with pytest.raises(ConfigError, match="must divide intermediate_size, but 100 % 8 = 4"):
+        tensor_parallel(with_heads(8, 8, columns=100), 8)
+
+
+def test_columns_of_experts_count_where_all_layers_have_experts():
+    shape = msgspec.structs.replace(
+        with_heads(8, 8, columns=100), num_experts=4, experts_per_token=2, expert_size=64,
+        num_moe_layers=LLAMA3_8B.num_layers,
+    )  # fmt: skip
+    assert divides(shape, 8)
+    assert not divides(msgspec.structs.replace(shape, expert_size=66), 8)

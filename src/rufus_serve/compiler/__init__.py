@@ -1,0 +1,1 @@
+"""Makes artifacts ahead of time: shards for CPU followers, graphs and shards for Neuron ones."""

@@ -1,0 +1,93 @@
+"""`NeuronBuilder`: the graphs, and the shards of every node's cores, by NxD Inference.
+
+Written to the documented contract, never run on a device.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rufus_serve.artifacts.identity import Identity
+from rufus_serve.compiler.builder import Need
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.errors import ArtifactError, ConfigError
+from rufus_serve.runtime.base import Progress
+
+_GRAPHS_UNIT = "graphs and node 0"
+_COMPILER_BYTES = 8 << 30
+"""Host memory of the compiler, beside the weights; an assumption."""
+_GRAPH_FILES_BYTES = 2 << 30
+"""Disk for graphs; an assumption."""
+
+
+class NeuronCompiling(Protocol):
+    """What `runtime.neuron.compiling` offers; the SDK is behind it."""
+
+    GRAPHS: tuple[str, ...]
+
+    def identity(self, config: ServeConfig) -> Identity:
+        """What graphs and shards depend on."""
+
+    def shard_paths(self, config: ServeConfig, node_rank: int) -> list[str]:
+        """Files of one node's cores."""
+
+    def compile_graphs(self, config: ServeConfig, folder: Path, progress: Progress) -> None:
+        """Compile every graph, and cut the shards of node 0."""
+
+    def shard_node(
+        self, config: ServeConfig, node_rank: int, folder: Path, progress: Progress
+    ) -> None:
+        """Cut the shards of another node."""
+
+
+class NeuronBuilder:
+    """Implements `Builder` for runtime neuron: graphs with node 0, then the other nodes."""
+
+    def __init__(self, config: ServeConfig, compiling: NeuronCompiling | None = None) -> None:
+        if config.neuron.mode != "device":
+            raise ConfigError(
+                f"neuron.mode {config.neuron.mode} compiles nothing; set neuron.mode to device"
+            )
+        if compiling is None:
+            from rufus_serve.runtime.neuron import compiling as real
+
+            compiling = real
+        self._config = config
+        self._compiling = compiling
+        self._rank_of = {f"node {rank}": rank for rank in range(1, config.nodes)}
+
+    def identity(self) -> Identity:
+        """Model, everything compiled in, and the SDK's versions."""
+        return self._compiling.identity(self._config)
+
+    def need(self) -> Need:
+        """Memory as NxD Inference 0.8 takes it: the checkpoint, and one node's shards at once."""
+        files = Path(self._config.model).glob("*.safetensors")
+        checkpoint = sum(file.stat().st_size for file in files)
+        return Need(
+            memory=checkpoint + checkpoint // self._config.nodes + _COMPILER_BYTES,
+            disk=checkpoint + _GRAPH_FILES_BYTES,
+            reason="the checkpoint, one node's shards of it, and the compiler",
+        )
+
+    def units(self) -> Sequence[str]:
+        """Graphs first: they are what fails."""
+        return [_GRAPHS_UNIT, *self._rank_of]
+
+    def build(self, unit: str, folder: Path, progress: Progress) -> Mapping[str, Sequence[int]]:
+        """Compile, or shard for one node."""
+        files: dict[str, Sequence[int]] = {}
+        rank = self._rank_of.get(unit, 0)
+        if unit == _GRAPHS_UNIT:
+            self._compiling.compile_graphs(self._config, folder, progress)
+            files = dict.fromkeys(self._compiling.GRAPHS, ())
+        else:
+            self._compiling.shard_node(self._config, rank, folder, progress)
+        files |= dict.fromkeys(self._compiling.shard_paths(self._config, rank), (rank,))
+        missing = [path for path in files if not (folder / path).is_file()]
+        if missing:
+            raise ArtifactError(
+                f"NxD Inference ended without an error but wrote no {', '.join(missing[:4])} "
+                f"in {folder}"
+            )
+        return files
