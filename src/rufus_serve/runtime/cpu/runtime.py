@@ -1,0 +1,232 @@
+"""`CpuRuntime`: the `Runtime` of followers that compute on CPUs."""
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.errors import CollectiveAborted, RuntimeStepError
+from rufus_serve.protocol.messages import Phase, RuntimeInfo, StepRequest
+from rufus_serve.runtime.base import GroupSpec, Progress
+from rufus_serve.runtime.cpu.collectives import Communicator, connect
+from rufus_serve.runtime.cpu.limits import fitting_blocks, resolve_dtype, resolve_max_model_len
+from rufus_serve.runtime.cpu.warm_up import warm_up_steps
+from rufus_serve.runtime.cpu.weight_source import open_weights
+from rufus_serve.shard.buckets import Buckets, resolve_buckets
+from rufus_serve.shard.decoder import Decoder
+from rufus_serve.shard.kv_cache import KvCache
+from rufus_serve.shard.model_config import ModelConfig, read_model_config
+from rufus_serve.shard.partition import Partition
+from rufus_serve.shard.step_inputs import pad_step
+from rufus_serve.shard.weights import WeightLoader
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What stays from one epoch to the next."""
+
+    model: ModelConfig
+    partition: Partition
+    decoder: Decoder
+    dtype: torch.dtype
+    buckets: Buckets
+    info: RuntimeInfo
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """What belongs to one epoch."""
+
+    group: GroupSpec
+    communicator: Communicator
+    cache: KvCache
+
+
+class CpuRuntime:
+    """One follower's shard in torch. See `Runtime`."""
+
+    def __init__(
+        self, config: ServeConfig, node_rank: int, *, num_followers_on_host: int = 1
+    ) -> None:
+        self.last_wait_s = 0.0
+        """Seconds of the last step spent waiting for peers in collectives."""
+        self._config = config
+        self._node_rank = node_rank
+        self._num_followers_on_host = num_followers_on_host
+        self._aborted = threading.Event()
+        self._loaded: _Loaded | None = None
+        self._joined: _Joined | None = None
+
+    def load(self, progress: Progress) -> RuntimeInfo:
+        """Read this node's shard of the weights. Raises `ModelError` or `ArtifactError`."""
+        started = time.monotonic()
+        self._use_threads()
+        model = read_model_config(Path(self._config.model))
+        partition = Partition.of(model, num_nodes=self._config.nodes, node_rank=self._node_rank)
+        max_model_len = resolve_max_model_len(self._config, model)
+        source = open_weights(self._config, self._node_rank, progress)
+        try:
+            dtype = resolve_dtype(self._config, model, source)
+            num_blocks = fitting_blocks(
+                self._config, model, partition=partition, dtype=dtype, max_model_len=max_model_len
+            )
+            loader = WeightLoader(source, model, partition=partition, dtype=dtype)
+            weights = loader.load(progress)
+        finally:
+            source.close()
+        buckets = resolve_buckets(
+            self._config.buckets,
+            max_num_seqs=self._config.max_num_seqs,
+            max_model_len=max_model_len,
+        )
+        info = RuntimeInfo(
+            model_type=model.model_type,
+            num_layers=model.num_layers,
+            num_kv_heads=model.num_kv_heads,
+            head_size=model.head_size,
+            vocab_size=model.vocab_size,
+            dtype=str(dtype).removeprefix("torch."),
+            block_size=self._config.block_size,
+            num_blocks=num_blocks,
+            max_model_len=max_model_len,
+            prefill_buckets=buckets.prefill,
+            decode_batch_buckets=buckets.decode_batch,
+            context_buckets=buckets.context,
+            weights_bytes=weights.nbytes,
+            load_s=time.monotonic() - started,
+        )
+        decoder = Decoder(model, partition, weights=weights, num_positions=max_model_len)
+        self._loaded = _Loaded(model, partition, decoder, dtype, buckets, info)
+        return info
+
+    def join(self, group: GroupSpec) -> None:
+        """Build collectives for the epoch and an empty KV cache. Raises `CollectiveAborted`."""
+        loaded = self._require_loaded()
+        if (group.num_nodes, group.node_rank) != (self._config.nodes, self._node_rank):
+            raise RuntimeStepError(
+                f"weights were loaded for node {self._node_rank} of {self._config.nodes}, "
+                f"but the group wants node {group.node_rank} of {group.num_nodes}"
+            )
+        if not 1 < group.num_blocks <= loaded.info.num_blocks:
+            raise RuntimeStepError(
+                f"the group wants {group.num_blocks} KV blocks, "
+                f"but 2 to {loaded.info.num_blocks} fit on node {self._node_rank}"
+            )
+        self._leave()
+        self._aborted.clear()
+        self._use_threads()
+        deadline_s = self._config.timeouts.warm_up_s
+        communicator = connect(
+            self._config.cpu.collective, group, aborted=self._aborted, deadline_s=deadline_s
+        )
+        cache = KvCache(
+            loaded.model.num_layers,
+            num_blocks=group.num_blocks,
+            block_size=self._config.block_size,
+            num_kv_heads=loaded.partition.kv_heads.size,
+            head_size=loaded.model.head_size,
+            dtype=loaded.dtype,
+        )
+        self._joined = _Joined(group, communicator, cache)
+        _LOGGER.info("joined epoch %d as node %d", group.epoch, group.node_rank)
+
+    def warm_up(self, progress: Progress) -> None:
+        """Run every bucket once; all followers call it together."""
+        loaded, joined = self._require_loaded(), self._require_joined()
+        steps = list(
+            warm_up_steps(
+                loaded.buckets, epoch=joined.group.epoch, block_size=self._config.block_size
+            )
+        )
+        for index, step in enumerate(steps):
+            self._run(step)
+            progress(index + 1, len(steps), f"{step.phase.value} {step.num_new_tokens}")
+
+    def prefill(self, step: StepRequest) -> np.ndarray | None:
+        """Run a prefill; last-position logits [1, V] float32 on node rank 0, else None."""
+        if step.phase is not Phase.PREFILL:
+            raise RuntimeStepError(f"step {step.step_id} is a {step.phase.value}, not a prefill")
+        return self._run(step)
+
+    def decode(self, step: StepRequest) -> np.ndarray | None:
+        """Run a decode; logits [R, V] float32 on node rank 0, else None."""
+        if step.phase is not Phase.DECODE:
+            raise RuntimeStepError(f"step {step.step_id} is a {step.phase.value}, not a decode")
+        return self._run(step)
+
+    def abort(self) -> None:
+        """Make a running or the next collective raise `CollectiveAborted`; any thread."""
+        self._aborted.set()
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        self._leave()
+        self._loaded = None
+
+    def _run(self, step: StepRequest) -> np.ndarray | None:
+        loaded, joined = self._require_loaded(), self._require_joined()
+        inputs = pad_step(
+            step,
+            loaded.buckets,
+            block_size=self._config.block_size,
+            num_blocks=joined.group.num_blocks,
+        )
+        communicator = joined.communicator
+        waited_s = communicator.wait_s
+        try:
+            logits = loaded.decoder.run(
+                inputs,
+                joined.cache,
+                all_reduce=communicator.all_reduce,
+                want_logits=step.want_logits,
+            )
+            return None if logits is None else self._gather(logits, loaded, communicator)
+        except CollectiveAborted:
+            self._leave()
+            raise
+        finally:
+            self.last_wait_s = communicator.wait_s - waited_s
+
+    def _gather(
+        self, logits: torch.Tensor, loaded: _Loaded, communicator: Communicator
+    ) -> np.ndarray | None:
+        """The whole rows of logits, on node rank 0."""
+        shares = [loaded.partition.of_node(rank).vocab_rows for rank in range(self._config.nodes)]
+        parts = communicator.gather(logits, [share.size for share in shares])
+        if parts is None:
+            return None
+        whole = np.empty((logits.shape[0], loaded.model.vocab_size), np.float32)
+        target = torch.from_numpy(whole)
+        for share, part in zip(shares, parts, strict=True):
+            target[:, share.start : share.stop] = part
+        return whole
+
+    def _leave(self) -> None:
+        """End the epoch: peers learn of it, and the KV cache is freed."""
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            joined.communicator.close()
+
+    def _use_threads(self) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        shared = (cores or 1) // self._num_followers_on_host
+        torch.set_num_threads(self._config.cpu.threads or max(1, shared))
+
+    def _require_loaded(self) -> _Loaded:
+        if self._loaded is None:
+            raise RuntimeStepError("the runtime has no weights yet; call load first")
+        return self._loaded
+
+    def _require_joined(self) -> _Joined:
+        if self._joined is None:
+            # Left by an aborted collective, so that a step queued behind it fails alike.
+            raise CollectiveAborted("the runtime is in no group; call join first")
+        return self._joined

@@ -1,0 +1,129 @@
+"""`SharedMemoryCommunicator`: collectives of followers on one host.
+
+Memory: one counter per follower, then two areas of one slot per follower. Operation n uses
+area n % 2: a follower writes its slot, sets its counter to n, and reads the others' slots once
+their counters reach n. Nobody overwrites what is still being read, because a slot is written
+for operation n only once every counter has reached n - 1, by when all have read n - 2.
+"""
+
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from rufus_serve.errors import CollectiveAborted
+from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.cpu.meeting import Meeting
+from rufus_serve.runtime.cpu.patience import Patience
+
+_CACHE_LINE_BYTES = 64
+_COUNTER_BYTES = 8
+_SLOT_BYTES = 1 << 20
+
+
+class SharedMemoryCommunicator:
+    """See `Communicator`. Larger tensors than a slot take several operations."""
+
+    def __init__(self, group: GroupSpec, *, aborted: threading.Event, deadline_s: float) -> None:
+        self._rank = group.node_rank
+        self._num_nodes = group.num_nodes
+        self._patience = Patience(aborted, deadline_s=deadline_s)
+        header_bytes = group.num_nodes * _CACHE_LINE_BYTES
+        size_bytes = header_bytes + 2 * group.num_nodes * _SLOT_BYTES
+        self._meeting = Meeting(
+            group, size_bytes=size_bytes, aborted=aborted, deadline_s=deadline_s
+        )
+        memory = mmap.mmap(self._meeting.memory_fd, size_bytes)
+        os.close(self._meeting.memory_fd)
+        # A memoryview stores 8 aligned bytes with one instruction and reads them afresh.
+        self._counters = memoryview(memory)[:header_bytes].cast("Q")
+        areas = torch.frombuffer(memory, dtype=torch.uint8, offset=header_bytes)
+        self._areas = areas.view(2, group.num_nodes, _SLOT_BYTES)
+        self._views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
+        self._operation = 0
+        self._publish()
+        self._wait_for(self._operation)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent waiting for peers so far."""
+        return self._patience.waited_s
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of the followers' contiguous `tensor`s, added in rank order; in place."""
+        flat = tensor.view(-1)
+        size = _SLOT_BYTES // tensor.itemsize
+        if flat.numel() <= size:
+            self._sum(flat)
+            return tensor
+        for start in range(0, flat.numel(), size):
+            self._sum(flat[start : start + size])
+        return tensor
+
+    def gather(self, tensor: torch.Tensor, widths: Sequence[int]) -> list[torch.Tensor] | None:
+        """On node rank 0 the followers' `tensor`s [R, widths[rank]] by rank, else None."""
+        num_rows = tensor.shape[0]
+        own = tensor.contiguous().view(-1)
+        size = _SLOT_BYTES // tensor.itemsize
+        parts = [tensor.new_empty(num_rows, width) for width in widths] if not self._rank else None
+        flat_parts = [part.view(-1) for part in parts or ()]
+        for start in range(0, num_rows * max(widths), size):
+            chunk = own[start : start + size]
+            self._slots(chunk.numel(), tensor.dtype)[self._rank].copy_(chunk)
+            self._publish()
+            if flat_parts:
+                self._wait_for(self._operation)
+            for rank, flat in enumerate(flat_parts):
+                target = flat[start : start + size]
+                target.copy_(self._slots(target.numel(), tensor.dtype, previous=True)[rank])
+            self._wait_for(self._operation - 1)
+        return parts
+
+    def close(self) -> None:
+        """Leave the group; the memory goes with its last user."""
+        self._meeting.close()
+
+    def _sum(self, flat: torch.Tensor) -> None:
+        slots = self._slots(flat.numel(), flat.dtype)
+        slots[self._rank].copy_(flat)
+        self._publish()
+        self._wait_for(self._operation)
+        if self._num_nodes == 2:
+            torch.add(slots[0], slots[1], out=flat)
+        else:
+            torch.sum(slots, dim=0, out=flat)
+
+    def _slots(self, numel: int, dtype: torch.dtype, *, previous: bool = False) -> torch.Tensor:
+        """All followers' slots for the next (or `previous`) operation, as [N, numel]."""
+        area = (self._operation + (not previous)) % 2
+        key = (area, numel, dtype)
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = self._areas[area].view(dtype)[:, :numel]
+        return view
+
+    def _publish(self) -> None:
+        """Tell the others that this follower's slot is written."""
+        self._patience.raise_if_aborted()
+        self._operation += 1
+        self._counters[self._rank * _CACHE_LINE_BYTES // _COUNTER_BYTES] = self._operation
+
+    def _wait_for(self, operation: int) -> None:
+        """Wait until every follower has published `operation`."""
+        step = _CACHE_LINE_BYTES // _COUNTER_BYTES
+        counters = self._counters
+        for index in range(0, self._num_nodes * step, step):
+            if counters[index] >= operation:
+                continue
+            self._patience.wait(
+                lambda index=index: counters[index] >= operation,  # type: ignore[misc]
+                check=lambda index=index: self._check_peers(index, operation),  # type: ignore[misc]
+            )
+
+    def _check_peers(self, index: int, operation: int) -> None:
+        """Raise if a peer is gone and the awaited counter will not move any more."""
+        lost = self._meeting.lost_peer()
+        if lost is not None and self._counters[index] < operation:
+            raise CollectiveAborted(f"follower {lost} left the group")

@@ -1,0 +1,110 @@
+"""`StepInputs`: a step's arrays as tensors, padded to the buckets it runs in.
+
+Padding is harmless by construction: padded tokens have id 0 and position 0, are written to the
+null block, see one key, and their outputs are dropped.
+
+Shape legend: R rows and T new tokens (both padded), C context (padded), W blocks per row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rufus_serve.errors import RuntimeStepError
+from rufus_serve.protocol.messages import Phase, StepRequest
+from rufus_serve.shard.buckets import Buckets
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One padded step."""
+
+    is_prefill: bool
+    num_rows: int
+    """R; 1 in a prefill."""
+    token_ids: torch.Tensor
+    """[T] ids of the new tokens."""
+    positions: torch.Tensor
+    """[T] their positions."""
+    slots: torch.Tensor
+    """[T] where their keys and values go."""
+    blocks: torch.Tensor
+    """[R * W] blocks that hold the context."""
+    context_size: int
+    """C = W * block_size."""
+    output_rows: slice
+    """Which of the T tokens have their logits computed."""
+
+
+def pad_step(
+    step: StepRequest, buckets: Buckets, *, block_size: int, num_blocks: int
+) -> StepInputs:
+    """Pad `step` to its buckets.
+
+    Raises:
+        RuntimeStepError: it fits no bucket, or its arrays contradict each other.
+    """
+    _check(step, block_size=block_size, num_blocks=num_blocks)
+    num_new = step.num_new_tokens
+    is_prefill = step.phase is Phase.PREFILL
+    num_rows = 1 if is_prefill else buckets.decode_rows(num_new)
+    num_padded = buckets.prefill_size(num_new) if is_prefill else num_rows
+    context_size = buckets.context_size(int(step.context_lens.max()))
+    width = -(-context_size // block_size)
+    first = int(step.num_computed_tokens[0])
+    positions = np.arange(first, first + num_new) if is_prefill else step.num_computed_tokens
+    return StepInputs(
+        is_prefill=is_prefill,
+        num_rows=num_rows,
+        token_ids=_padded(step.token_ids[first:] if is_prefill else step.token_ids, num_padded),
+        positions=_padded(positions, num_padded),
+        slots=_padded(step.slot_mapping, num_padded),
+        blocks=_padded_table(step.block_table, num_rows, width),
+        context_size=width * block_size,
+        output_rows=slice(num_new - 1, num_new) if is_prefill else slice(0, num_new),
+    )
+
+
+def _padded(values: np.ndarray, size: int) -> torch.Tensor:
+    padded = np.zeros(size, dtype=np.int64)
+    padded[: values.shape[0]] = values
+    return torch.from_numpy(padded)
+
+
+def _padded_table(table: np.ndarray, num_rows: int, width: int) -> torch.Tensor:
+    padded = np.zeros((num_rows, width), dtype=np.int64)
+    kept = table[:, :width]
+    padded[: kept.shape[0], : kept.shape[1]] = kept
+    return torch.from_numpy(padded).view(-1)
+
+
+def _check(step: StepRequest, *, block_size: int, num_blocks: int) -> None:
+    """Refuse arrays that would read or write outside of the cache."""
+    num_rows, num_new = step.num_rows, step.num_new_tokens
+    if step.phase is Phase.PREFILL:
+        num_expected, num_ids = int(step.context_lens.sum()), 1
+        num_expected_new = int((step.context_lens - step.num_computed_tokens).sum())
+    else:
+        num_expected, num_ids, num_expected_new = num_rows, num_rows, num_rows
+    shapes_fit = (
+        num_rows == num_ids
+        and num_new == num_expected_new > 0
+        and step.token_ids.shape[0] == num_expected
+        and step.num_computed_tokens.shape[0] == num_rows == step.block_table.shape[0]
+        and step.block_table.shape[1] * block_size >= int(step.context_lens.max())
+    )
+    if not shapes_fit:
+        raise RuntimeStepError(
+            f"step {step.step_id} is malformed: {step.phase.value} of {num_rows} rows, "
+            f"{step.token_ids.shape[0]} token ids, {num_new} new tokens, context lengths "
+            f"{step.context_lens.tolist()}, computed {step.num_computed_tokens.tolist()}, "
+            f"block table {list(step.block_table.shape)} of blocks of {block_size}"
+        )
+    highest = max(int(step.block_table.max()), int(step.slot_mapping.max()) // block_size)
+    lowest = min(int(step.block_table.min()), int(step.slot_mapping.min()))
+    if highest >= num_blocks or lowest < 0:
+        raise RuntimeStepError(
+            f"step {step.step_id} names a block outside of 0..{num_blocks - 1}: "
+            f"lowest {lowest}, highest {highest}"
+        )

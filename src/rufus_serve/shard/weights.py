@@ -1,0 +1,161 @@
+"""One follower's weights: which slices of the checkpoint, fused how.
+
+Query, key and value projections are one matrix, as are gate and up projections.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rufus_serve.shard.linear import Linear
+from rufus_serve.shard.model_config import ModelConfig
+from rufus_serve.shard.partition import Partition, Span
+from rufus_serve.shard.tensor_source import TensorSource
+
+_EMBEDDING = "model.embed_tokens.weight"
+_OUTPUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    """Output: query heads, then key heads, then value heads."""
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    """Output: gate columns, then up columns."""
+    down: Linear
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """All weights of one follower."""
+
+    embedding: torch.Tensor
+    """Rows `Partition.vocab_rows` of the embedding."""
+    layers: tuple[LayerWeights, ...]
+    final_norm: torch.Tensor
+    lm_head: Linear
+    nbytes: int
+
+
+class WeightLoader:
+    """Reads one follower's `DecoderWeights`."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        model: ModelConfig,
+        *,
+        partition: Partition,
+        dtype: torch.dtype,
+    ) -> None:
+        self._source = source
+        self._model = model
+        self._partition = partition
+        self._dtype = dtype
+
+    def load(self, progress: Callable[[int, int, str], None]) -> DecoderWeights:
+        """Read everything; `progress` is told of each layer.
+
+        Raises:
+            ModelError: a tensor is missing, of another shape or unreadable.
+        """
+        total = self._model.num_layers + 2
+        embedding = self._vocab_rows(_EMBEDDING)
+        progress(1, total, "embedding")
+        layers = []
+        for index in range(self._model.num_layers):
+            layers.append(self._layer(f"model.layers.{index}."))
+            progress(index + 2, total, f"layer {index}")
+        tied = self._model.tie_word_embeddings
+        lm_head = Linear(embedding if tied else self._vocab_rows(_OUTPUT))
+        final_norm = self._vector("model.norm.weight", self._model.hidden_size)
+        progress(total, total, "output layer")
+        linears = [lm_head, *(linear for layer in layers for linear in _linears(layer))]
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(layers),
+            final_norm=final_norm,
+            lm_head=lm_head,
+            nbytes=embedding.nbytes + sum(linear.nbytes for linear in linears),
+        )
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        model = self._model
+        head_size = model.head_size if model.qk_norm else 0
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        return LayerWeights(
+            input_norm=self._vector(prefix + "input_layernorm.weight", model.hidden_size),
+            qkv=self._qkv(attention),
+            q_norm=self._vector(attention + "q_norm.weight", head_size) if head_size else None,
+            k_norm=self._vector(attention + "k_norm.weight", head_size) if head_size else None,
+            output=self._attention_output(attention),
+            mlp_norm=self._vector(prefix + "post_attention_layernorm.weight", model.hidden_size),
+            gate_up=self._gate_up(mlp),
+            down=self._down(mlp),
+        )
+
+    def _qkv(self, prefix: str) -> Linear:
+        model, part = self._model, self._partition
+        kv = (part.kv_heads, model.num_kv_heads)
+        spans = {"q_proj": (part.q_heads, model.num_q_heads), "k_proj": kv, "v_proj": kv}
+        parts = [
+            (prefix + name, heads.times(model.head_size), num_heads * model.head_size)
+            for name, (heads, num_heads) in spans.items()
+        ]
+        return self._column_parallel(parts, has_bias=model.qkv_bias)
+
+    def _gate_up(self, prefix: str) -> Linear:
+        columns, total = self._partition.mlp_columns, self._model.intermediate_size
+        parts = [(prefix + name, columns, total) for name in ("gate_proj", "up_proj")]
+        return self._column_parallel(parts, has_bias=self._model.mlp_bias)
+
+    def _attention_output(self, prefix: str) -> Linear:
+        size = self._model.head_size
+        columns, total = self._partition.q_heads.times(size), self._model.num_q_heads * size
+        has_bias = self._model.output_bias
+        return self._row_parallel(prefix + "o_proj", columns, total=total, has_bias=has_bias)
+
+    def _down(self, prefix: str) -> Linear:
+        columns, total = self._partition.mlp_columns, self._model.intermediate_size
+        has_bias = self._model.mlp_bias
+        return self._row_parallel(prefix + "down_proj", columns, total=total, has_bias=has_bias)
+
+    def _column_parallel(self, parts: Sequence[tuple[str, Span, int]], *, has_bias: bool) -> Linear:
+        """Parts of the outputs of several layers with one input, as one: (name, rows, total)."""
+        hidden = self._model.hidden_size
+        weights = [
+            self._read(f"{name}.weight", (total, hidden), rows) for name, rows, total in parts
+        ]
+        if not has_bias:
+            return Linear(torch.cat(weights))
+        biases = [self._read(f"{name}.bias", (total,), rows) for name, rows, total in parts]
+        return Linear(torch.cat(weights), torch.cat(biases))
+
+    def _row_parallel(self, name: str, columns: Span, *, total: int, has_bias: bool) -> Linear:
+        """Part of the inputs of a layer whose outputs the followers sum."""
+        shape = (self._model.hidden_size, total)
+        weight = self._source.read(f"{name}.weight", shape, dtype=self._dtype, columns=columns)
+        bias = self._vector(f"{name}.bias", shape[0]) if has_bias else None
+        return Linear(weight, bias if self._partition.adds_bias else None)
+
+    def _vocab_rows(self, name: str) -> torch.Tensor:
+        shape = (self._model.vocab_size, self._model.hidden_size)
+        return self._read(name, shape, self._partition.vocab_rows)
+
+    def _vector(self, name: str, size: int) -> torch.Tensor:
+        return self._source.read(name, (size,), dtype=self._dtype)
+
+    def _read(self, name: str, shape: tuple[int, ...], rows: Span) -> torch.Tensor:
+        return self._source.read(name, shape, dtype=self._dtype, rows=rows)
+
+
+def _linears(layer: LayerWeights) -> tuple[Linear, ...]:
+    return (layer.qkv, layer.output, layer.gate_up, layer.down)
