@@ -16,9 +16,9 @@ class Conflict(NamedTuple):
 
 def conflicts(config: ServeConfig) -> list[Conflict]:
     """Everything in `config` that cannot work, whatever the model is."""
-    found = [*_buckets(config), *_blocks(config), *_deadlines(config)]
+    found = [*_buckets(config), *_blocks(config), *_deadlines(config), *_artifacts(config)]
     if config.runtime == "neuron":
-        found += [*_neuron_degrees(config), *_neuron_prefill(config), *_neuron_artifacts(config)]
+        found += [*_neuron_degrees(config), *_neuron_prefill(config)]
     return found
 
 
@@ -127,12 +127,18 @@ def _neuron_prefill(config: ServeConfig) -> Iterator[Conflict]:
         )
 
 
-def _neuron_artifacts(config: ServeConfig) -> Iterator[Conflict]:
-    if config.neuron.require_artifacts and not config.neuron.artifacts:
+def _artifacts(config: ServeConfig) -> Iterator[Conflict]:
+    required, location = config.artifacts.required, config.artifacts.location
+    names = "artifacts.required", "artifacts.location"
+    if config.runtime == "neuron":
+        location = location or config.neuron.artifacts
+        if config.neuron.require_artifacts and not required:
+            required, names = True, ("neuron.require_artifacts", "neuron.artifacts")
+    if required and not location:
         yield Conflict(
-            "neuron.require_artifacts is true but neuron.artifacts is empty: "
+            f"{names[0]} is true but {names[1]} is empty: "
             "name the folder or URL that 'rufus-serve compile' wrote",
-            ("neuron.require_artifacts", "neuron.artifacts"),
+            names,
         )
 
 

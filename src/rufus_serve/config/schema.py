@@ -63,6 +63,8 @@ class ClusterConfig(Section):
     """Port on which followers set up their collectives; 0 takes a free one."""
     token_file: Path | None = None
     """File with the token shared by all hosts. Required once followers join by themselves."""
+    state_dir: str = ""
+    """Folder in which a running group is noted. Empty: ~/.local/state/rufus-serve."""
     python: str = ""
     """Python interpreter of the followers' environment. Empty: the supervisor's own."""
 
@@ -156,9 +158,9 @@ class NeuronRuntimeConfig(Section):
     kv_layout: Literal["contiguous", "block"] = "contiguous"
     """`contiguous`: one KV line per sequence; `block`: paged, with prefix caching."""
     artifacts: str = ""
-    """Folder or URL of compiled artifacts, as written by `rufus-serve compile`."""
+    """Used where `artifacts.location` is empty; also a folder that NxD Inference compiled to."""
     require_artifacts: bool = False
-    """Refuse to compile at serve time."""
+    """The same as `artifacts.required`."""
     cp_degree: Annotated[int, Field(gt=0)] = 1
     """Context parallelism in prefill."""
     attention_dp_degree: Annotated[int, Field(gt=0)] = 1

@@ -9,22 +9,27 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rufus_serve.artifacts.fetch import fetch
+from rufus_serve.artifacts.location import is_remote, local_path
+from rufus_serve.artifacts.manifest import MANIFEST
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError
 from rufus_serve.runtime.base import Progress
+from rufus_serve.runtime.neuron import compiling
 
 _PER_NODE = {"start_rank_id"}
 _NOT_COMPILED_IN = {"_name_or_path", "transformers_version", "metadata", "neuron_config"}
 
 
+def location_of(config: ServeConfig) -> str:
+    """Folder or URL of artifacts as configured; empty if none is."""
+    return config.artifacts.location or config.neuron.artifacts
+
+
 def artifact_folder(config: ServeConfig) -> Path:
-    """Where this configuration's artifacts are, or will be compiled to."""
-    if "://" in config.neuron.artifacts:
-        raise ArtifactError(
-            f"neuron.artifacts {config.neuron.artifacts} is a URL; copy it to a local folder first"
-        )
-    if config.neuron.artifacts:
-        return Path(config.neuron.artifacts)
+    """Where this configuration's graphs are, or will be compiled to, without a manifest."""
+    if location_of(config):
+        return local_path(location_of(config))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "rufus-serve" / "neuron" / config.group_hash()
 
@@ -34,18 +39,20 @@ def is_compiled(folder: Path) -> bool:
     return (folder / "model.pt").is_file() and (folder / "neuron_config.json").is_file()
 
 
-def prepare(application: Any, config: ServeConfig, progress: Progress) -> Path:
+def prepare(
+    application: Any, config: ServeConfig, progress: Progress, *, node_rank: int = 0
+) -> Path:
     """The folder of artifacts that fit `application`, compiled now if there are none.
 
     Raises:
         ArtifactError: they were compiled for another configuration, or must not be compiled.
     """
-    folder = artifact_folder(config)
+    folder = _made_ahead(config, node_rank, progress) or artifact_folder(config)
     if is_compiled(folder):
         check_same(folder, json.loads(application.config.to_json_string()))
-    elif config.neuron.require_artifacts:
+    elif config.artifacts.required or config.neuron.require_artifacts:
         raise ArtifactError(
-            f"no compiled artifacts in {folder}, and neuron.require_artifacts forbids compiling "
+            f"no compiled artifacts in {folder}, and artifacts.required forbids compiling "
             "now; run 'rufus-serve compile' with this configuration"
         )
     else:
@@ -53,6 +60,25 @@ def prepare(application: Any, config: ServeConfig, progress: Progress) -> Path:
         application.compile(f"{folder}/")
         progress(1, 1, "compiled")
     return folder
+
+
+def _made_ahead(config: ServeConfig, node_rank: int, progress: Progress) -> Path | None:
+    """This node's files of what `rufus-serve compile` made; None if that is not configured."""
+    location = location_of(config)
+    if not location or not (is_remote(location) or _has_manifest(local_path(location))):
+        return None
+    return fetch(
+        location,
+        compiling.identity(config),
+        node_rank=node_rank,
+        cache=config.artifacts.cache,
+        threads=config.artifacts.threads,
+        progress=progress,
+    )
+
+
+def _has_manifest(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in (MANIFEST, f"*/{MANIFEST}"))
 
 
 def check_same(folder: Path, wanted: dict[str, Any]) -> None:
@@ -67,7 +93,7 @@ def check_same(folder: Path, wanted: dict[str, Any]) -> None:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ArtifactError(
             f"{folder} was compiled for another configuration: {shown}{more}; compile again, or "
-            "give neuron.artifacts another folder"
+            "give artifacts.location another folder"
         )
 
 

@@ -77,7 +77,10 @@ class NeuronRuntime:
         dtype = number_format(self._config, checkpoint.dtype)
         self._application = self._build(checkpoint, shape, dtype)
         if not self._on_cpu:
-            self._artifacts = artifacts.prepare(self._application, self._config, progress)
+            rank = self._topology.node_rank
+            self._artifacts = artifacts.prepare(
+                self._application, self._config, progress, node_rank=rank
+            )
         return runtime_info(checkpoint, shape, dtype, self._topology, time.monotonic() - started)
 
     def join(self, group: GroupSpec) -> None:

@@ -1,0 +1,107 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rufus_serve.artifacts.draft import open_draft
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.errors import ArtifactError
+from rufus_serve.runtime.neuron import artifacts, compiling
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
+    "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512,
+    "dtype": "bfloat16",
+}  # fmt: skip
+
+
+def nothing(*_):
+    pass
+
+
+class Application:
+    """Compiles to two files, as NxD Inference does."""
+
+    def __init__(self, **fields):
+        self._text = json.dumps({"neuron_config": {"tp_degree": 4, "start_rank_id": 2, **fields}})
+        self.config = SimpleNamespace(to_json_string=lambda: self._text)
+        self.compiled_to = []
+
+    def compile(self, folder):
+        self.compiled_to.append(folder)
+
+
+def configured(tmp_path, **settings):
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    defaults = {"nodes": 2, "neuron": {"cores_per_node": 2}, "max_model_len": 512}
+    return ServeConfig(model=str(model), runtime="neuron", **{**defaults, **settings})
+
+
+def make_ahead(config, root):
+    """What `rufus-serve compile` would have made, with empty shards."""
+    with open_draft(root, compiling.identity(config), threads=1, progress=nothing) as draft:
+        saved = {"neuron_config": {"tp_degree": 4, "start_rank_id": 0}}
+        files = {"model.pt": "graphs", "neuron_config.json": json.dumps(saved)}
+        ranks = {}
+        for node in (0, 1):
+            files |= {path: path for path in compiling.shard_paths(config, node)}
+            ranks |= {path: [node] for path in compiling.shard_paths(config, node)}
+        for path, text in files.items():
+            (draft.folder / path).parent.mkdir(exist_ok=True)
+            (draft.folder / path).write_text(text)
+        draft.finish("all", {path: ranks.get(path, []) for path in files})
+        return draft.publish()
+
+
+def test_a_node_takes_its_own_shards_of_what_was_made_ahead(tmp_path):
+    plain = configured(tmp_path)
+    make_ahead(plain, tmp_path / "store")
+    ahead = {"location": str(tmp_path / "store"), "cache": str(tmp_path / "node")}
+    application = Application()
+    folder = artifacts.prepare(
+        application, configured(tmp_path, artifacts=ahead), nothing, node_rank=1
+    )
+    assert application.compiled_to == []
+    assert sorted(path.name for path in (folder / "weights").iterdir()) == [
+        "tp2_sharded_checkpoint.safetensors", "tp3_sharded_checkpoint.safetensors"
+    ]  # fmt: skip
+
+
+def test_what_was_made_for_other_settings_is_refused_by_field(tmp_path):
+    make_ahead(configured(tmp_path), tmp_path / "store")
+    ahead = {"location": str(tmp_path / "store")}
+    other = configured(tmp_path, artifacts=ahead, max_num_seqs=16)
+    with pytest.raises(ArtifactError, match="batch_size is 8, wanted 16"):
+        artifacts.prepare(Application(), other, nothing)
+
+
+def test_graphs_of_another_nxd_inference_configuration_are_refused(tmp_path):
+    make_ahead(configured(tmp_path), tmp_path / "store")
+    config = configured(tmp_path, artifacts={"location": str(tmp_path / "store")})
+    with pytest.raises(ArtifactError, match="cp_degree is None, not 2"):
+        artifacts.prepare(Application(cp_degree=2), config, nothing)
+
+
+def test_a_folder_without_artifacts_is_compiled_to(tmp_path):
+    config = configured(tmp_path, artifacts={"location": str(tmp_path / "new")})
+    application = Application()
+    assert artifacts.prepare(application, config, nothing) == tmp_path / "new"
+    assert application.compiled_to == [f"{tmp_path}/new/"]
+
+
+def test_required_artifacts_forbid_compiling(tmp_path):
+    ahead = {"location": str(tmp_path / "new"), "required": True}
+    with pytest.raises(ArtifactError, match=r"artifacts\.required forbids compiling"):
+        artifacts.prepare(Application(), configured(tmp_path, artifacts=ahead), nothing)
+
+
+def test_graphs_that_nxd_inference_compiled_itself_are_used_as_they_are(tmp_path):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "model.pt").write_text("graphs")
+    (folder / "neuron_config.json").write_text('{"neuron_config": {"tp_degree": 4}}')
+    config = configured(tmp_path, neuron={"cores_per_node": 2, "artifacts": str(folder)})
+    assert artifacts.prepare(Application(), config, nothing) == folder
