@@ -27,7 +27,8 @@ LEADER_RANK = -2
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of failure, and when it happens."""
 
-    kind: Literal["drop", "delay", "duplicate", "disconnect", "raise"]
+    kind: Literal["drop", "delay", "duplicate", "disconnect", "fail", "raise"]
+    """`fail` makes a follower answer that its runtime failed, `raise` ends its process."""
     at: Moment = "reply"
     """Which way the step is going when it fails."""
     step_ids: tuple[int, ...] = ()
@@ -171,6 +172,13 @@ class FaultyFollowerChannel:
     def reply(self, message: StepReply | StepFailed) -> None:
         """See `FollowerChannel.reply`."""
         faults = self._dice.roll("reply", message.step_id)
+        if any(fault.kind == "fail" for fault in faults):
+            message = StepFailed(
+                step_id=message.step_id,
+                epoch=message.epoch,
+                node_rank=message.node_rank,
+                error=f"{VARIABLE}: step {message.step_id}",
+            )
         for _ in range(_strike(self._inner, faults, message.step_id)):
             self._inner.reply(message)
 
@@ -205,6 +213,10 @@ class FaultyLeaderChannel:
             raise FollowerGone(0, f"silent on step {step_id} ({VARIABLE})")
         return replies
 
+    def disconnect(self) -> None:
+        """Break all connections of the wrapped channel."""
+        self._inner.disconnect()
+
     def close(self) -> None:
         """See `LeaderChannel.close`."""
         self._inner.close()
@@ -216,7 +228,7 @@ def with_follower_faults(channel: BreakableFollowerChannel) -> FollowerChannel:
     return channel if plan is None else FaultyFollowerChannel(channel, plan)
 
 
-def with_leader_faults(channel: BreakableLeaderChannel) -> LeaderChannel:
+def with_leader_faults(channel: BreakableLeaderChannel) -> BreakableLeaderChannel:
     """`channel`, failing as `RUFUS_FAULTS` says; `channel` itself if it is unset."""
     plan = FaultPlan.from_environment()
     return channel if plan is None else FaultyLeaderChannel(channel, plan)

@@ -107,15 +107,20 @@ class Control:
         elif isinstance(message, Welcome | Refused | FormGroup | Stop):
             if isinstance(message, Welcome):
                 self.node_rank = message.node_rank
-            self._orders.put(message)
             if isinstance(message, FormGroup | Stop):
+                # Before the order is queued: an abort that came later would hit its own epoch.
                 self._interrupt()
+            self._orders.put(message)
 
     def _run(self) -> None:
         while not self._closed.wait(self._config.timeouts.heartbeat_s):
             if not self._known and self.silence_s > 2 * self._config.timeouts.heartbeat_s:
                 self._peer.send(self._hello())
             self._peer.send(self._beat())
-            if self._orders.qsize():
-                # An order that came just before a collective began would wait for it forever.
+            self._interrupt_if_ordered()
+
+    def _interrupt_if_ordered(self) -> None:
+        """An order that came just before a collective began would wait for it forever."""
+        with self._orders.mutex:  # No order is taken, and its epoch begun, before the abort.
+            if any(isinstance(order, FormGroup | Stop) for order in self._orders.queue):
                 self._interrupt()

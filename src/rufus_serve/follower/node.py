@@ -7,6 +7,7 @@ import traceback
 
 from rufus_serve import __version__
 from rufus_serve.channel.base import FollowerChannel, HelloInfo
+from rufus_serve.channel.faults import with_follower_faults
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqFollowerChannel
 from rufus_serve.config import ServeConfig
@@ -128,6 +129,8 @@ class FollowerNode:
             self._runtime.warm_up(self._progress)
         except CollectiveAborted as error:
             _log.warning("epoch %d was given up while it formed: %s", order.epoch, error)
+            news = FollowerPhase(phase="gave up", done=order.epoch, detail=str(error))
+            self._control.send(news)
             return
         channel = self._open_channel(order.node_rank)
         channel.begin(order.epoch)
@@ -147,7 +150,7 @@ class FollowerNode:
                 config_hash=self._config.group_hash(),
                 sender_id=self._spec.follower_id,
             )
-            self._channel = ZmqFollowerChannel(
+            channel = ZmqFollowerChannel(
                 info,
                 GroupKeys.from_token(self._spec.token),
                 node_rank=node_rank,
@@ -155,6 +158,7 @@ class FollowerNode:
                 address=self._spec.address,
                 port=self._spec.step_port,
             )
+            self._channel = with_follower_faults(channel)
         return self._channel
 
     # ---- steps ----

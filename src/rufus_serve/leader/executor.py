@@ -13,6 +13,7 @@ from vllm.v1.executor.abstract import Executor
 
 from rufus_serve import __version__
 from rufus_serve.channel.base import HelloInfo
+from rufus_serve.channel.faults import with_leader_faults
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqLeaderChannel
 from rufus_serve.config import ServeConfig
@@ -74,7 +75,8 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             self.vllm_config.model_config.max_model_len
         )
         keys = GroupKeys.from_token(spec.token)
-        self._channel = ZmqLeaderChannel(_identity(config, spec.leader_id), keys)
+        channel = ZmqLeaderChannel(_identity(config, spec.leader_id), keys)
+        self._channel = with_leader_faults(channel)
         self._steps = GroupSteps(
             self._channel,
             self._engine.gate,
@@ -86,6 +88,10 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         state = BatchState(self.vllm_config, info=ready.info)
         sampler = TokenSampler(self.vllm_config, state, vocab_size=ready.info.vocab_size)
         self._loop = StepLoop(self._steps, self._engine.gate, state, sampler)
+        while not self._news.empty():
+            # The first group was lost, and another one formed, while the above was set up.
+            newer = self._news.get_nowait()
+            ready = newer if isinstance(newer, GroupReady) else ready
         self._connect(ready)
 
     def _first_group(self) -> GroupReady:
@@ -114,6 +120,8 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
     def _connect(self, ready: GroupReady) -> None:
         if self._loop is None:
             self._news.put(ready)
+            return
+        if ready.epoch <= self._latest_epoch:
             return
         mismatch = self._shape.mismatch(ready.info)
         if mismatch:

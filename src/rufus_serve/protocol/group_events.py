@@ -51,6 +51,8 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float = 1800.0
     regroup_s: float = 5.0
     """For a member to take notice of a new epoch; a hung one does not."""
+    settle_s: float = 0.3
+    """For a dead process to be noticed before its group is formed anew with the same members."""
     warm_up_s: float = 1800.0
     heartbeat_lost_s: float = 5.0
     max_restarts: int = 10
@@ -110,6 +112,13 @@ class Grouping(MemberEvent, frozen=True):
     """A follower began to form the epoch it was told of."""
 
     epoch: int
+
+
+class GaveUp(MemberEvent, frozen=True):
+    """A follower lives, but its collectives were aborted while the epoch formed."""
+
+    epoch: int
+    reason: str = ""
 
 
 class Ready(MemberEvent, frozen=True):
