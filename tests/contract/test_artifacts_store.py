@@ -1,6 +1,7 @@
 """What fetching promises, over every kind of place that artifacts are kept in."""
 
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,38 @@ class Place:
         self._fs.rm_file(f"{self._root}/{path}")
 
 
-@pytest.fixture(params=["path", "file", "memory"])
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    """The endpoint of a stand-in for S3 on this host."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch) -> str:
+    """The URL of an empty bucket."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"artifacts-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}/models"
+
+
+@pytest.fixture(params=["path", "file", "memory", "s3"])
 def place(request, tmp_path) -> Iterator[Place]:
-    if request.param == "memory":
+    if request.param == "s3":
+        yield Place(request.getfixturevalue("bucket"))
+    elif request.param == "memory":
         yield Place(f"memory://{request.node.name}")
         fsspec.filesystem("memory").store.clear()
     else:
