@@ -8,7 +8,9 @@ from rufus_serve.config.settings import VARIABLE_PREFIX
 NON_SETTINGS = {
     "RUFUS_CONFIG": "settings file, when --config is not given",
     "RUFUS_LEADER_SPEC": "file by which the supervisor tells its leader process what to do",
-    "RUFUS_FOLLOWER_SPEC": "file by which a follower process is told what to do",
+    "RUFUS_LEADER_FAILURE": "file in which a leader process leaves its first error",
+    "RUFUS_NODE_ADDRESS": "address by which `rufus-serve follower` offers its host",
+    "RUFUS_NODE_TOKEN_FILE": "token file of `rufus-serve follower`",
     "RUFUS_FAULTS": "faults to inject, for tests",
 }
 """Variables with the prefix that are not settings, and what they are for."""

@@ -55,6 +55,8 @@ class ClusterConfig(Section):
     """Network interface or address that nodes reach each other by. Empty: chosen and shown."""
     ray_port: Port = 6379
     """Port of the Ray head when followers join from other hosts."""
+    follower_on_leader_host: bool = True
+    """Let the leader's host hold a follower. False: only those that joined by themselves."""
     control_port: Port = 0
     """Port of the supervisor's control socket; 0 takes a free one (single host only)."""
     step_port: Port = 0

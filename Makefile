@@ -1,0 +1,69 @@
+# rufus-serve: `make run` serves the demo model, `make test` runs all tests, `make check` the linters.
+# PYTHON names the interpreter (3.10 to 3.12) that .venv is made with. pip's own settings
+# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, ...) are honoured.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+MODEL := .models/smollm2-135m-instruct
+PORT ?= 8000
+
+# The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
+VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)
+
+MADE_VENV := $(VENV)/.made-venv
+MADE_LEADER := $(VENV)/.made-leader
+MADE_DEV := $(VENV)/.made-dev
+MADE_MODEL := $(MODEL)/demo-model.json
+
+.DELETE_ON_ERROR:
+.PHONY: run install demo-model test check bench chaos docs lock clean
+
+run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
+	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
+
+install: $(MADE_LEADER)
+
+demo-model: $(MADE_MODEL)
+
+$(MADE_VENV):
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(MADE_LEADER): requirements/leader.txt requirements/build.txt pyproject.toml | $(MADE_VENV)
+	$(PIP) install -r requirements/build.txt "$$(grep '^torch==' requirements/leader.txt)"
+	$(VLLM_ENV) $(PIP) install --no-build-isolation --no-binary vllm -r requirements/leader.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(MADE_DEV): requirements/dev.txt $(MADE_LEADER)
+	$(PIP) install --no-build-isolation --no-binary vllm -r requirements/dev.txt
+	@touch $@
+
+$(MADE_MODEL): | $(MADE_LEADER)
+	$(BIN)/rufus-serve demo-model --out $(MODEL)
+
+test: $(MADE_DEV) demo-model
+	$(BIN)/python -m pytest tests/unit tests/contract tests/e2e
+
+check: $(MADE_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry src
+	$(BIN)/codespell
+
+docs: $(MADE_LEADER)
+	$(BIN)/rufus-serve config reference > docs/configuration.md
+
+# Pins what .venv holds; run it after installing newer versions by hand.
+lock: $(MADE_DEV)
+	$(BIN)/python requirements/lock.py leader cpu demo > requirements/leader.txt.new
+	$(BIN)/python requirements/lock.py cpu > requirements/follower.txt.new
+	$(BIN)/python requirements/lock.py leader cpu demo dev > requirements/dev.txt.new
+	for name in leader follower dev; do mv requirements/$$name.txt.new requirements/$$name.txt; done
+
+clean:
+	rm -rf $(VENV) .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
