@@ -3,7 +3,9 @@
 Written to the documented contract, never run on a device.
 """
 
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +20,16 @@ _COMPILER_BYTES = 8 << 30
 """Host memory of the compiler, beside the weights; an assumption."""
 _GRAPH_FILES_BYTES = 2 << 30
 """Disk for graphs; an assumption."""
+_SHOWN_LINES = 15
+_KILLED = (-9, 137)
 
 
 class NeuronCompiling(Protocol):
     """What `runtime.neuron.compiling` offers; the SDK is behind it."""
 
-    GRAPHS: tuple[str, ...]
+    @property
+    def GRAPHS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the module
+        """Files that all nodes load."""
 
     def identity(self, config: ServeConfig) -> Identity:
         """What graphs and shards depend on."""
@@ -79,10 +85,12 @@ class NeuronBuilder:
         files: dict[str, Sequence[int]] = {}
         rank = self._rank_of.get(unit, 0)
         if unit == _GRAPHS_UNIT:
-            self._compiling.compile_graphs(self._config, folder, progress)
+            with _told(unit):
+                self._compiling.compile_graphs(self._config, folder, progress)
             files = dict.fromkeys(self._compiling.GRAPHS, ())
         else:
-            self._compiling.shard_node(self._config, rank, folder, progress)
+            with _told(unit):
+                self._compiling.shard_node(self._config, rank, folder, progress)
         files |= dict.fromkeys(self._compiling.shard_paths(self._config, rank), (rank,))
         missing = [path for path in files if not (folder / path).is_file()]
         if missing:
@@ -91,3 +99,26 @@ class NeuronBuilder:
                 f"in {folder}"
             )
         return files
+
+
+@contextmanager
+def _told(unit: str) -> Iterator[None]:
+    """Turn a failure of the compiler's processes into an ArtifactError with its words."""
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError, AssertionError, subprocess.SubprocessError) as error:
+        raise ArtifactError(
+            f"NxD Inference could not make {unit}: {failure_text(error)}"
+        ) from error
+
+
+def failure_text(error: BaseException) -> str:
+    """The compiler's own words: the end of what it printed, or the error's message."""
+    text = str(error)
+    if isinstance(error, subprocess.CalledProcessError):
+        printed = error.stderr or error.output or b""
+        text = printed if isinstance(printed, str) else printed.decode(errors="replace")
+        text = f"{text.rstrip()}\n{error.cmd!r} ended with {error.returncode}".lstrip()
+        if error.returncode in _KILLED:
+            text += ", killed: most likely this host has too little memory"
+    return "\n".join(text.splitlines()[-_SHOWN_LINES:])

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from rufus_serve.artifacts.identity import Identity, ModelIdentity
-from rufus_serve.compiler.neuron_builder import NeuronBuilder
+from rufus_serve.compiler.neuron_builder import NeuronBuilder, failure_text
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError, ConfigError
 from rufus_serve.runtime.neuron import compiling
@@ -110,11 +110,21 @@ def test_shards_are_named_by_global_rank(config):
     ]
 
 
+def test_a_failed_compile_tells_the_unit_and_the_compilers_words(config, tmp_path):
+    class Fails(FakeCompiling):
+        def compile_graphs(self, config, folder, progress):
+            raise subprocess.CalledProcessError(70, ["neuronx-cc"], stderr=b"ERROR NCC_INLA001\n")
+
+    builder = NeuronBuilder(config, Fails())
+    with pytest.raises(ArtifactError, match=r"make graphs and node 0: ERROR NCC_INLA001\n"):
+        builder.build(builder.units()[0], tmp_path, nothing)
+
+
 def test_a_compilers_own_words_are_told():
     error = subprocess.CalledProcessError(
         70, ["neuronx-cc", "compile"], stderr=b"noise\n" * 50 + b"ERROR NCC_INLA001: bad tile\n"
     )
-    text = compiling.failure_text(error)
+    text = failure_text(error)
     assert "NCC_INLA001: bad tile" in text
     assert "ended with 70" in text
     assert len(text.splitlines()) == 15
@@ -122,5 +132,5 @@ def test_a_compilers_own_words_are_told():
 
 @pytest.mark.parametrize("code", [-9, 137])
 def test_a_killed_compiler_is_explained(code):
-    text = compiling.failure_text(subprocess.CalledProcessError(code, ["neuronx-cc"]))
+    text = failure_text(subprocess.CalledProcessError(code, ["neuronx-cc"]))
     assert "too little memory" in text
