@@ -1,0 +1,117 @@
+{{- /* Refuses values that contradict each other; each message holds the equation. */}}
+{{- define "rufus-serve.checks" -}}
+{{- $v := .Values -}}
+{{- $shape := include "rufus-serve.shape" . | fromJson -}}
+{{- $config := $shape.config -}}
+{{- $perPod := int $v.group.followersPerPod -}}
+{{- $followers := int $shape.followers -}}
+{{- $all := printf "config.nodes %d + config.recovery.standby_nodes %d" (int $config.nodes) (int $config.recovery.standby_nodes) -}}
+{{- if mod $followers $perPod -}}
+{{- fail (printf "(%s) %% group.followersPerPod %d = %d, must be 0: every pod holds as many followers" $all $perPod (mod $followers $perPod)) -}}
+{{- end -}}
+{{- $size := int $shape.size -}}
+{{- if and $v.group.size (ne (int $v.group.size) $size) -}}
+{{- fail (printf "group.size %d != (%s) / group.followersPerPod %d = %d: the leader's pod holds follower 0; leave group.size at 0" (int $v.group.size) $all $perPod $size) -}}
+{{- end -}}
+{{- if $shape.neuron -}}
+{{- include "rufus-serve.checkCores" (list $v $shape) -}}
+{{- else if $v.group.tensorParallelSize -}}
+{{- if ne (int $v.group.tensorParallelSize) (int $config.nodes) -}}
+{{- fail (printf "group.tensorParallelSize %d != config.nodes %d: on runtime cpu each follower is one rank" (int $v.group.tensorParallelSize) (int $config.nodes)) -}}
+{{- end -}}
+{{- end -}}
+{{- if le (int $shape.grace) (int $shape.drain) -}}
+{{- fail (printf "drain.terminationGracePeriodSeconds %d <= drain.preStopSeconds %d + config.timeouts.shutdown_grace_s %v = %d: requests would be cut off; raise it or leave it at 0" (int $shape.grace) (int $v.drain.preStopSeconds) $config.timeouts.shutdown_grace_s (int $shape.drain)) -}}
+{{- end -}}
+{{- include "rufus-serve.checkPorts" $config -}}
+{{- include "rufus-serve.checkSecrets" $v -}}
+{{- include "rufus-serve.checkStorage" (list $v $config) -}}
+{{- include "rufus-serve.checkScaling" $v -}}
+{{- end }}
+
+{{- define "rufus-serve.checkCores" -}}
+{{- $v := index . 0 -}}
+{{- $shape := index . 1 -}}
+{{- $config := $shape.config -}}
+{{- $nodes := int $config.nodes -}}
+{{- $cores := int $config.neuron.cores_per_node -}}
+{{- if and $v.group.tensorParallelSize (ne (int $v.group.tensorParallelSize) (int $shape.ranks)) -}}
+{{- fail (printf "group.tensorParallelSize %d != config.nodes %d x config.neuron.cores_per_node %d = %d" (int $v.group.tensorParallelSize) $nodes $cores (int $shape.ranks)) -}}
+{{- end -}}
+{{- if ne (int $shape.podCores) (int $shape.deviceCores) -}}
+{{- fail (printf "config.neuron.cores_per_node %d x group.followersPerPod %d = %d != accelerator.neuronDevices %d x accelerator.coresPerDevice %d = %d: a pod asks for exactly the devices its followers drive" $cores (int $v.group.followersPerPod) (int $shape.podCores) (int $v.accelerator.neuronDevices) (int $v.accelerator.coresPerDevice) (int $shape.deviceCores)) -}}
+{{- end -}}
+{{- if and (gt (int $shape.size) 1) (not $v.accelerator.efaInterfaces) -}}
+{{- fail (printf "accelerator.efaInterfaces 0, but a group has %d pods: collectives between Trainium nodes need EFA (8 on trn1.32xlarge, 16 on trn1n.32xlarge)" (int $shape.size)) -}}
+{{- end -}}
+{{- if $config.cluster.interface | empty -}}
+{{- fail "config.cluster.interface is empty: name the pod's interface, eth0 unless your CNI differs" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "rufus-serve.checkPorts" -}}
+{{- $seen := dict -}}
+{{- $cluster := .cluster -}}
+{{- range $name, $port := dict "config.port" .port "config.cluster.ray_port" $cluster.ray_port "config.cluster.control_port" $cluster.control_port "config.cluster.step_port" $cluster.step_port "config.cluster.rendezvous_port" $cluster.rendezvous_port -}}
+{{- $key := toString $port -}}
+{{- if hasKey $seen $key -}}
+{{- fail (printf "%s and %s are both %s: give each its own port" (get $seen $key) $name $key) -}}
+{{- end -}}
+{{- $_ := set $seen $key $name -}}
+{{- end -}}
+{{- end }}
+
+{{- define "rufus-serve.checkSecrets" -}}
+{{- if not (or .groupToken.existingSecret .groupToken.generate) -}}
+{{- fail "groupToken.existingSecret is empty and groupToken.generate is false: followers need the group's token" -}}
+{{- end -}}
+{{- if and .apiKeys.enabled (not (or .apiKeys.existingSecret .apiKeys.generate)) -}}
+{{- fail "apiKeys.existingSecret is empty and apiKeys.generate is false: name a Secret, or set apiKeys.enabled to false for an endpoint that anyone who reaches it may use" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "rufus-serve.checkStorage" -}}
+{{- $v := index . 0 -}}
+{{- $config := index . 1 -}}
+{{- range $name := list "model" "artifacts" -}}
+{{- $volume := get $v.storage $name -}}
+{{- $needs := get (dict "existingClaim" (list "claimName") "fsx" (list "fileSystemId" "dnsName" "mountName") "efs" (list "fileSystemId") "s3" (list "url")) $volume.kind | default list -}}
+{{- range $key := $needs -}}
+{{- if not (get $volume $key) -}}
+{{- fail (printf "storage.%s.kind is %s, but storage.%s.%s is empty" $name $volume.kind $name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (ne $v.storage.model.kind "image") (not (hasPrefix "/models" $config.model)) -}}
+{{- fail (printf "config.model %s is not below /models, where storage.model (%s) is mounted" $config.model $v.storage.model.kind) -}}
+{{- end -}}
+{{- $location := $config.artifacts.location -}}
+{{- if and (ne $v.storage.artifacts.kind "none") (not (hasPrefix "/artifacts" $location)) -}}
+{{- fail (printf "config.artifacts.location %q is not below /artifacts, where storage.artifacts (%s) is mounted" $location $v.storage.artifacts.kind) -}}
+{{- end -}}
+{{- if and (eq $v.storage.artifacts.kind "none") (hasPrefix "/artifacts" $location) -}}
+{{- fail (printf "config.artifacts.location %s, but storage.artifacts.kind is none: nothing is mounted there" $location) -}}
+{{- end -}}
+{{- if and $v.compile.enabled (not $location) -}}
+{{- fail "compile.enabled, but config.artifacts.location is empty: name where artifacts go" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "rufus-serve.checkScaling" -}}
+{{- $a := .autoscaling -}}
+{{- if and (ne $a.kind "off") (gt (int $a.minReplicas) (int $a.maxReplicas)) -}}
+{{- fail (printf "autoscaling.minReplicas %d > autoscaling.maxReplicas %d" (int $a.minReplicas) (int $a.maxReplicas)) -}}
+{{- end -}}
+{{- if and (eq $a.kind "keda") (not $a.prometheusUrl) -}}
+{{- fail "autoscaling.kind is keda, but autoscaling.prometheusUrl is empty" -}}
+{{- end -}}
+{{- if and .inferencePool.enabled (not .inferencePool.endpointPicker.name) -}}
+{{- fail "inferencePool.enabled, but inferencePool.endpointPicker.name is empty: name the Service of the endpoint picker" -}}
+{{- end -}}
+{{- if and .placement.kueue.preferredTopology .placement.kueue.requiredTopology -}}
+{{- fail "placement.kueue.preferredTopology and requiredTopology are both set: choose one" -}}
+{{- end -}}
+{{- if and (not .group.maxSurge) (not .group.maxUnavailable) -}}
+{{- fail "group.maxUnavailable and group.maxSurge are both 0: no group could ever be updated" -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,100 @@
+{{- define "rufus-serve.environment" -}}
+- name: POD_IP
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
+# The root file system is read-only; everything that is written goes to the scratch volume.
+- {name: HOME, value: /tmp}
+{{- end }}
+
+{{- define "rufus-serve.leaderContainer" -}}
+{{- $v := .root.Values -}}
+{{- $shape := .shape -}}
+- name: leader
+  image: {{ include "rufus-serve.image" (dict "root" .root "image" $v.image.leader) }}
+  imagePullPolicy: {{ $v.image.pullPolicy }}
+  command: [rufus-serve, serve, --config, /etc/rufus-serve/config/config.yaml]
+  env:
+    {{- include "rufus-serve.environment" . | nindent 4 }}
+    {{- with $v.leader.env }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  ports:
+    - {name: http, containerPort: {{ $shape.port }}}
+    - {name: ray, containerPort: {{ $shape.config.cluster.ray_port }}}
+    - {name: control, containerPort: {{ $shape.config.cluster.control_port }}}
+  startupProbe:
+    httpGet: {path: /health, port: http}
+    periodSeconds: 10
+    timeoutSeconds: 5
+    # {{ $shape.startup }} s: what config.timeouts allows for join, load, warm-up and leader start.
+    failureThreshold: {{ divf $shape.startup 10 | ceil | int }}
+  livenessProbe:
+    httpGet: {path: /health, port: http}
+    {{- toYaml $v.probes.liveness | nindent 4 }}
+  readinessProbe:
+    httpGet: {path: /ready, port: http}
+    {{- toYaml $v.probes.readiness | nindent 4 }}
+  lifecycle:
+    preStop:
+      exec: {command: [sleep, {{ $v.drain.preStopSeconds | quote }}]}
+  securityContext: {{- toYaml $v.securityContext | nindent 4 }}
+  resources: {{- toYaml $v.leader.resources | nindent 4 }}
+  volumeMounts:
+    {{- include "rufus-serve.mounts" (list .root "leader") | nindent 4 }}
+    {{- with include "rufus-serve.artifactsMount" (list .root true) }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- if $v.apiKeys.enabled }}
+    - {name: api-keys, mountPath: /etc/rufus-serve/api-keys, readOnly: true}
+    {{- end }}
+{{- end }}
+
+{{- /* (dict "root" $ "shape" $shape "leader" HOST) */}}
+{{- define "rufus-serve.followerContainer" -}}
+{{- $v := .root.Values -}}
+{{- $shape := .shape -}}
+{{- $join := printf "%s:%d" .leader (int $shape.config.cluster.ray_port) -}}
+- name: follower
+  image: {{ include "rufus-serve.image" (dict "root" .root "image" $v.image.follower) }}
+  imagePullPolicy: {{ $v.image.pullPolicy }}
+  {{- if gt (int $v.group.followersPerPod) 1 }}
+  command: [run-followers, {{ $v.group.followersPerPod | quote }}]
+  {{- else }}
+  command: [rufus-serve, follower]
+  {{- end }}
+  args: [--leader, {{ $join | quote }}, --address, $(POD_IP), --token-file, /etc/rufus-serve/token/token]
+  env:
+    {{- include "rufus-serve.environment" . | nindent 4 }}
+    {{- with $v.follower.env }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  ports:
+    {{- if eq (int $v.group.followersPerPod) 1 }}
+    - {name: step, containerPort: {{ $shape.config.cluster.step_port }}}
+    {{- end }}
+    - {name: rendezvous, containerPort: {{ $shape.config.cluster.rendezvous_port }}}
+  lifecycle:
+    preStop:
+      # Serves on while the leader drains; ends earlier, as soon as the leader stops it.
+      exec: {command: [sleep, {{ $shape.drain | quote }}]}
+  securityContext: {{- toYaml $v.securityContext | nindent 4 }}
+  resources: {{- include "rufus-serve.followerResources" . | nindent 4 }}
+  volumeMounts:
+    {{- include "rufus-serve.mounts" (list .root "follower") | nindent 4 }}
+    {{- with include "rufus-serve.artifactsMount" (list .root true) }}
+    {{- . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- define "rufus-serve.followerResources" -}}
+{{- $v := .root.Values -}}
+{{- $devices := dict -}}
+{{- if .shape.neuron -}}
+{{- $_ := set $devices $v.accelerator.neuronResource (int $v.accelerator.neuronDevices) -}}
+{{- with $v.accelerator.hugepages2Mi -}}{{- $_ := set $devices "hugepages-2Mi" . -}}{{- end -}}
+{{- end -}}
+{{- if .shape.efa -}}
+{{- $_ := set $devices $v.accelerator.efaResource (int .shape.efa) -}}
+{{- end -}}
+{{- $both := dict "requests" $devices "limits" $devices -}}
+{{- mergeOverwrite (deepCopy $v.follower.resources) (deepCopy $both) | toYaml -}}
+{{- end }}
