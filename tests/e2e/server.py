@@ -90,11 +90,11 @@ class Server:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                text = error.read().decode()
+                code, text = error.code, error.read().decode()
         try:
-            return error.code, json.loads(text)
+            return code, json.loads(text)
         except json.JSONDecodeError:
-            return error.code, text
+            return code, text
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and everything below it."""

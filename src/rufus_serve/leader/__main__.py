@@ -11,7 +11,7 @@ from pathlib import Path
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import EndpointError, LeaderError, RufusError
 from rufus_serve.leader.failure_note import NOTE_VARIABLE
-from rufus_serve.leader.spec import config_of, read_spec
+from rufus_serve.leader.spec import SPEC_VARIABLE, config_of, read_spec
 from rufus_serve.log import configure_logging
 from rufus_serve.protocol.specs import LeaderSpec
 
@@ -25,7 +25,7 @@ def main() -> int:
         spec = read_spec()
         config = config_of(spec)
         configure_logging("leader", level=config.log_level)
-        with bind(config.host, config.port) as sock, tempfile.TemporaryDirectory() as folder:
+        with bind(config.host, config.port) as sock, _own_folder() as folder:
             set_environment(config, folder=Path(folder))
             asyncio.run(_serve(spec, config, sock))
     except RufusError as error:
@@ -43,6 +43,11 @@ async def _serve(spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> 
     from rufus_serve.leader.api_server import ApiServer
 
     await ApiServer(spec, config, sock).run()
+
+
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder inside the supervisor's, which removes it even if we are killed."""
+    return tempfile.TemporaryDirectory(prefix="", dir=Path(os.environ[SPEC_VARIABLE]).parent)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -73,6 +78,7 @@ def set_environment(config: ServeConfig, *, folder: Path) -> None:
     os.environ |= {
         NOTE_VARIABLE: str(folder / "failure"),
         "VLLM_PLUGINS": "rufus_serve",
+        "VLLM_RPC_BASE_PATH": str(folder),
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(start_s)),

@@ -76,6 +76,7 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
         scheduler = vllm_config.scheduler_config
         scheduler.async_scheduling = config.async_scheduling
         scheduler.scheduler_cls = _SCHEDULERS[config.async_scheduling]
+        _choose_one_grammar_backend(vllm_config.structured_outputs_config)
         compilation = vllm_config.compilation_config
         compilation.mode = CompilationMode.NONE
         compilation.cudagraph_mode = CUDAGraphMode.NONE
@@ -98,6 +99,15 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
                 "prompts of embeddings, images, audio or video are not supported",
                 parameter="prompt",
             )
+
+
+def _choose_one_grammar_backend(structured_outputs: Any) -> None:
+    """Replace `auto`, which picks by request although the engine keeps the first pick for good.
+
+    What another backend would accept then passes the request's check and fails in the engine.
+    """
+    if structured_outputs.backend == "auto":
+        structured_outputs.backend = "xgrammar"
 
 
 def _refuse_unsupported(vllm_config: Any) -> None:

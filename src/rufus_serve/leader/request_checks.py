@@ -57,7 +57,14 @@ _UNSUPPORTED_FIELDS = {
     "mm_processor_kwargs": "only text is served",
     "return_routed_experts": "followers do not report expert routing",
     "prompt_logprob_token_ids": "followers return logits of the last position only",
+    "logits_processors": "they are chosen at start, by vllm_args.logits_processors",
+    "audio": "only text is served",
 }
+_SILENTLY_WRONG = {
+    "best_of": (1, "ask for n answers and choose"),
+    "modalities": (["text"], "only text is served"),
+}
+"""Fields that vLLM ignores: the one value that asks for what it does anyway, and why no other."""
 _MEDIA = frozenset(
     {
         "image", "image_url", "input_image", "image_pil", "image_embeds", "audio_url", "audio",
@@ -95,8 +102,12 @@ def check_body(path: str, body: object, limits: LimitConfig) -> None:
     if not isinstance(body, dict):
         raise HttpError(400, "the request body must be a JSON object")
     for name, why in _UNSUPPORTED_FIELDS.items():
-        if body.get(name) not in (None, False):
+        if body.get(name) not in (None, False, []):
             raise HttpError(400, f"{name} is not supported: {why}", param=name)
+    for name, (harmless, why) in _SILENTLY_WRONG.items():
+        value = body.get(name)
+        if value not in (None, harmless):
+            raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
     _check_numbers(body)
     _check_stop(body, limits)
     _check_structure(body)
