@@ -1,0 +1,87 @@
+import pytest
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.config.checks import conflicts
+
+
+def messages(**settings) -> list[str]:
+    return [each.message for each in conflicts(ServeConfig(model="m", **settings))]
+
+
+def neuron(nodes: int = 1, *, rows: int = 8, **settings) -> list[str]:
+    return messages(runtime="neuron", nodes=nodes, max_num_seqs=rows, neuron=settings)
+
+
+def test_the_defaults_agree_with_each_other():
+    assert messages() == []
+    assert messages(runtime="neuron") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "equation"),
+    [
+        (
+            {"max_model_len": 300, "buckets": {"context": [128, 256]}},
+            "largest buckets.context 256 < max_model_len 300",
+        ),
+        (
+            {"max_num_seqs": 8, "buckets": {"decode_batch": [1, 4]}},
+            "largest buckets.decode_batch 4 < max_num_seqs 8",
+        ),
+        (
+            {"block_size": 48, "buckets": {"context": [96, 128]}},
+            "buckets.context 128 % block_size 48 = 32",
+        ),
+        (
+            {"max_model_len": 100, "num_blocks": 4, "block_size": 32},
+            "num_blocks 4 < 5 = ceil(max_model_len 100 / block_size 32) + 1 null block",
+        ),
+        (
+            {"timeouts": {"heartbeat_s": 3, "heartbeat_lost_s": 5}},
+            "timeouts.heartbeat_lost_s 5 < 2 x timeouts.heartbeat_s 3",
+        ),
+        (
+            {"recovery": {"backoff_s": 2, "max_backoff_s": 1}},
+            "recovery.max_backoff_s 1 < recovery.backoff_s 2",
+        ),
+        ({"artifacts": {"required": True}}, "artifacts.required is true"),
+    ],
+)
+def test_the_equation_that_fails_is_shown(settings, equation: str):
+    found = messages(**settings)
+    assert len(found) == 1
+    assert found[0].startswith(equation)
+
+
+def test_the_smallest_number_of_blocks_that_holds_a_sequence_is_accepted():
+    assert messages(max_model_len=100, num_blocks=5, block_size=32) == []
+
+
+def test_the_tensor_parallel_degree_must_be_a_multiple_of_both_other_degrees():
+    assert neuron(2, cp_degree=16, attention_dp_degree=8) == []
+    assert neuron(3, cores_per_node=2, cp_degree=4) == [
+        "tensor parallel degree 6 (nodes 3 x cores_per_node 2) % neuron.cp_degree 4 = 2, must be 0"
+    ]
+
+
+def test_context_parallelism_is_a_multiple_of_attention_data_parallelism():
+    (message,) = neuron(cp_degree=2, attention_dp_degree=4)
+    assert message.startswith("neuron.cp_degree 2 % neuron.attention_dp_degree 4 = 2, must be 0")
+
+
+def test_decode_rows_are_divisible_by_the_attention_groups():
+    (message,) = neuron(cp_degree=4, attention_dp_degree=4, rows=6)
+    assert message.startswith("max_num_seqs 6 % neuron.attention_dp_degree 4 = 2, must be 0")
+    (message,) = messages(
+        runtime="neuron",
+        buckets={"decode_batch": [2, 8]},
+        neuron={"cp_degree": 4, "attention_dp_degree": 4},
+    )
+    assert message.startswith("buckets.decode_batch 2 % neuron.attention_dp_degree 4 = 2")
+
+
+def test_a_contiguous_kv_layout_prefills_a_whole_prompt_in_one_step():
+    (message,) = messages(runtime="neuron", max_model_len=2048)
+    assert message.startswith("largest buckets.prefill 512 < max_model_len 2048")
+    assert messages(runtime="neuron", max_model_len=2048, neuron={"kv_layout": "block"}) == []
+    assert messages(runtime="cpu", max_model_len=2048) == []
