@@ -7,6 +7,8 @@ from rufus_serve.artifacts.draft import open_draft
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError
 from rufus_serve.runtime.neuron import artifacts, compiling
+from rufus_serve.runtime.neuron.neuron_model import NeuronModel
+from rufus_serve.runtime.neuron.topology import Topology
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
@@ -56,18 +58,29 @@ def make_ahead(config, root):
         return draft.publish()
 
 
+def prepared(config, application=None, *, node_rank=0):
+    model = NeuronModel.of(config, Topology.of(config, node_rank, 1))
+    return artifacts.prepare(model, application or Application(), config, nothing)
+
+
 def test_a_node_takes_its_own_shards_of_what_was_made_ahead(tmp_path):
-    plain = configured(tmp_path)
-    make_ahead(plain, tmp_path / "store")
+    make_ahead(configured(tmp_path), tmp_path / "store")
     ahead = {"location": str(tmp_path / "store"), "cache": str(tmp_path / "node")}
     application = Application()
-    folder = artifacts.prepare(
-        application, configured(tmp_path, artifacts=ahead), nothing, node_rank=1
-    )
+    folder = prepared(configured(tmp_path, artifacts=ahead), application, node_rank=1)
     assert application.compiled_to == []
     assert sorted(path.name for path in (folder / "weights").iterdir()) == [
         "tp2_sharded_checkpoint.safetensors", "tp3_sharded_checkpoint.safetensors"
     ]  # fmt: skip
+
+
+def test_damage_is_found_in_a_folder_named_itself(tmp_path):
+    folder = make_ahead(configured(tmp_path), tmp_path / "store")
+    config = configured(tmp_path, artifacts={"location": str(folder)})
+    assert prepared(config) == folder
+    (folder / "weights/tp1_sharded_checkpoint.safetensors").write_text("damaged")
+    with pytest.raises(ArtifactError, match="tp1_sharded_checkpoint"):
+        prepared(config)
 
 
 def test_what_was_made_for_other_settings_is_refused_by_field(tmp_path):
@@ -75,27 +88,28 @@ def test_what_was_made_for_other_settings_is_refused_by_field(tmp_path):
     ahead = {"location": str(tmp_path / "store")}
     other = configured(tmp_path, artifacts=ahead, max_num_seqs=16)
     with pytest.raises(ArtifactError, match="batch_size is 8, wanted 16"):
-        artifacts.prepare(Application(), other, nothing)
+        prepared(other)
 
 
 def test_graphs_of_another_nxd_inference_configuration_are_refused(tmp_path):
     make_ahead(configured(tmp_path), tmp_path / "store")
     config = configured(tmp_path, artifacts={"location": str(tmp_path / "store")})
     with pytest.raises(ArtifactError, match="cp_degree is None, not 2"):
-        artifacts.prepare(Application(cp_degree=2), config, nothing)
+        prepared(config, Application(cp_degree=2))
 
 
-def test_a_folder_without_artifacts_is_compiled_to(tmp_path):
+def test_an_empty_location_is_refused(tmp_path):
     config = configured(tmp_path, artifacts={"location": str(tmp_path / "new")})
+    with pytest.raises(ArtifactError, match="no artifacts there"):
+        prepared(config)
+
+
+def test_required_artifacts_forbid_compiling(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     application = Application()
-    assert artifacts.prepare(application, config, nothing) == tmp_path / "new"
-    assert application.compiled_to == [f"{tmp_path}/new/"]
-
-
-def test_required_artifacts_forbid_compiling(tmp_path):
-    ahead = {"location": str(tmp_path / "new"), "required": True}
-    with pytest.raises(ArtifactError, match=r"artifacts\.required forbids compiling"):
-        artifacts.prepare(Application(), configured(tmp_path, artifacts=ahead), nothing)
+    with pytest.raises(ArtifactError, match="required"):
+        prepared(configured(tmp_path, artifacts={"required": True}), application)
+    assert application.compiled_to == []
 
 
 def test_graphs_that_nxd_inference_compiled_itself_are_used_as_they_are(tmp_path):
@@ -104,4 +118,4 @@ def test_graphs_that_nxd_inference_compiled_itself_are_used_as_they_are(tmp_path
     (folder / "model.pt").write_text("graphs")
     (folder / "neuron_config.json").write_text('{"neuron_config": {"tp_degree": 4}}')
     config = configured(tmp_path, neuron={"cores_per_node": 2, "artifacts": str(folder)})
-    assert artifacts.prepare(Application(), config, nothing) == folder
+    assert prepared(config) == folder
