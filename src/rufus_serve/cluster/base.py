@@ -60,6 +60,9 @@ class Cluster(Protocol):
     def kill(self, follower_id: str) -> None:
         """Kill the process if it still runs (SIGKILL: it may hang in a collective)."""
 
+    def adopt(self, follower_id: str, pid: int, address: str) -> None:
+        """Take over a follower that an earlier supervisor started; its end is told as well."""
+
     def release(self) -> None:
         """Leave running followers alone when this process ends; they wait for another leader."""
 

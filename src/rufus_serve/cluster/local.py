@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
-from rufus_serve.cluster.process import FollowerProcess
+from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess
 from rufus_serve.protocol.specs import FollowerSpec
 
 
@@ -15,7 +15,7 @@ class LocalCluster:
         self._slots = slots
         self._python = python
         self._log_dir = log_dir
-        self._running: dict[str, FollowerProcess] = {}
+        self._running: dict[str, FollowerProcess | AdoptedProcess] = {}
         self._lock = threading.Lock()
         self._on_exit: OnExit = lambda _: None
         self._released = False
@@ -39,6 +39,11 @@ class LocalCluster:
             process = self._running.get(follower_id)
         if process is not None:
             process.kill()
+
+    def adopt(self, follower_id: str, pid: int, address: str) -> None:  # noqa: ARG002
+        """Watch a process that an earlier supervisor started here."""
+        with self._lock:
+            self._running[follower_id] = AdoptedProcess(follower_id, pid, on_exit=self._ended)
 
     def release(self) -> None:
         """Leave running followers alone from now on."""

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import IO
 
 import msgspec
+import psutil
 
 from rufus_serve.cluster.base import LOG_TAIL_LINES, FollowerExit, OnExit
 from rufus_serve.errors import ClusterError
 from rufus_serve.protocol.specs import FollowerSpec
+
+_POLL_S = 0.2
 
 
 class FollowerProcess:
@@ -36,10 +40,18 @@ class FollowerProcess:
         self._log_file = log_file
         self._on_exit = on_exit
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
-        self._process = _spawn(python or sys.executable)
+        interpreter = python or sys.executable
+        if log_file is None:
+            self._process = _spawn(interpreter, subprocess.PIPE)
+        else:
+            # The follower writes the file itself, so that it can outlive this process.
+            with log_file.open("ab") as log:
+                self._process = _spawn(interpreter, log)
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(spec) + b"\n")
-        self._process.stdin.flush()
+        # A process that ended at once is told of like any other, by `_watch`.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(msgspec.json.encode(spec) + b"\n")
+            self._process.stdin.flush()
         threading.Thread(target=self._watch, name=f"follower {spec.follower_id}").start()
 
     @property
@@ -56,32 +68,50 @@ class FollowerProcess:
                 return
 
     def _watch(self) -> None:
-        assert self._process.stderr is not None
-        out = self._log_file.open("ab") if self._log_file else None
-        try:
-            self._pump(self._process.stderr, out)
-        finally:
-            if out is not None:
-                out.close()
+        if self._process.stderr is not None:
+            self._pump(self._process.stderr)
         code = self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        tail = "\n".join(self._tail)
+        tail = self._read_tail()
         self._on_exit(FollowerExit(follower_id=self._follower_id, code=code, log_tail=tail))
 
-    def _pump(self, source: IO[bytes], out: IO[bytes] | None) -> None:
+    def _pump(self, source: IO[bytes]) -> None:
         for line in source:
             self._tail.append(line.decode(errors="replace").rstrip())
-            if out is not None:
-                out.write(line)
-                out.flush()
-            else:
-                sys.stderr.buffer.write(line)
-                sys.stderr.buffer.flush()
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+
+    def _read_tail(self) -> str:
+        if self._log_file is not None:
+            lines = self._log_file.read_text(errors="replace").splitlines()
+            self._tail.extend(lines[-LOG_TAIL_LINES:])
+        return "\n".join(self._tail)
 
 
-def _spawn(python: str) -> "subprocess.Popen[bytes]":
+class AdoptedProcess:
+    """A follower on this host that another process started; polled, since it is not our child."""
+
+    def __init__(self, follower_id: str, pid: int, *, on_exit: OnExit) -> None:
+        self._follower_id, self.pid, self._on_exit = follower_id, pid, on_exit
+        self._process = psutil.Process(pid)
+        threading.Thread(target=self._watch, name=f"follower {follower_id}", daemon=True).start()
+
+    def kill(self) -> None:
+        """End the process, if it is still the same one."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.kill()
+
+    def _watch(self) -> None:
+        while self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_POLL_S)
+        self._on_exit(FollowerExit(follower_id=self._follower_id, code=-9))
+
+
+def _spawn(python: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
     interpreter = shutil.which(python)
     if interpreter is None:
         raise ClusterError(f"cluster.python {python!r} is not an interpreter on this host")
@@ -93,7 +123,7 @@ def _spawn(python: str) -> "subprocess.Popen[bytes]":
         [interpreter, "-m", "rufus_serve.follower"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=log,
         env=environ,
         start_new_session=True,
     )

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
+from rufus_serve.cluster.process import AdoptedProcess
 from rufus_serve.cluster.ray_agent import RESOURCE, RemoteFollowerAgent
 from rufus_serve.errors import ClusterError
 from rufus_serve.protocol.specs import FollowerSpec
@@ -23,6 +24,8 @@ from rufus_serve.protocol.specs import FollowerSpec
 _log = logging.getLogger(__name__)
 _CALL_S = 30.0
 _POLL_S = 0.5
+_FREE_S = 5.0
+_FREE_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Slot:
     agent: Any = None
     follower_id: str = ""
     node: NodeInfo | None = None
+    adopted: AdoptedProcess | None = None
 
 
 class RayCluster:
@@ -65,6 +69,7 @@ class RayCluster:
         self._group: PlacementGroup | None = None
         self._on_exit: OnExit = lambda _: None
         self._lock = threading.Lock()
+        self._watchers: list[threading.Thread] = []
         self._stopped = False
         self._released = False
 
@@ -83,11 +88,7 @@ class RayCluster:
 
     def launch(self, spec: FollowerSpec) -> None:
         """Start the follower on the first bundle that runs none."""
-        with self._lock:
-            slot = next((slot for slot in self._slots if not slot.follower_id), None)
-            if slot is None:
-                raise ClusterError(f"no node is free for follower {spec.follower_id}")
-            slot.follower_id = spec.follower_id
+        slot = self._claim_slot(spec.follower_id)
         try:
             self._launch_on(slot, spec)
         except (RayError, ClusterError, OSError) as error:
@@ -99,12 +100,32 @@ class RayCluster:
         """Kill the process, if its agent still answers; Ray takes it along otherwise."""
         with self._lock:
             slot = next((slot for slot in self._slots if slot.follower_id == follower_id), None)
-        if slot is None or slot.agent is None:
+        if slot is None:
+            return
+        if slot.adopted is not None:
+            slot.adopted.kill()
+            return
+        if slot.agent is None:
             return
         try:
             ray.get(slot.agent.kill.remote(), timeout=_CALL_S)
         except RayError as error:
             _log.warning("the agent of follower %s does not answer: %s", follower_id, error)
+
+    def adopt(self, follower_id: str, pid: int, address: str) -> None:
+        """Give the follower the slot of its node; on this host, watch its process as well."""
+        with self._lock:
+            free = [slot for slot in self._slots if not slot.follower_id]
+            here = [slot for slot in free if slot.node and slot.node.address == address]
+            slot = (here or free)[0]
+            slot.follower_id = follower_id
+
+        def ended(news: FollowerExit) -> None:
+            slot.adopted = None
+            self._ended(slot, news)
+
+        if address == self._settings.address:
+            slot.adopted = AdoptedProcess(follower_id, pid, on_exit=ended)
 
     def release(self) -> None:
         """Leave running followers alone from now on."""
@@ -119,6 +140,8 @@ class RayCluster:
             running = [slot.follower_id for slot in self._slots if slot.follower_id]
             for follower_id in running if not self._released else ():
                 self.kill(follower_id)
+            for watcher in self._watchers:
+                watcher.join(2 * _POLL_S)
             ray.shutdown()
 
     # ---- bringing it up ----
@@ -126,6 +149,8 @@ class RayCluster:
     def _connect(self) -> None:
         settings = self._settings
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # Ray warns that it cannot handle SIGTERM on this thread; the supervisor does.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         common: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.WARNING,
@@ -185,6 +210,19 @@ class RayCluster:
 
     # ---- one follower ----
 
+    def _claim_slot(self, follower_id: str) -> _Slot:
+        """A bundle that runs no follower; one just killed leaves its own a moment later."""
+        deadline = time.monotonic() + _FREE_S
+        while True:
+            with self._lock:
+                for slot in self._slots:
+                    if not slot.follower_id:
+                        slot.follower_id = follower_id
+                        return slot
+            if time.monotonic() > deadline:
+                raise ClusterError(f"no node is free for follower {follower_id}")
+            time.sleep(_FREE_POLL_S)
+
     def _launch_on(self, slot: _Slot, spec: FollowerSpec) -> None:
         if slot.agent is None:
             self._place(slot)
@@ -195,23 +233,29 @@ class RayCluster:
         )
         call = slot.agent.launch.remote(msgspec.json.encode(spec), self._settings.python)
         ray.get(call, timeout=_CALL_S)
-        threading.Thread(
+        watcher = threading.Thread(
             target=self._watch, args=(slot, spec.follower_id), name="agent", daemon=True
-        ).start()
+        )
+        watcher.start()
+        self._watchers = [thread for thread in self._watchers if thread.is_alive()] + [watcher]
 
     def _watch(self, slot: _Slot, follower_id: str) -> None:
         try:
-            _, code, tail = ray.get(slot.agent.wait_exit.remote())
+            call = slot.agent.wait_exit.remote()
+            # Ray ends the whole process if it is shut down under a blocked call.
+            while not ray.wait([call], timeout=_POLL_S)[0]:
+                if self._stopped:
+                    return
+            _, code, tail = ray.get(call)
             news = FollowerExit(follower_id=follower_id, code=code, log_tail=tail)
-        except (RayActorError, RayError) as error:
+        except RayError as error:
             slot.agent = None
             cause = str(error).strip().splitlines()[0]
             tail = f"agent ERROR the Ray actor on {slot.node and slot.node.host} died: {cause}"
             news = FollowerExit(follower_id=follower_id, code=-9, log_tail=tail)
-        except Exception:
-            if not self._stopped:
-                raise
-            return
+        self._ended(slot, news)
+
+    def _ended(self, slot: _Slot, news: FollowerExit) -> None:
         with self._lock:
             slot.follower_id = ""
         if not self._stopped:

@@ -125,8 +125,9 @@ class FollowerNode:
         self._control.send(FollowerPhase(phase="grouping", done=order.epoch))
         try:
             self._runtime.join(_group_of(order))
-            self._phase = "warming up"
-            self._runtime.warm_up(self._progress)
+            if order.warm_up:
+                self._phase = "warming up"
+                self._runtime.warm_up(self._progress)
         except CollectiveAborted as error:
             _log.warning("epoch %d was given up while it formed: %s", order.epoch, error)
             news = FollowerPhase(phase="gave up", done=order.epoch, detail=str(error))

@@ -209,6 +209,8 @@ class Form(Action, frozen=True):
     num_blocks: int
     addresses: tuple[str, ...]
     hosts: tuple[str, ...]
+    warm_up: bool
+    """Whether all members are new."""
 
 
 class AnnounceReady(Action, frozen=True):

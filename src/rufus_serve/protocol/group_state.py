@@ -23,6 +23,7 @@ from rufus_serve.protocol.group_events import (
     Failed,
     FailGroup,
     Form,
+    GaveUp,
     Grouping,
     GroupPhase,
     GroupSettings,
@@ -42,22 +43,29 @@ from rufus_serve.protocol.group_events import (
 )
 from rufus_serve.protocol.messages import RuntimeInfo
 
+_FORMING = (MemberPhase.GROUPING, MemberPhase.WARMING)
+
 
 class GroupState:
     """The group's members, epoch and phase; `handle` is its only way in."""
 
-    def __init__(self, settings: GroupSettings, *, now: float) -> None:
+    def __init__(
+        self, settings: GroupSettings, *, now: float, epoch: int = 0, serial: int = 0
+    ) -> None:
+        """Go on after `epoch` and follower number `serial` of an earlier supervisor."""
         self.settings = settings
         self.phase = GroupPhase.STARTING
         self.phase_since = now
-        self.epoch = 0
+        self.epoch = epoch
         self.members: dict[str, Member] = {}
         self.restarts: deque[float] = deque()
         self.total_restarts = 0
         self.failure = ""
         self._consecutive = 0
-        self._serial = 0
+        self._serial = serial
         self._pending: list[tuple[float, int]] = []
+        self._regroup: tuple[float, str] | None = None
+        """When to form an epoch of the same members, and why, unless one turns out lost."""
         self._engine = ""
         self._engine_epoch = 0
         self._actions: list[Action] = []
@@ -133,6 +141,8 @@ class GroupState:
         elif isinstance(event, Grouping):
             if event.epoch == self.epoch and member.phase is MemberPhase.GROUPING:
                 self._move(member, MemberPhase.WARMING, now)
+        elif isinstance(event, GaveUp):
+            self._on_gave_up(member, event, now)
         elif isinstance(event, Ready):
             self._on_ready(member, event, now)
         elif isinstance(event, Lost):
@@ -177,8 +187,15 @@ class GroupState:
         if event.epoch != self.epoch or self.phase is not GroupPhase.READY:
             return
         self._end_epoch(event.reason, now)
-        if self._spend(event.reason, now):
-            self._form_if_complete(now)
+        self._regroup = (now + self.settings.settle_s, event.reason)
+
+    def _on_gave_up(self, member: Member, event: GaveUp, now: float) -> None:
+        if event.epoch != self.epoch or member.phase not in _FORMING:
+            return
+        self._move(member, MemberPhase.LOADED, now)
+        if self._regroup is None:
+            reason = f"{self._name(member)} could not form epoch {event.epoch}: {event.reason}"
+            self._regroup = (now + self.settings.settle_s, reason)
 
     def _on_engine(self, event: EngineJoined, now: float) -> None:
         took_over = bool(self._engine) and self._engine != event.leader_id
@@ -196,12 +213,14 @@ class GroupState:
         if member is None:
             return
         self._remove(member)
+        self._regroup = None
         self._end_epoch(f"{self._name(member)} is being restarted on request", now)
         self._replace(rank, now)
 
     def _on_lost(self, member: Member, reason: str, now: float) -> None:
         self._remove(member)
         if member.node_rank != STANDBY:
+            self._regroup = None
             self._end_epoch(f"{self._name(member)}: {reason}", now)
         if self._spend(f"{self._name(member)}: {reason}", now):
             self._replace(member.node_rank, now)
@@ -210,10 +229,22 @@ class GroupState:
         for member in list(self.members.values()):
             if member.follower_id in self.members and self.phase is not GroupPhase.FAILED:
                 self._check_deadline(member, now)
+        if self.phase is not GroupPhase.FAILED:
+            self._start_due(now)
+            self._regroup_if_due(now)
+
+    def _start_due(self, now: float) -> None:
         due = [rank for at, rank in self._pending if at <= now]
         self._pending = [(at, rank) for at, rank in self._pending if at > now]
         for rank in due:
             self._start(rank, now)
+
+    def _regroup_if_due(self, now: float) -> None:
+        if self._regroup is None or self._regroup[0] > now:
+            return
+        reason, self._regroup = self._regroup[1], None
+        if self._complete() and self._spend(reason, now):
+            self._form_if_complete(now)
 
     def _check_deadline(self, member: Member, now: float) -> None:
         limits = {
@@ -251,16 +282,16 @@ class GroupState:
 
     def _form_if_complete(self, now: float) -> None:
         """Begin the next epoch once every rank has a member with weights."""
-        ranked = self.by_rank()
-        with_weights = [m for m in ranked.values() if m.info is not None]
-        if len(with_weights) < self.settings.nodes:
+        if not self._complete():
             return
+        with_weights = list(self.by_rank().values())
         spent = [m for m in with_weights if m.epochs and m.info and not m.info.can_rejoin]
         if spent:
             for member in spent:
                 self._remove(member)
                 self._replace(member.node_rank, now)
             return
+        self._regroup = None
         self.epoch += 1
         for member in with_weights:
             member.epochs += 1
@@ -275,8 +306,13 @@ class GroupState:
                 num_blocks=info.num_blocks,
                 addresses=tuple(m.address for m in with_weights),
                 hosts=tuple(m.host for m in with_weights),
+                warm_up=all(m.epochs == 1 for m in with_weights),
             )
         )
+
+    def _complete(self) -> bool:
+        ranked = self.by_rank()
+        return len(ranked) == self.settings.nodes and all(m.info for m in ranked.values())
 
     def _spend(self, reason: str, now: float) -> bool:
         """Take one restart out of the budget; False, and the group fails, if none is left."""
@@ -306,7 +342,7 @@ class GroupState:
         self._consecutive += 1
         self._pending.append((now + min(delay, self.settings.max_backoff_s), rank))
         if delay == 0.0:
-            self._on_tick(now)
+            self._start_due(now)
 
     def _start(self, rank: int, now: float) -> None:
         self._serial += 1

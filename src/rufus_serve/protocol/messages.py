@@ -216,6 +216,8 @@ class FormGroup(Message, frozen=True):
     same_host: bool
     num_blocks: int
     """Smallest number of KV blocks that any follower can hold."""
+    warm_up: bool = True
+    """Run every bucket once; left out when survivors of an earlier epoch take part."""
 
 
 class FollowerReady(Message, frozen=True):
@@ -362,6 +364,8 @@ class Drain(Message, frozen=True):
     """Admit nothing more; finish or cancel within `grace_s`, then exit."""
 
     grace_s: float
+    keep_followers: bool = False
+    """Leave the followers waiting for the next leader (on_leader_loss: wait)."""
 
 
 class Ack(Message, frozen=True):

@@ -22,6 +22,7 @@ from rufus_serve.protocol.messages import (
     StepEndpoint,
     Stop,
 )
+from rufus_serve.supervisor.group_file import KeptFollower
 from rufus_serve.supervisor.report import Report
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class FollowerDesk:
         self._peers: dict[str, bytes] = {}
         self._ids: dict[bytes, str] = {}
         self._errors: dict[str, str] = {}
+        self._kept: dict[str, KeptFollower] = {}
+        self._waiting: dict[str, ev.Joined] = {}
         self.exits: list[FollowerExit] = []
 
     async def take(self, peer: bytes, message: AnyMessage) -> list[ev.Event]:
@@ -61,6 +64,8 @@ class FollowerDesk:
                 pass
             case FollowerPhase(phase="grouping"):
                 event = ev.Grouping(follower_id=who, epoch=message.done)
+            case FollowerPhase(phase="gave up"):
+                event = ev.GaveUp(follower_id=who, epoch=message.done, reason=message.detail)
             case FollowerPhase():
                 self._report.progress(
                     member, done=message.done, total=message.total, detail=message.detail
@@ -95,14 +100,13 @@ class FollowerDesk:
         await self._server.send(peer, HeartbeatAck())
         if known:
             return [ev.Heard(follower_id=hello.follower_id)]
-        return [
-            ev.Joined(
-                follower_id=hello.follower_id,
-                host=hello.host,
-                address=hello.address,
-                pid=hello.pid,
-            )
-        ]
+        joined = ev.Joined(
+            follower_id=hello.follower_id, host=hello.host, address=hello.address, pid=hello.pid
+        )
+        if hello.follower_id in self._kept:
+            self._waiting[hello.follower_id] = joined
+            return []
+        return [joined]
 
     def _refusal(self, hello: FollowerHello) -> str:
         """Why this follower cannot be taken; empty if it can."""
@@ -119,9 +123,19 @@ class FollowerDesk:
                 f"{who} has configuration {hello.config_hash}, the leader {expected}; "
                 "start both with the same settings"
             )
-        if hello.follower_id not in self._state.members:
+        if hello.follower_id not in self._state.members | self._kept:
             return f"{who} is not (or no longer) part of this group"
         return ""
+
+    def expect(self, kept: tuple[KeptFollower, ...]) -> None:
+        """Let followers that wait for a leader say hello before the group is started."""
+        self._kept = {follower.follower_id: follower for follower in kept}
+
+    def waiting(self) -> list[tuple[ev.Joined, KeptFollower]]:
+        """Those that did, once: later hellos of unknown followers are refused."""
+        found = [(joined, self._kept[name]) for name, joined in self._waiting.items()]
+        self._kept, self._waiting = {}, {}
+        return found
 
     async def send(self, follower_id: str, message: AnyMessage) -> None:
         """Send to a follower; a lost one is noticed elsewhere."""

@@ -11,8 +11,9 @@ from rufus_serve.channel.keys import new_token, read_token
 from rufus_serve.cluster.base import Cluster
 from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
-from rufus_serve.errors import ConfigError
+from rufus_serve.errors import ConfigError, EndpointError
 from rufus_serve.protocol.group_events import GroupSettings
+from rufus_serve.supervisor.group_file import GroupFile, load, path_for
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     token: str
     address: str
+    control_port: int
     """This host's address, by which followers reach the supervisor."""
     hosts: int
     """1 if all followers share this host, else one per host."""
@@ -43,8 +45,8 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
-def make_plan(config: ServeConfig) -> GroupPlan:
-    """The plan for `config`.
+def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
+    """The plan for `config`; where followers of `kept` wait, they are to find us again.
 
     Raises:
         ConfigError: followers join from other hosts and there is no token file.
@@ -58,12 +60,38 @@ def make_plan(config: ServeConfig) -> GroupPlan:
         raise ConfigError("cluster.token_file is needed when followers run on other hosts")
     if hosts > 1 and not (cluster.control_port and cluster.ray_port):
         raise ConfigError("cluster.control_port and ray_port must be fixed for several hosts")
-    token = read_token(cluster.token_file) if cluster.token_file else new_token()
+    if cluster.token_file:
+        token = read_token(cluster.token_file)
+    else:
+        token = kept.token if kept else new_token()
     address = choose_address(interface=cluster.interface) if hosts > 1 else "127.0.0.1"
-    run_dir = Path(tempfile.mkdtemp(prefix="rufus-serve-"))
-    plan = GroupPlan(token=token, address=address, hosts=hosts, run_dir=run_dir)
-    plan.log_dir.mkdir()
+    run_dir = Path(kept.run_dir) if kept else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
+    port = cluster.control_port
+    if kept and not port:
+        port = int(kept.control_endpoint.rpartition(":")[2])
+    plan = GroupPlan(token=token, address=address, control_port=port, hosts=hosts, run_dir=run_dir)
+    plan.log_dir.mkdir(exist_ok=True, parents=True)
     return plan
+
+
+def kept_group(config: ServeConfig) -> GroupFile | None:
+    """The group that an earlier supervisor of this endpoint left waiting, if it did.
+
+    Raises:
+        EndpointError: that supervisor still runs.
+    """
+    group = load(path_for(config))
+    if group is None:
+        return None
+    if group.alive:
+        raise EndpointError(
+            f"process {group.supervisor_pid} serves on port {config.port} already; choose another "
+            "port, or end it by `rufus-serve drain`"
+        )
+    if not group.followers or config.recovery.on_leader_loss != "wait":
+        shutil.rmtree(group.run_dir, ignore_errors=True)
+        return None
+    return group
 
 
 def group_settings(config: ServeConfig) -> GroupSettings:

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
+import os
 import signal
 import time
 from collections.abc import Coroutine
@@ -14,7 +14,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.config import ServeConfig
-from rufus_serve.errors import ClusterError, FollowerError, LeaderError, RufusError, StartupTimeout
+from rufus_serve.errors import ClusterError, FollowerError, RufusError
 from rufus_serve.protocol import group_events as ev
 from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import (
@@ -34,14 +34,16 @@ from rufus_serve.protocol.messages import (
 )
 from rufus_serve.protocol.specs import FollowerSpec
 from rufus_serve.supervisor.followers import FollowerDesk
+from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
+from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
-from rufus_serve.supervisor.leader_process import LeaderProcess
-from rufus_serve.supervisor.plan import group_settings, make_cluster, make_plan
+from rufus_serve.supervisor.plan import group_settings, kept_group, make_cluster, make_plan
 from rufus_serve.supervisor.report import Report
 from rufus_serve.supervisor.status import status_of
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.1
+_ADOPTION_BEATS = 5
 _LEADER_STOP_S = 10.0
 _SHM_EPOCHS = 16
 
@@ -51,26 +53,35 @@ class Supervisor:
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
-        self._plan = make_plan(config)
+        self._kept = kept_group(config)
+        self._plan = make_plan(config, self._kept)
         keys = GroupKeys.from_token(self._plan.token)
-        port = config.cluster.control_port
-        self._control = PeerServer(f"tcp://{self._plan.address}:{port}", keys=keys)
+        control = f"tcp://{self._plan.address}:{self._plan.control_port}"
+        self._control = PeerServer(control, keys=keys)
         self._link_server = PeerServer(self._plan.link_endpoint, keys=keys)
         self._link = LeaderLink(self._link_server)
-        self._state = GroupState(group_settings(config), now=time.monotonic())
+        self._state = GroupState(
+            group_settings(config),
+            now=time.monotonic(),
+            epoch=self._kept.epoch if self._kept else 0,
+            serial=_last_serial(self._kept),
+        )
         self._report = Report()
         self._desk = FollowerDesk(self._control, config, self._state, self._report)
+        self._desk.expect(self._kept.followers if self._kept else ())
         self._cluster = make_cluster(config, self._plan)
         self._cluster_thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
-        self._leader = LeaderProcess(config, self._plan)
-        self._leader_restarts = 0
+        self._leader = LeaderKeeper(
+            config, self._plan, state=self._state, link=self._link, report=self._report
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ended = asyncio.Event()
         self._drained = asyncio.Event()
         self._failure: RufusError | None = None
         self._draining = False
-        self._api_ready = False
+        self._keep_followers = False
         self._signals = 0
+        self._acting = asyncio.Lock()
 
     async def run(self) -> int:
         """Serve until stopped or failed; the exit code.
@@ -98,6 +109,7 @@ class Supervisor:
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
+        self._note_group()
         for receive in (self._receive_control, self._receive_link, self._tick):
             self._spawn(receive())
 
@@ -113,62 +125,41 @@ class Supervisor:
         # Ray puts a handler of its own on SIGTERM, which ends the process at once.
         self._take_signals()
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
-        await self._perform(self._state.start((), time.monotonic()))
-        self._spawn(self._keep_leader())
+        await self._perform(self._state.start(await self._adopted(), time.monotonic()))
+        self._spawn(self._leader.keep())
 
-    # ---- leader process ----
+    async def _adopted(self) -> tuple[tuple[ev.Joined, int], ...]:
+        """Followers of an earlier supervisor that found us, with their ranks."""
+        if self._kept is None:
+            return ()
+        await asyncio.sleep(_ADOPTION_BEATS * self._config.timeouts.heartbeat_s)
+        found = self._desk.waiting()
+        for joined, kept in found:
+            self._cluster.adopt(kept.follower_id, joined.pid, joined.address)
+            _log.info("adopting follower %d, process %d", kept.node_rank, joined.pid)
+        return tuple((joined, kept.node_rank) for joined, kept in found)
 
-    async def _keep_leader(self) -> None:
-        """Start the leader, and again when it dies, within the restart budget."""
-        while not self._ended.is_set():
-            began = time.monotonic()
-            await self._leader.start()
-            watch = self._spawn(self._watch_leader_start())
-            code = await self._leader.wait()
-            watch.cancel()
-            self._api_ready = False
-            self._link.forget()
-            if self._ended.is_set() or self._draining:
-                return
-            self._leader_restarts += 1
-            served = time.monotonic() - began > self._config.timeouts.leader_start_s / 4
-            if 0 < code < 10 or not served:
-                self._fail(
-                    LeaderError(f"the leader ended with code {code}; its log says why"), code
+    def _note_group(self) -> None:
+        """Leave word of the group for commands and for the next supervisor."""
+        waits = self._config.recovery.on_leader_loss == "wait"
+        ranked = self._state.by_rank().values() if waits else ()
+        GroupFile(
+            supervisor_pid=os.getpid(),
+            link_endpoint=self._link_server.endpoint,
+            control_endpoint=self._control.endpoint,
+            token=self._plan.token,
+            run_dir=str(self._plan.run_dir),
+            epoch=self._state.epoch,
+            followers=tuple(
+                KeptFollower(
+                    follower_id=member.follower_id,
+                    node_rank=member.node_rank,
+                    pid=member.pid,
+                    address=member.address,
                 )
-            elif self._leader_restarts > self._config.recovery.max_restarts:
-                self._fail(LeaderError(f"the leader died {self._leader_restarts} times"), 9)
-            else:
-                _log.warning("the leader died with code %d; starting another", code)
-
-    async def _watch_leader_start(self) -> None:
-        """Poll until HTTP answers; give up past the deadline once followers are ready."""
-        ready_since = 0.0
-        while not self._api_ready:
-            await asyncio.sleep(0.1)
-            if self._state.phase is ev.GroupPhase.READY:
-                ready_since = ready_since or time.monotonic()
-            limit = self._config.timeouts.leader_start_s
-            if ready_since and time.monotonic() - ready_since > limit:
-                self._fail(StartupTimeout(f"the leader did not serve within {limit:g} s"), 8)
-                return
-            self._api_ready = await self._http_answers()
-        self._report.step(f"serving on http://{self._config.host}:{self._config.port}")
-
-    async def _http_answers(self) -> bool:
-        """Whether vLLM's own routes answer (health answers sooner)."""
-        progress = self._link.progress
-        if progress is None or self._state.phase is not ev.GroupPhase.READY:
-            return False
-        host = _reachable(self._config.host)
-        try:
-            reader, writer = await asyncio.open_connection(host, self._config.port)
-            writer.write(b"GET /version HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            line = await asyncio.wait_for(reader.readline(), 2.0)
-            writer.close()
-        except (OSError, asyncio.TimeoutError, TimeoutError):
-            return False
-        return b" 200 " in line or b" 401 " in line
+                for member in ranked
+            ),
+        ).save(path_for(self._config))
 
     # ---- what comes in ----
 
@@ -196,7 +187,7 @@ class Supervisor:
                 await self._handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
             case StatusRequest():
                 status = status_of(
-                    self._state, self._link, draining=self._draining, serving=self._api_ready
+                    self._state, self._link, draining=self._draining, serving=self._leader.serving
                 )
                 await self._link_server.send(peer, status)
             case RestartFollower():
@@ -206,6 +197,7 @@ class Supervisor:
                 await self._link_server.send(peer, Ack(error=error))
             case Drain():
                 await self._link_server.send(peer, Ack())
+                self._keep_followers = message.keep_followers
                 self._begin_drain(message.grace_s)
             case Ack():
                 self._drained.set()
@@ -233,7 +225,8 @@ class Supervisor:
     # ---- what is done about it ----
 
     async def _handle(self, event: ev.Event) -> None:
-        await self._perform(self._state.handle(event, time.monotonic()))
+        async with self._acting:  # Orders must reach a follower in the order they were decided.
+            await self._perform(self._state.handle(event, time.monotonic()))
         for member in self._state.members.values():
             self._report.member(member)
 
@@ -285,6 +278,7 @@ class Supervisor:
             port = self._config.cluster.rendezvous_port or 6402
             rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % _SHM_EPOCHS}"
         self._report.step(f"weights loaded, forming epoch {action.epoch}")
+        self._note_group()
         for follower_id, node_rank in action.members:
             order = FormGroup(
                 epoch=action.epoch,
@@ -293,6 +287,7 @@ class Supervisor:
                 rendezvous=rendezvous,
                 same_host=same_host,
                 num_blocks=action.num_blocks,
+                warm_up=action.warm_up,
             )
             await self._desk.send(follower_id, order)
 
@@ -301,20 +296,22 @@ class Supervisor:
         endpoints = tuple(m.endpoint for m in members if m.endpoint is not None)
         info = self._state.info
         assert info is not None
-        self._report.step(f"epoch {epoch} ready")
+        loads = ", ".join(f"{m.node_rank}: {m.load_count}" for m in members)
+        self._report.step(f"epoch {epoch} ready; weights loaded by follower (times) {loads}")
         await self._link.to_engine(GroupReady(epoch=epoch, endpoints=endpoints, info=info))
 
     def _fail(self, error: RufusError, exit_code: int) -> None:
         if self._failure is None:
             error.exit_code = exit_code
             self._failure = error
+            self._leader.give_up()
             self._spawn(self._end_failed(error))
 
     async def _end_failed(self, error: RufusError) -> None:
         """Let the engine answer every open request with an error, then end."""
         await self._link.to_engine(GroupFailed(reason=str(error), exit_code=error.exit_code))
         deadline = time.monotonic() + _LEADER_STOP_S
-        while self._leader.running and self._api_ready and time.monotonic() < deadline:
+        while self._leader.running and self._leader.serving and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self._ended.set()
 
@@ -332,28 +329,35 @@ class Supervisor:
     def _begin_drain(self, grace_s: float) -> None:
         if not self._draining:
             self._draining = True
+            self._leader.give_up()
             _log.info("stopping: no new requests; running ones may take up to %g s", grace_s)
             self._spawn(self._drain(grace_s))
 
     async def _drain(self, grace_s: float) -> None:
-        if self._api_ready and await self._link.to_api(Drain(grace_s=grace_s)):
+        if self._leader.serving and await self._link.to_api(Drain(grace_s=grace_s)):
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), grace_s)
         self._ended.set()
 
     async def _stop(self) -> None:
         self._ended.set()
+        self._leader.give_up()
         self._state.handle(ev.Stopping(), time.monotonic())
         await self._leader.stop(deadline_s=_LEADER_STOP_S if self._signals < 2 else 0.5)
-        await self._desk.stop_all("the leader stops")
-        await asyncio.sleep(0.3 if self._signals < 2 else 0.0)
+        if self._keep_followers:
+            self._cluster.release()
+        else:
+            await self._desk.stop_all("the leader stops")
+            await asyncio.sleep(0.3 if self._signals < 2 else 0.0)
         await self._in_cluster_thread(self._cluster.stop)
         for task in self._tasks:
             task.cancel()
         self._control.close()
         self._link_server.close()
         self._cluster_thread.shutdown(wait=False)
-        self._plan.remove()
+        if not self._keep_followers:
+            self._plan.remove()
+            path_for(self._config).unlink(missing_ok=True)
         _log.info("stopped")
 
     # ---- plumbing ----
@@ -379,9 +383,7 @@ class Supervisor:
             self._fail(RufusError(f"the supervisor failed: {error}"), 1)
 
 
-def _reachable(host: str) -> str:
-    """An address to reach a server by that listens on `host`, which may be a wildcard."""
-    address = ipaddress.ip_address(host) if host[0].isdigit() or ":" in host else None
-    if address is None or not address.is_unspecified:
-        return host
-    return "127.0.0.1" if address.version == 4 else "::1"
+def _last_serial(kept: GroupFile | None) -> int:
+    """The highest number given to a follower of `kept`."""
+    ids = [follower.follower_id for follower in kept.followers] if kept else []
+    return max((int(name.rpartition(".")[2]) for name in ids), default=0)

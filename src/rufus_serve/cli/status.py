@@ -1,0 +1,31 @@
+"""Show the group of a running server: its state, epoch, and each follower."""
+
+import argparse
+
+from rufus_serve.cli.running_server import add_server_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which server, and in which form."""
+    add_server_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; 0 if the server would take a request now, else 1."""
+    import msgspec
+
+    from rufus_serve.supervisor import orders
+
+    status = orders.status(port=args.port, state_dir=args.state_dir)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(status)).decode())
+    else:
+        print(f"{status.state}, epoch {status.epoch}, {status.restarts} restarts {status.detail}")
+        for follower in status.followers:
+            print(
+                f"  follower {follower.node_rank} on {follower.host}, process {follower.pid}: "
+                f"{follower.phase} for {follower.phase_s:.0f} s, "
+                f"weights loaded {follower.load_count} times"
+            )
+    return 0 if status.ready else 1

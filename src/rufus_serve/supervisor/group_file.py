@@ -1,0 +1,68 @@
+"""What a running group leaves on disk: for commands on this host, and for the next supervisor."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from rufus_serve.config import ServeConfig
+
+
+class KeptFollower(msgspec.Struct, frozen=True, kw_only=True):
+    """A follower process that may outlive its supervisor."""
+
+    follower_id: str
+    node_rank: int
+    pid: int
+    address: str
+
+
+class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The group that serves, or served, on one port of this host. Holds the token: mode 0600."""
+
+    supervisor_pid: int
+    link_endpoint: str
+    control_endpoint: str
+    token: str
+    run_dir: str
+    epoch: int = 0
+    followers: tuple[KeptFollower, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write atomically, readable by the owner alone."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.touch(mode=0o600)
+        partial.write_bytes(msgspec.json.encode(self))
+        partial.replace(path)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its supervisor still runs."""
+        return Path(f"/proc/{self.supervisor_pid}").exists() if os.name == "posix" else False
+
+
+def state_dir(config_dir: str = "") -> Path:
+    """Where group files are kept: `config_dir`, or the user's state folder."""
+    if config_dir:
+        return Path(config_dir)
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "rufus-serve"
+
+
+def path_for(config: ServeConfig) -> Path:
+    """The group file of an endpoint on this host."""
+    return path_of_port(config.port, config.cluster.state_dir)
+
+
+def path_of_port(port: int, config_dir: str = "") -> Path:
+    """The group file of the endpoint on `port`."""
+    return state_dir(config_dir) / f"serve-{port}.json"
+
+
+def load(path: Path) -> GroupFile | None:
+    """The group file at `path`, or None if there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=GroupFile)
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,141 @@
+"""`LeaderKeeper`: starts the leader process, and again when it dies."""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import LeaderError, StartupTimeout
+from rufus_serve.protocol.group_events import GroupPhase
+from rufus_serve.protocol.group_state import GroupState
+from rufus_serve.supervisor.leader_link import LeaderLink
+from rufus_serve.supervisor.leader_process import LeaderProcess
+from rufus_serve.supervisor.plan import GroupPlan
+from rufus_serve.supervisor.report import Report
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.1
+_ANSWER_S = 2.0
+_PORT_FREE_S = 10.0
+
+
+class LeaderKeeper:
+    """Keeps one leader process running; followers keep their weights meanwhile."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        plan: GroupPlan,
+        *,
+        state: GroupState,
+        link: LeaderLink,
+        report: Report,
+    ) -> None:
+        self._config, self._state, self._link, self._report = config, state, link, report
+        self._process = LeaderProcess(config, plan)
+        self._restarts = 0
+        self._given_up = False
+        self.serving = False
+        """Whether HTTP answers."""
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a leader process."""
+        return self._process.running
+
+    def give_up(self) -> None:
+        """Start no further leader."""
+        self._given_up = True
+
+    async def stop(self, *, deadline_s: float) -> None:
+        """End the leader; it is killed after `deadline_s`."""
+        self._given_up = True
+        await self._process.stop(deadline_s=deadline_s)
+
+    async def keep(self) -> None:
+        """Start leaders until told otherwise.
+
+        Raises:
+            LeaderError: it died before it ever served, or too often.
+            StartupTimeout: it does not serve though followers are ready.
+        """
+        await self._await_free_port()
+        while not self._given_up:
+            await self._process.start()
+            watch = asyncio.ensure_future(self._watch_start())
+            ended = asyncio.ensure_future(self._process.wait())
+            await asyncio.wait((watch, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                watch.result()
+            code = await ended
+            watch.cancel()
+            self._after_death(code)
+            await self._await_free_port()
+
+    def _after_death(self, code: int) -> None:
+        served, self.serving = self.serving, False
+        self._link.forget()
+        if self._given_up:
+            return
+        self._restarts += 1
+        if not served or self._restarts > self._config.recovery.max_restarts:
+            often = f", {self._restarts} times" if self._restarts > 1 else ""
+            error = LeaderError(f"the leader ended with code {code}{often}; its log says why")
+            error.exit_code = code if 0 < code < 64 else LeaderError.exit_code
+            raise error
+        _log.warning("the leader died with code %d; starting another", code)
+
+    async def _await_free_port(self) -> None:
+        """Give an earlier leader a moment to go; a foreign server is the leader's to report."""
+        deadline = time.monotonic() + (_PORT_FREE_S if self._takes_over() else 0.0)
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self._config.host, self._config.port))
+                except OSError:
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    return
+
+    def _takes_over(self) -> bool:
+        """Whether this endpoint had a leader before: ours, or an earlier supervisor's."""
+        adopted = any(member.load_count for member in self._state.members.values())
+        return bool(self._restarts) or adopted
+
+    async def _watch_start(self) -> None:
+        """Poll until HTTP answers; the deadline runs while followers are ready."""
+        ready_since = 0.0
+        limit = self._config.timeouts.leader_start_s
+        while not self.serving:
+            await asyncio.sleep(_POLL_S)
+            if self._state.phase is GroupPhase.READY:
+                ready_since = ready_since or time.monotonic()
+            if ready_since and time.monotonic() - ready_since > limit:
+                raise StartupTimeout(f"the leader did not serve within {limit:g} s")
+            self.serving = await self._http_answers()
+        self._report.step(f"serving on http://{self._config.host}:{self._config.port}")
+
+    async def _http_answers(self) -> bool:
+        """Whether vLLM's own routes answer (health answers sooner)."""
+        if self._link.progress is None or self._state.phase is not GroupPhase.READY:
+            return False
+        host = _reachable(self._config.host)
+        try:
+            reader, writer = await asyncio.open_connection(host, self._config.port)
+            writer.write(b"GET /version HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            line = await asyncio.wait_for(reader.readline(), _ANSWER_S)
+            writer.close()
+        except (OSError, asyncio.TimeoutError, TimeoutError):
+            return False
+        return b" 200 " in line or b" 401 " in line
+
+
+def _reachable(host: str) -> str:
+    """An address to reach a server by that listens on `host`, which may be a wildcard."""
+    address = ipaddress.ip_address(host) if host[0].isdigit() or ":" in host else None
+    if address is None or not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"

@@ -1,0 +1,88 @@
+"""Orders to a running supervisor from a command on the same host."""
+
+import queue
+import time
+
+from rufus_serve.channel.keys import GroupKeys
+from rufus_serve.channel.peer import PeerClient
+from rufus_serve.errors import ClusterError
+from rufus_serve.protocol.messages import (
+    Ack,
+    AnyMessage,
+    Drain,
+    RestartFollower,
+    Status,
+    StatusRequest,
+)
+from rufus_serve.supervisor.group_file import GroupFile, load, path_of_port
+
+_ANSWER_S = 10.0
+_POLL_S = 0.1
+
+
+def drain(*, port: int, state_dir: str, grace_s: float, keep_followers: bool) -> None:
+    """Let the server on `port` finish its requests and end; returns once it has.
+
+    Raises:
+        ClusterError: there is no such server here, or it does not end.
+    """
+    group = _running(port, state_dir)
+    _ask(group, Drain(grace_s=grace_s, keep_followers=keep_followers))
+    deadline = time.monotonic() + grace_s + 60.0
+    while group.alive:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"process {group.supervisor_pid} still runs after its grace")
+        time.sleep(_POLL_S)
+
+
+def restart_follower(*, port: int, state_dir: str, node_rank: int, deadline_s: float) -> Status:
+    """Replace one follower of the server on `port`; the status once it serves again.
+
+    Raises:
+        ClusterError: no such server or follower, or it does not come back in time.
+    """
+    group = _running(port, state_dir)
+    answer = _ask(group, RestartFollower(node_rank=node_rank))
+    if isinstance(answer, Ack) and answer.error:
+        raise ClusterError(answer.error)
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        status = _ask(group, StatusRequest())
+        if isinstance(status, Status) and status.ready:
+            return status
+        time.sleep(_POLL_S)
+    raise ClusterError(f"follower {node_rank} is not back after {deadline_s:g} s")
+
+
+def status(*, port: int, state_dir: str) -> Status:
+    """What the server on `port` says of its group.
+
+    Raises:
+        ClusterError: there is no such server here.
+    """
+    answer = _ask(_running(port, state_dir), StatusRequest())
+    assert isinstance(answer, Status)
+    return answer
+
+
+def _running(port: int, state_dir: str) -> GroupFile:
+    path = path_of_port(port, state_dir)
+    group = load(path)
+    if group is None or not group.alive:
+        raise ClusterError(f"no rufus-serve on port {port} of this host (looked at {path})")
+    return group
+
+
+def _ask(group: GroupFile, message: Drain | RestartFollower | StatusRequest) -> AnyMessage:
+    answers: queue.Queue[AnyMessage] = queue.Queue()
+    keys = GroupKeys.from_token(group.token)
+    client = PeerClient(group.link_endpoint, keys=keys, on_message=answers.put)
+    try:
+        client.send(message)
+        return answers.get(timeout=_ANSWER_S)
+    except queue.Empty:
+        raise ClusterError(
+            f"the supervisor (process {group.supervisor_pid}) did not answer in {_ANSWER_S:g} s"
+        ) from None
+    finally:
+        client.close()
