@@ -34,13 +34,12 @@ def _follow(pipe, rank, settings, rendezvous, unguarded):
     import torch
 
     from rufus_serve.runtime.neuron import NeuronRuntime
-    from rufus_serve.runtime.neuron import runtime as module
+    from rufus_serve.runtime.neuron import neuron_model as module
 
     torch.set_num_threads(1)
     config = ServeConfig(**settings)
     if unguarded:
-        guarded = module.neuron_config_fields
-        module.neuron_config_fields = lambda *args: guarded(*args) | unguarded
+        unguarded(module)
     runtime = NeuronRuntime(config, rank, num_followers_on_host=config.nodes)
 
     def start():
@@ -60,12 +59,16 @@ def _follow(pipe, rank, settings, rendezvous, unguarded):
 
     verbs = {
         "start": start,
+        "load": lambda: runtime.load(lambda *_: None),
         "step": lambda step: getattr(runtime, step.phase.value)(step),
         "call": call,
-        "fields": lambda: dict(vars(runtime._application.neuron_config)),
+        "probe": lambda function, *given: function(runtime, *given),
     }
     while True:
-        verb, *arguments = pipe.recv()
+        try:
+            verb, *arguments = pipe.recv()
+        except (EOFError, ConnectionError):
+            return
         if verb == "close":
             runtime.close()
             return
@@ -76,7 +79,7 @@ def _follow(pipe, rank, settings, rendezvous, unguarded):
 
 
 class Group:
-    """One follower process per rank."""
+    """One follower process per rank. `unguarded` may take guards out of the followers' modules."""
 
     def __init__(self, settings, *, unguarded=None):
         stem = f"rufus-test-{os.getpid()}-{next(_names)}"
@@ -103,6 +106,10 @@ class Group:
     def step(self, step: StepRequest):
         return self.all("step", step)[0]
 
+    def probe(self, function, *arguments):
+        """`function(runtime, *arguments)` in rank 0's process; a function of a test module."""
+        return self.only(0, "probe", function, *arguments)
+
     def call(self, **arguments):
         return self.all("call", {name: np.asarray(value) for name, value in arguments.items()})[0]
 
@@ -125,9 +132,12 @@ class Group:
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             if process.is_alive():
                 pipe.send(("close",))
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
             process.join(_DEADLINE_S)
-            process.close()
+            if process.is_alive():
+                process.kill()
             pipe.close()
+        self._pipes, self._processes = [], []
         self._store.unlink(missing_ok=True)
 
 

@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.runtime.neuron.neuron_config import refuse_unknown_fields
 
@@ -62,15 +61,3 @@ def build_application(cls: Any, checkpoint_folder: Path, fields: dict[str, Any])
         return cls(folder, config_class(neuron_config, load_config=load_pretrained_config(folder)))
     except (AssertionError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"NxD Inference refuses the configuration: {error}") from error
-
-
-def number_format(config: ServeConfig, checkpoint_dtype: str) -> str:
-    """The number format to run in: NxD Inference's CPU mode has collectives in float32 only."""
-    if config.neuron.mode == "nxdi-cpu":
-        if config.dtype == "bfloat16" and config.nodes > 1:
-            raise ConfigError(
-                "dtype bfloat16 with neuron.mode nxdi-cpu on several ranks: its collectives are "
-                "float32 only; set dtype to float32"
-            )
-        return "float32" if config.dtype == "auto" else config.dtype
-    return checkpoint_dtype if config.dtype == "auto" else config.dtype

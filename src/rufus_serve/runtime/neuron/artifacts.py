@@ -1,99 +1,90 @@
-"""Compiled artifacts: made once, compared at each start, never trusted blindly.
+"""Where a node's graphs and shards come from: made ahead of time, or compiled now.
 
 Written to the documented contract, never run on a device. NxD Inference loads whatever graphs it
 finds and drops the configuration it was asked for, so the two are compared here.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from rufus_serve.artifacts.fetch import fetch
+from rufus_serve.artifacts.fetch import default_cache, fetch
 from rufus_serve.artifacts.location import is_remote, local_path
 from rufus_serve.artifacts.manifest import MANIFEST
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError
 from rufus_serve.runtime.base import Progress
-from rufus_serve.runtime.neuron import compiling
+from rufus_serve.runtime.neuron.compiling import CONFIG, GRAPH, model_identity
+from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 
 _PER_NODE = {"start_rank_id"}
 _NOT_COMPILED_IN = {"_name_or_path", "transformers_version", "metadata", "neuron_config"}
 
 
-def location_of(config: ServeConfig) -> str:
-    """Folder or URL of artifacts as configured; empty if none is."""
-    return config.artifacts.location or config.neuron.artifacts
-
-
-def artifact_folder(config: ServeConfig) -> Path:
-    """Where this configuration's graphs are, or will be compiled to, without a manifest."""
-    if location_of(config):
-        return local_path(location_of(config))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "rufus-serve" / "neuron" / config.group_hash()
-
-
-def is_compiled(folder: Path) -> bool:
-    """True if `folder` holds graphs and the configuration they were compiled for."""
-    return (folder / "model.pt").is_file() and (folder / "neuron_config.json").is_file()
-
-
-def prepare(
-    application: Any, config: ServeConfig, progress: Progress, *, node_rank: int = 0
-) -> Path:
-    """The folder of artifacts that fit `application`, compiled now if there are none.
+def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress: Progress) -> Path:
+    """A folder of graphs and shards that fit `application`.
 
     Raises:
-        ArtifactError: they were compiled for another configuration, or must not be compiled.
+        ArtifactError: they were made for another configuration, or must not be made now.
     """
-    folder = _made_ahead(config, node_rank, progress) or artifact_folder(config)
-    if is_compiled(folder):
-        check_same(folder, json.loads(application.config.to_json_string()))
-    elif config.artifacts.required or config.neuron.require_artifacts:
-        raise ArtifactError(
-            f"no compiled artifacts in {folder}, and artifacts.required forbids compiling "
-            "now; run 'rufus-serve compile' with this configuration"
-        )
+    location = config.artifacts.location or config.neuron.artifacts
+    if location and not _is_compiled_by_nxdi(location):
+        folder = _fetch(location, model, config, progress)
     else:
-        progress(0, 1, f"compiling to {folder}")
-        application.compile(f"{folder}/")
-        progress(1, 1, "compiled")
+        folder = local_path(location) if location else _own_folder(model)
+        if not _is_compiled_by_nxdi(str(folder)):
+            _refuse_to_compile(config)
+            progress(0, 1, f"compiling to {folder}")
+            application.compile(f"{folder}/")
+    check_same(folder, json.loads(application.config.to_json_string()))
     return folder
 
 
-def _made_ahead(config: ServeConfig, node_rank: int, progress: Progress) -> Path | None:
-    """This node's files of what `rufus-serve compile` made; None if that is not configured."""
-    location = location_of(config)
-    if not location or not (is_remote(location) or _has_manifest(local_path(location))):
-        return None
+def _is_compiled_by_nxdi(location: str) -> bool:
+    folder = local_path(location)
+    if is_remote(location) or (folder / MANIFEST).exists():
+        return False
+    return all((folder / name).is_file() for name in (GRAPH, CONFIG))
+
+
+def _own_folder(model: NeuronModel) -> Path:
+    """Where this node keeps what it compiled, in the cache of all artifacts."""
+    key = model_identity(model).key
+    return default_cache() / f"{key}-node-{model.topology.node_rank}"
+
+
+def _refuse_to_compile(config: ServeConfig) -> None:
+    if config.artifacts.required or config.neuron.require_artifacts:
+        raise ArtifactError(
+            "artifacts are required but artifacts.location is empty; run 'rufus-serve compile' "
+            "and name its output"
+        )
+
+
+def _fetch(location: str, model: NeuronModel, config: ServeConfig, progress: Progress) -> Path:
     return fetch(
         location,
-        compiling.identity(config),
-        node_rank=node_rank,
+        model_identity(model),
+        node_rank=model.topology.node_rank,
         cache=config.artifacts.cache,
         threads=config.artifacts.threads,
         progress=progress,
     )
 
 
-def _has_manifest(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in (MANIFEST, f"*/{MANIFEST}"))
-
-
 def check_same(folder: Path, wanted: dict[str, Any]) -> None:
     """Raise ArtifactError if the graphs in `folder` were compiled for another configuration."""
     try:
-        found = json.loads((folder / "neuron_config.json").read_text())
-    except ValueError as error:
-        raise ArtifactError(f"{folder}/neuron_config.json is damaged: {error}") from error
+        found = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / CONFIG} cannot be read: {error}") from error
     differing = differences(found, wanted)
     if differing:
         shown = "; ".join(differing[:5])
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ArtifactError(
             f"{folder} was compiled for another configuration: {shown}{more}; compile again, or "
-            "give artifacts.location another folder"
+            "name another folder"
         )
 
 

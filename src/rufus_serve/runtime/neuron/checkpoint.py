@@ -62,6 +62,16 @@ class Checkpoint:
         return int(self.raw.get("head_dim") or self.raw["hidden_size"] // self.num_heads)
 
     @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self.raw["vocab_size"])
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that the model was made for."""
+        return int(self.raw["max_position_embeddings"])
+
+    @property
     def dtype(self) -> str:
         """Number format of the weights."""
         return str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "bfloat16")

@@ -124,13 +124,13 @@ def block_tile(blocks_per_sequence: int) -> int:
 
 
 def _refuse_decode_batches(config: ServeConfig) -> None:
-    """One decode graph for all rows: a smaller one would only see the first KV lines."""
+    """One decode graph for all rows: the inputs of a smaller one come in two different sizes."""
     rows = config.buckets.decode_batch
     if rows not in ((), (config.max_num_seqs,)):
         raise ConfigError(
             f"buckets.decode_batch {list(rows)}: runtime neuron decodes max_num_seqs "
-            f"{config.max_num_seqs} rows in one graph, since NxD Inference's smaller ones read "
-            "the first KV lines whatever sequence is asked for; leave buckets.decode_batch empty"
+            f"{config.max_num_seqs} rows in one graph, since NxD Inference 0.8 fails to pad a smaller "
+            "one's inputs; leave buckets.decode_batch empty"
         )
 
 

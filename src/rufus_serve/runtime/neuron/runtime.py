@@ -5,7 +5,6 @@ the documented contract and was never run on a device. Both differ only in how a
 loaded and what environment it needs.
 """
 
-import logging
 import shutil
 import tempfile
 import threading
@@ -20,23 +19,13 @@ from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepErro
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
-from rufus_serve.runtime.neuron.application import (
-    application_class,
-    build_application,
-    number_format,
-)
 from rufus_serve.runtime.neuron.block import BlockLayout
 from rufus_serve.runtime.neuron.calls import Call
-from rufus_serve.runtime.neuron.checkpoint import Checkpoint, config_overlay, write_overlay
-from rufus_serve.runtime.neuron.checks import check_sharding
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron.contiguous import ContiguousLayout
 from rufus_serve.runtime.neuron.environment import device_environment, group_environment
 from rufus_serve.runtime.neuron.host import apply_environment, interface_towards
-from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
+from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
-
-_log = logging.getLogger(__name__)
 
 _PEER_GONE = ("connection closed", "connection reset", "timed out", "aborted", "broken pipe")
 
@@ -60,7 +49,7 @@ class NeuronRuntime:
         self._artifacts: Path | None = None
         self._layout: ContiguousLayout | BlockLayout | None = None
         self._vocab_size = 0
-        self._joined = False
+        self._joined = self._loaded = False
 
     def load(self, progress: Progress) -> RuntimeInfo:
         """Check the model against the topology, and compile where that is needed.
@@ -68,20 +57,14 @@ class NeuronRuntime:
         Weights are read in `join`, since loading binds the collectives.
         """
         started = time.monotonic()
-        checkpoint = Checkpoint.read(self._config.model)
-        shape = CompiledShape.of(self._config, int(checkpoint.raw["max_position_embeddings"]))
-        check_sharding(checkpoint, self._topology)
+        model = NeuronModel.of(self._config, self._topology)
+        self._layout = make_layout(model)
+        self._vocab_size = model.checkpoint.vocab_size
         apply_environment(self._environment())
-        self._layout = BlockLayout(shape) if shape.is_block else ContiguousLayout(shape)
-        self._vocab_size = int(checkpoint.raw["vocab_size"])
-        dtype = number_format(self._config, checkpoint.dtype)
-        self._application = self._build(checkpoint, shape, dtype)
+        self._application = model.build(self._work)
         if not self._on_cpu:
-            rank = self._topology.node_rank
-            self._artifacts = artifacts.prepare(
-                self._application, self._config, progress, node_rank=rank
-            )
-        return runtime_info(checkpoint, shape, dtype, self._topology, time.monotonic() - started)
+            self._artifacts = artifacts.prepare(model, self._application, self._config, progress)
+        return runtime_info(model, load_s=time.monotonic() - started)
 
     def join(self, group: GroupSpec) -> None:
         """Load the application: on a device all nodes do so together."""
@@ -93,10 +76,19 @@ class NeuronRuntime:
         if self._on_cpu:
             cpu_mode.join_gloo(group, timeout_s=self._config.timeouts.warm_up_s)
             cpu_mode.load_on_cpu(self._application)
-            return
-        interface = interface_towards(group.rendezvous, self._config.cluster.interface)
-        port = self._config.cluster.rendezvous_port
-        apply_environment(group_environment(group.rendezvous, port=port, interface=interface))
+        else:
+            self._load_on_device(group)
+        self._loaded = True
+
+    def _load_on_device(self, group: GroupSpec) -> None:
+        cluster = self._config.cluster
+        apply_environment(
+            group_environment(
+                group.rendezvous,
+                port=cluster.rendezvous_port,
+                interface=interface_towards(group.rendezvous, cluster.interface),
+            )
+        )
         self._application.load(
             f"{self._artifacts}/",
             start_rank_id=self._topology.start_rank_id,
@@ -121,12 +113,16 @@ class NeuronRuntime:
         return self._run(self._ready().decode(step), step)
 
     def abort(self) -> None:
-        """Refuse further steps. A call that runs ends when its collective gives up.
+        """Refuse further steps; a call that runs ends when its collective gives up.
 
-        On a device that is NEURON_RT_EXEC_TIMEOUT; with gloo, as soon as the peer's connection
-        closes. Whoever cannot wait replaces the process.
+        With gloo that is at once. On a device it is NEURON_RT_EXEC_TIMEOUT; whoever cannot wait
+        replaces the process. Without effect until `join` has ended, as there is no way back.
         """
+        if not self._loaded or self._aborted.is_set():
+            return
         self._aborted.set()
+        if self._on_cpu:
+            cpu_mode.abort_gloo()
 
     def close(self) -> None:
         """Free the application, the process group and the working folder."""
@@ -144,16 +140,10 @@ class NeuronRuntime:
             step_floor_s=self._config.timeouts.step_floor_s,
         )
 
-    def _build(self, checkpoint: Checkpoint, shape: CompiledShape, dtype: str) -> Any:
-        overlay = config_overlay(checkpoint, shape.max_model_len)
-        folder = write_overlay(checkpoint, overlay, self._work / "checkpoint")
-        fields = neuron_config_fields(self._config, shape, self._topology, dtype)
-        return build_application(application_class(checkpoint.architecture), folder, fields)
-
     def _ready(self) -> ContiguousLayout | BlockLayout:
         if self._aborted.is_set():
             raise CollectiveAborted("the runtime was aborted; replace the process")
-        if self._layout is None or not self._joined:
+        if self._layout is None or not self._loaded:
             raise RuntimeStepError("a step before load and join")
         return self._layout
 
@@ -183,17 +173,21 @@ class NeuronRuntime:
             raise RuntimeStepError(f"NxD Inference failed a call: {text}") from error
 
 
-def runtime_info(
-    checkpoint: Checkpoint, shape: CompiledShape, dtype: str, topology: Topology, load_s: float
-) -> RuntimeInfo:
-    """What the leader must know of the compiled shape."""
+def make_layout(model: NeuronModel) -> ContiguousLayout | BlockLayout:
+    """The KV layout of `model`."""
+    return BlockLayout(model.shape) if model.shape.is_block else ContiguousLayout(model.shape)
+
+
+def runtime_info(model: NeuronModel, *, load_s: float) -> RuntimeInfo:
+    """What the leader must know of `model`."""
+    checkpoint, shape = model.checkpoint, model.shape
     return RuntimeInfo(
         model_type=str(checkpoint.raw.get("model_type", "")),
         num_layers=int(checkpoint.raw["num_hidden_layers"]),
         num_kv_heads=checkpoint.num_kv_heads,
         head_size=checkpoint.head_size,
-        vocab_size=int(checkpoint.raw["vocab_size"]),
-        dtype=dtype,
+        vocab_size=checkpoint.vocab_size,
+        dtype=model.dtype,
         block_size=shape.block_size,
         num_blocks=shape.num_blocks,
         max_model_len=shape.max_model_len,
@@ -203,6 +197,6 @@ def runtime_info(
         prefix_caching=shape.is_block,
         segmented_prefill=shape.is_block,
         can_rejoin=False,
-        weights_bytes=checkpoint.weights_bytes // topology.num_nodes,
+        weights_bytes=checkpoint.weights_bytes // model.topology.num_nodes,
         load_s=load_s,
     )

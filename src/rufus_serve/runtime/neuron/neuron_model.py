@@ -1,0 +1,60 @@
+"""`NeuronModel`: a checkpoint, checked and cut for one node; building it takes NxD Inference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.errors import ConfigError
+from rufus_serve.runtime.neuron.application import application_class, build_application
+from rufus_serve.runtime.neuron.checkpoint import Checkpoint, config_overlay, write_overlay
+from rufus_serve.runtime.neuron.checks import check_sharding
+from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
+from rufus_serve.runtime.neuron.topology import Topology
+
+
+@dataclass(frozen=True)
+class NeuronModel:
+    """What NxD Inference is asked to build on one node."""
+
+    checkpoint: Checkpoint
+    shape: CompiledShape
+    topology: Topology
+    dtype: str
+    fields: dict[str, Any]
+    """Of NeuronConfig."""
+
+    @classmethod
+    def of(cls, config: ServeConfig, topology: Topology) -> "NeuronModel":
+        """The model of `config` on the node of `topology`.
+
+        Raises:
+            ConfigError: the settings do not fit one another.
+            ModelError: NxD Inference cannot shard or would misread this checkpoint.
+        """
+        checkpoint = Checkpoint.read(config.model)
+        shape = CompiledShape.of(config, checkpoint.max_positions)
+        check_sharding(checkpoint, topology)
+        dtype = number_format(config, checkpoint.dtype)
+        fields = neuron_config_fields(config, shape, topology, dtype)
+        return cls(checkpoint, shape, topology, dtype, fields)
+
+    def build(self, work: Path) -> Any:
+        """The application, neither compiled nor loaded; `work` is needed as long as it is."""
+        application = application_class(self.checkpoint.architecture)
+        overlay = config_overlay(self.checkpoint, self.shape.max_model_len)
+        folder = write_overlay(self.checkpoint, overlay, work / "checkpoint")
+        return build_application(application, folder, self.fields)
+
+
+def number_format(config: ServeConfig, checkpoint_dtype: str) -> str:
+    """The number format to run in: NxD Inference's CPU mode has collectives in float32 only."""
+    if config.neuron.mode == "device":
+        return checkpoint_dtype if config.dtype == "auto" else config.dtype
+    if config.dtype == "bfloat16" and config.nodes > 1:
+        raise ConfigError(
+            "dtype bfloat16 with neuron.mode nxdi-cpu on several ranks: its collectives are "
+            "float32 only; set dtype to float32"
+        )
+    return "float32" if config.dtype == "auto" else config.dtype
