@@ -229,14 +229,14 @@ def test_two_nodes_fetch_at_the_same_time_into_a_shared_cache(tmp_path, model):
             [sys.executable, "-c", _FETCH, *arguments, str(rank)], stdin=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        for rank in (0, 1, 0, 1)
+        for rank in (0, 1)
     ]  # fmt: skip
     for node in nodes:
         node.stdin.write(b"go\n")
         node.stdin.close()
     deadline = time.monotonic() + 90
     codes = [node.wait(timeout=deadline - time.monotonic()) for node in nodes]
-    assert codes == [0, 0, 0, 0]
+    assert codes == [0, 0]
     shards = list((tmp_path / "cache").glob("*/shards/*"))
     assert sorted(path.name for path in shards) == ["node-000.safetensors", "node-001.safetensors"]
 
