@@ -1,1 +1,64 @@
-"""Prometheus metrics, by the names under which dashboards and alerts find them."""
+"""Prometheus metrics of the group, beside vLLM's own at `/metrics`; names are a contract."""
+
+from collections.abc import Sequence
+
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+STATES = ("starting", "ready", "recovering", "draining", "failed", "stopped")
+
+
+class GroupMetrics:
+    """Gauges of the group; set from the supervisor's status, on one thread."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._epoch = Gauge("rufus_group_epoch", "Epochs formed so far.", registry=registry)
+        self._state = Gauge(
+            "rufus_group_state", "1 for the state the group is in.", ["state"], registry=registry
+        )
+        self._step = Gauge(
+            "rufus_follower_step_seconds",
+            "Mean time per step that a follower computes, without waiting for its peers.",
+            ["node_rank", "host"],
+            registry=registry,
+        )
+        self._loads = Gauge(
+            "rufus_follower_weight_loads",
+            "How often the follower's process has loaded weights.",
+            ["node_rank", "host"],
+            registry=registry,
+        )
+        self._skew = Gauge(
+            "rufus_follower_skew_seconds",
+            "Step time of the slowest follower less that of the fastest.",
+            registry=registry,
+        )
+        self._restarts = _Total("rufus_follower_restarts", "Followers replaced after a loss.")
+        registry.register(self._restarts)
+
+    def set_group(self, *, state: str, epoch: int, restarts: int) -> None:
+        """The group as a whole."""
+        self._epoch.set(epoch)
+        self._restarts.value = restarts
+        for name in STATES:
+            self._state.labels(state=name).set(float(name == state))
+
+    def set_followers(self, followers: Sequence[tuple[int, str, float, int]]) -> None:
+        """Each follower: (node rank, host, seconds per step, weight loads)."""
+        for node_rank, host, step_s, loads in followers:
+            self._step.labels(node_rank=node_rank, host=host).set(step_s)
+            self._loads.labels(node_rank=node_rank, host=host).set(loads)
+        steps = [step_s for _, _, step_s, _ in followers if step_s > 0]
+        self._skew.set(max(steps) - min(steps) if steps else 0.0)
+
+
+class _Total(Collector):
+    """A counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text, self.value = name, text, 0.0
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """The one sample."""
+        return [CounterMetricFamily(self._name, self._text, value=self.value)]

@@ -24,11 +24,13 @@ from rufus_serve.leader.engine_args import served_name, vllm_namespace
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.leader.health import HealthRoutes
 from rufus_serve.leader.http_error import App, HttpError, Receive, Scope, Send
+from rufus_serve.metrics import GroupMetrics
 from rufus_serve.protocol.specs import LeaderSpec
 
 _log = logging.getLogger(__name__)
 _LIVENESS_S = 0.5
 _WATCH_S = 0.1
+_METRICS_S = 1.0
 _CLOSE_S = 2
 
 
@@ -86,6 +88,8 @@ class ApiServer:
         async with vllm_server.application(args) as (engine, app):
             app.state.server = self._http
             self._inner = app
+            exporting = asyncio.create_task(self._export_metrics())
+            self._background.add(exporting)
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
             await self._watch(engine)
 
@@ -115,6 +119,18 @@ class ApiServer:
                 await asyncio.wait_for(self._stopping.wait(), _LIVENESS_S)
                 return
         raise LeaderError("the supervisor is gone; start `rufus-serve serve` again")
+
+    async def _export_metrics(self) -> None:
+        """Keep the group's metrics as fresh as the heartbeat."""
+        metrics = GroupMetrics()
+        while True:
+            status = await self._link.status()
+            if status is not None:
+                metrics.set_group(state=status.state, epoch=status.epoch, restarts=status.restarts)
+                metrics.set_followers(
+                    [(f.node_rank, f.host, f.step_s, f.load_count) for f in status.followers]
+                )
+            await asyncio.sleep(_METRICS_S)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._inner is None:

@@ -13,6 +13,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient
 from rufus_serve.config import ServeConfig
 from rufus_serve.leader.engine import Engine
+from rufus_serve.leader.step_pace import StepPace
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     FollowerSuspected,
@@ -125,6 +126,7 @@ class Progress:
         self._done = 0
         self._lock = threading.Lock()
         self.epoch = -1
+        self.pace = StepPace()
 
     def begin(self, step_id: int) -> None:
         """A step was sent."""
@@ -155,4 +157,5 @@ class Progress:
             oldest_step_s=0.0 if oldest is None else time.monotonic() - oldest,
             num_running=running,
             num_waiting=waiting,
+            follower_step_s=self.pace.take(),
         )

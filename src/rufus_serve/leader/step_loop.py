@@ -50,6 +50,7 @@ class GroupSteps:
         self._deadline = deadline
         self._suspect = suspect
         self._next_step_id = 0
+        self.pace = progress.pace
 
     def connect(self, ready: GroupReady) -> bool:
         """Shake hands with the followers of an epoch; steps may run then."""
@@ -89,6 +90,7 @@ class GroupSteps:
         replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
         self._deadline.observe(request, time.monotonic() - started)
         self._progress.end(request.step_id)
+        self.pace.observe(replies)
         return replies[0]
 
     def _lose(self, epoch: int, node_rank: int, reason: str) -> None:

@@ -323,6 +323,8 @@ class LeaderProgress(Message, frozen=True):
     """Age of the oldest unanswered step."""
     num_running: int = 0
     num_waiting: int = 0
+    follower_step_s: tuple[float, ...] = ()
+    """Mean seconds of compute per step, by node rank, since the last heartbeat."""
 
 
 class StatusRequest(Message, frozen=True):
@@ -339,6 +341,8 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float
     load_count: int = 0
     restarts: int = 0
+    step_s: float = 0.0
+    """Smoothed seconds of compute per step."""
 
 
 class Status(Message, frozen=True):

@@ -1,7 +1,12 @@
 """The supervisor's side of the link to the leader's two processes."""
 
+import logging
+
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.protocol.messages import AnyMessage, LeaderHello, LeaderProgress
+from rufus_serve.supervisor.lag import LagWatch
+
+_log = logging.getLogger(__name__)
 
 
 class LeaderLink:
@@ -12,6 +17,7 @@ class LeaderLink:
         self._peers: dict[str, bytes] = {}
         self.progress: LeaderProgress | None = None
         self.progress_at = 0.0
+        self.lag = LagWatch()
 
     def hello(self, peer: bytes, message: LeaderHello) -> None:
         """A leader process connected (again)."""
@@ -22,6 +28,8 @@ class LeaderLink:
     def took_progress(self, message: LeaderProgress, now: float) -> None:
         """The engine's heartbeat."""
         self.progress, self.progress_at = message, now
+        for warning in self.lag.take(message.follower_step_s):
+            _log.warning("%s", warning)
 
     def forget(self) -> None:
         """The leader process ended."""

@@ -33,6 +33,7 @@ def status_of(state: GroupState, link: LeaderLink, *, draining: bool, serving: b
                 phase=member.phase.value,
                 phase_s=now - member.since,
                 load_count=member.load_count,
+                step_s=link.lag.step_s.get(member.node_rank, 0.0),
             )
             for member in state.by_rank().values()
         ),
