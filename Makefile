@@ -1,5 +1,5 @@
 # rufus-serve: `make run` serves the demo model, `make test` runs all tests, `make check` the linters.
-# PYTHON names the interpreter (3.10 to 3.12) that .venv is made with. pip's own settings
+# PYTHON names the interpreter that .venv is made with; the pins are for 3.11. pip's own settings
 # (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, ...) are honoured.
 
 PYTHON ?= python3.11
@@ -18,7 +18,7 @@ MADE_DEV := $(VENV)/.made-dev
 MADE_MODEL := $(MODEL)/demo-model.json
 
 .DELETE_ON_ERROR:
-.PHONY: run install demo-model test check bench chaos docs lock clean
+.PHONY: run install demo-model test test-deploy check bench chaos docs lock clean
 
 run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
 	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
@@ -46,6 +46,18 @@ $(MADE_MODEL): | $(MADE_LEADER)
 
 test: $(MADE_DEV) demo-model
 	$(BIN)/python -m pytest tests/unit tests/contract tests/e2e
+
+# Needs the tools of deploy/helm/get-tools.sh, but no vLLM: any Python with the package will do.
+test-deploy:
+	$(firstword $(wildcard $(BIN)/python) python3) -m pytest tests/deploy
+
+# What the step channel costs, beside raw ZeroMQ in the same run.
+bench: $(MADE_LEADER)
+	$(BIN)/python benchmarks/channel_latency.py
+
+# Kills and stops followers of a running server, and compares the streams with undisturbed ones.
+chaos: $(MADE_DEV) demo-model
+	$(BIN)/python -m pytest -v tests/e2e/test_recovery.py
 
 check: $(MADE_DEV)
 	$(BIN)/ruff check .
