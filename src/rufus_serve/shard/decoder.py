@@ -53,11 +53,10 @@ class Decoder:
             model.rope, model.head_size, num_positions=num_positions, dtype=dtype
         )
 
-    @torch.inference_mode()
     def run(
         self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce, want_logits: bool
     ) -> torch.Tensor | None:
-        """Run one step; logits [outputs, `vocab_rows`] of this follower, or None."""
+        """Run one step in inference mode; logits [outputs, `vocab_rows`] of this follower, or None."""
         attention = Attention(
             step, cache, windows=self._model.windows, group_size=self._partition.group_size
         )

@@ -6,6 +6,7 @@ null block, see one key, and their outputs are dropped.
 Shape legend: R rows and T new tokens (both padded), C context (padded), W blocks per row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,14 +39,17 @@ class StepInputs:
 
 
 def pad_step(
-    step: StepRequest, buckets: Buckets, *, block_size: int, num_blocks: int
+    step: StepRequest, buckets: Buckets, *, block_size: int, num_blocks: int, vocab_size: int
 ) -> StepInputs:
     """Pad `step` to its buckets.
 
     Raises:
         RuntimeStepError: it fits no bucket, or its arrays contradict each other.
     """
-    _check(step, block_size=block_size, num_blocks=num_blocks)
+    _check_shapes(step, block_size)
+    _check_range(step, "token id", [step.token_ids], limit=vocab_size)
+    slot_blocks = step.slot_mapping // block_size
+    _check_range(step, "block", [step.block_table, slot_blocks], limit=num_blocks)
     num_new = step.num_new_tokens
     is_prefill = step.phase is Phase.PREFILL
     num_rows = 1 if is_prefill else buckets.decode_rows(num_new)
@@ -79,18 +83,17 @@ def _padded_table(table: np.ndarray, num_rows: int, width: int) -> torch.Tensor:
     return torch.from_numpy(padded).view(-1)
 
 
-def _check(step: StepRequest, *, block_size: int, num_blocks: int) -> None:
-    """Refuse arrays that would read or write outside of the cache."""
+def _check_shapes(step: StepRequest, block_size: int) -> None:
     num_rows, num_new = step.num_rows, step.num_new_tokens
     if step.phase is Phase.PREFILL:
-        num_expected, num_ids = int(step.context_lens.sum()), 1
-        num_expected_new = int((step.context_lens - step.num_computed_tokens).sum())
+        allowed_rows, num_ids = 1, int(step.context_lens.sum())
+        num_expected = num_ids - int(step.num_computed_tokens.sum())
     else:
-        num_expected, num_ids, num_expected_new = num_rows, num_rows, num_rows
+        allowed_rows, num_ids, num_expected = num_rows, num_rows, num_rows
     shapes_fit = (
-        num_rows == num_ids
-        and num_new == num_expected_new > 0
-        and step.token_ids.shape[0] == num_expected
+        num_rows == allowed_rows
+        and num_new == num_expected > 0
+        and step.token_ids.shape[0] == num_ids
         and step.num_computed_tokens.shape[0] == num_rows == step.block_table.shape[0]
         and step.block_table.shape[1] * block_size >= int(step.context_lens.max())
     )
@@ -101,10 +104,14 @@ def _check(step: StepRequest, *, block_size: int, num_blocks: int) -> None:
             f"{step.context_lens.tolist()}, computed {step.num_computed_tokens.tolist()}, "
             f"block table {list(step.block_table.shape)} of blocks of {block_size}"
         )
-    highest = max(int(step.block_table.max()), int(step.slot_mapping.max()) // block_size)
-    lowest = min(int(step.block_table.min()), int(step.slot_mapping.min()))
-    if highest >= num_blocks or lowest < 0:
+
+
+def _check_range(step: StepRequest, what: str, arrays: Sequence[np.ndarray], *, limit: int) -> None:
+    """Refuse indices by which a step would read or write elsewhere."""
+    lowest = min(int(array.min()) for array in arrays)
+    highest = max(int(array.max()) for array in arrays)
+    if lowest < 0 or highest >= limit:
         raise RuntimeStepError(
-            f"step {step.step_id} names a block outside of 0..{num_blocks - 1}: "
+            f"step {step.step_id} names a {what} outside of 0..{limit - 1}: "
             f"lowest {lowest}, highest {highest}"
         )

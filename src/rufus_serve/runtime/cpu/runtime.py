@@ -171,6 +171,7 @@ class CpuRuntime:
         self._leave()
         self._loaded = None
 
+    @torch.inference_mode()
     def _run(self, step: StepRequest) -> np.ndarray | None:
         loaded, joined = self._require_loaded(), self._require_joined()
         inputs = pad_step(
@@ -178,6 +179,7 @@ class CpuRuntime:
             loaded.buckets,
             block_size=self._config.block_size,
             num_blocks=joined.group.num_blocks,
+            vocab_size=loaded.model.vocab_size,
         )
         communicator = joined.communicator
         waited_s = communicator.wait_s
@@ -189,7 +191,8 @@ class CpuRuntime:
                 want_logits=step.want_logits,
             )
             return None if logits is None else self._gather(logits, loaded, communicator)
-        except CollectiveAborted:
+        except BaseException:
+            # Peers in the middle of the same step would wait for this follower.
             self._leave()
             raise
         finally:

@@ -43,8 +43,7 @@ class SharedMemoryCommunicator:
         self._areas = areas.view(2, group.num_nodes, _SLOT_BYTES)
         self._views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._operation = 0
-        self._publish()
-        self._wait_for(self._operation)
+        self.all_reduce(torch.zeros(1))
 
     @property
     def wait_s(self) -> float:
@@ -71,14 +70,12 @@ class SharedMemoryCommunicator:
         flat_parts = [part.view(-1) for part in parts or ()]
         for start in range(0, num_rows * max(widths), size):
             chunk = own[start : start + size]
-            self._slots(chunk.numel(), tensor.dtype)[self._rank].copy_(chunk)
-            self._publish()
+            self._publish(chunk)
             if flat_parts:
                 self._wait_for(self._operation)
             for rank, flat in enumerate(flat_parts):
                 target = flat[start : start + size]
-                target.copy_(self._slots(target.numel(), tensor.dtype, previous=True)[rank])
-            self._wait_for(self._operation - 1)
+                target.copy_(self._slots(target.numel(), tensor.dtype)[rank])
         return parts
 
     def close(self) -> None:
@@ -86,28 +83,29 @@ class SharedMemoryCommunicator:
         self._meeting.close()
 
     def _sum(self, flat: torch.Tensor) -> None:
-        slots = self._slots(flat.numel(), flat.dtype)
-        slots[self._rank].copy_(flat)
-        self._publish()
+        self._publish(flat)
         self._wait_for(self._operation)
+        slots = self._slots(flat.numel(), flat.dtype)
         if self._num_nodes == 2:
             torch.add(slots[0], slots[1], out=flat)
         else:
             torch.sum(slots, dim=0, out=flat)
 
-    def _slots(self, numel: int, dtype: torch.dtype, *, previous: bool = False) -> torch.Tensor:
-        """All followers' slots for the next (or `previous`) operation, as [N, numel]."""
-        area = (self._operation + (not previous)) % 2
+    def _slots(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
+        """All followers' slots for the current operation, as [N, numel]."""
+        area = self._operation % 2
         key = (area, numel, dtype)
         view = self._views.get(key)
         if view is None:
             view = self._views[key] = self._areas[area].view(dtype)[:, :numel]
         return view
 
-    def _publish(self) -> None:
-        """Tell the others that this follower's slot is written."""
+    def _publish(self, flat: torch.Tensor) -> None:
+        """Begin the next operation: write this follower's slot and tell the others."""
         self._patience.raise_if_aborted()
+        self._wait_for(self._operation)
         self._operation += 1
+        self._slots(flat.numel(), flat.dtype)[self._rank].copy_(flat)
         self._counters[self._rank * _CACHE_LINE_BYTES // _COUNTER_BYTES] = self._operation
 
     def _wait_for(self, operation: int) -> None:

@@ -1,0 +1,149 @@
+"""Every runtime's logits and greedy tokens equal transformers' float32, on 1 to 4 followers."""
+
+from itertools import product
+
+import msgspec
+import numpy as np
+import pytest
+from runtime_group import RUNTIMES, Group
+from runtime_models import MAX_MODEL_LEN, VOCAB, reference, write_model
+from runtime_sequences import Sequences
+
+from rufus_serve.errors import RuntimeStepError
+
+SETTINGS = {
+    "dtype": "float32",
+    "max_num_seqs": 4,
+    "block_size": 8,
+    "buckets": {"prefill": [16, 32, 64], "context": [32, 64]},
+}
+CASES = [
+    pytest.param((kind, model, nodes), id=f"{kind}-{model}-{nodes}")
+    for kind in RUNTIMES
+    for model, nodes in product(RUNTIMES[kind].models, RUNTIMES[kind].follower_counts)
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = write_model(tmp_path_factory.mktemp(name), name)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, folders):
+    """A group, what judges it, and how close it must come."""
+    kind, model, nodes = request.param
+    folder = folders(model)
+    group = Group(RUNTIMES[kind], SETTINGS | {"model": str(folder), "nodes": nodes})
+    group.start()
+    yield group, reference(folder), RUNTIMES[kind].float32_atol
+    group.close()
+
+
+def prompt(length, seed=0):
+    return np.random.default_rng(seed).integers(3, VOCAB, length).tolist()
+
+
+def test_prompts_at_the_edges_of_buckets_are_prefilled(case):
+    group, expected, atol = case
+    for length in (1, 2, 8, 15, 16, 17, 31, 32, 33, 63, 64):
+        sequences = Sequences(group, seed=length)
+        sequences.add("a", prompt(length, length))
+        logits = sequences.prefill("a")
+        np.testing.assert_allclose(logits, expected.logits(sequences.tokens["a"]), atol=atol)
+
+
+def test_a_batch_is_generated_token_for_token(case):
+    group, expected, _ = case
+    sequences = Sequences(group)
+    prompts = {"a": prompt(1, 1), "b": prompt(30, 2), "c": prompt(7, 3)}
+    for name, tokens in prompts.items():
+        sequences.add(name, tokens)
+    made = sequences.generate(list(prompts), 36)
+    assert made == {name: expected.greedy(tokens, 36) for name, tokens in prompts.items()}
+
+
+def test_rows_come_and_go_between_decodes(case):
+    group, expected, atol = case
+    sequences = Sequences(group)
+    names = ["a", "b", "c", "d"]
+    for index, name in enumerate(names):
+        sequences.add(name, prompt(9 + 5 * index, index))
+        sequences.prefill(name)
+    for rows in (["a"], ["d", "b"], ["c", "a", "d"], ["b", "c", "d", "a"], ["c"]):
+        for name in rows:
+            sequences.tokens[name].append(17 + len(sequences.tokens[name]))
+        for name, logits in zip(rows, sequences.decode(*rows), strict=True):
+            np.testing.assert_allclose(logits, expected.logits(sequences.tokens[name]), atol=atol)
+
+
+def test_a_prefill_starts_where_cached_blocks_end(case):
+    group, expected, atol = case
+    sequences = Sequences(group)
+    sequences.add("first", prompt(40))
+    sequences.prefill("first")
+    for cached, more in ((8, 1), (16, 3), (40, 16), (40, 17)):
+        tokens = prompt(40)[:cached] + prompt(more, 9)
+        sequences.add("second", tokens, shared_with="first", computed=cached)
+        logits = sequences.prefill("second")
+        np.testing.assert_allclose(logits, expected.logits(tokens), atol=atol)
+
+
+def test_a_long_prompt_is_prefilled_in_segments(case):
+    group, expected, atol = case
+    sequences = Sequences(group)
+    sequences.add("long", prompt(MAX_MODEL_LEN - 1))
+    assert sequences.prefill("long", up_to=64, want_logits=False) is None
+    assert sequences.prefill("long", up_to=77, want_logits=False) is None
+    logits = sequences.prefill("long")
+    np.testing.assert_allclose(logits, expected.logits(sequences.tokens["long"]), atol=atol)
+    sequences.tokens["long"].append(5)
+    logits = sequences.decode("long")[0]
+    np.testing.assert_allclose(logits, expected.logits(sequences.tokens["long"]), atol=atol)
+
+
+def test_logits_belong_to_the_caller(case):
+    group, _, _ = case
+    sequences = Sequences(group)
+    sequences.add("a", prompt(5))
+    sequences.add("b", prompt(6, 1))
+    first = sequences.prefill("a")
+    kept = first.copy()
+    sequences.prefill("b")
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_step_that_fits_no_bucket_is_refused_and_the_next_one_runs(case):
+    group, expected, atol = case
+    sequences = Sequences(group)
+    sequences.add("a", prompt(65))
+    with pytest.raises(RuntimeStepError, match="65 new tokens.*largest bucket"):
+        sequences.prefill("a")
+    sequences.add("b", prompt(20))
+    logits = sequences.prefill("b")
+    np.testing.assert_allclose(logits, expected.logits(prompt(20)), atol=atol)
+
+
+def test_a_step_outside_of_the_cache_is_refused(case):
+    group, _, _ = case
+    sequences = Sequences(group)
+    sequences.add("a", prompt(5))
+    good = sequences.prefill_request("a", 5)
+    for bad in (
+        {"block_table": np.array([[group.num_blocks]], np.int32)},
+        {"slot_mapping": np.full(5, group.num_blocks * 8, np.int32)},
+        {"slot_mapping": np.full(5, -1, np.int32)},
+        {"slot_mapping": np.zeros(4, np.int32)},
+        {"token_ids": np.full(5, VOCAB, np.int32)},
+        {"context_lens": np.array([0], np.int32)},
+    ):
+        with pytest.raises(RuntimeStepError, match=f"step {good.step_id}"):
+            group.all("prefill", msgspec.structs.replace(good, **bad))
