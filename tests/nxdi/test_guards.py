@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nxdi_group import Failed, Reference, Sequences, as_transformers_5, write_llama
-from test_runtime import BLOCK, CONTIGUOUS
+from test_nxdi_runtime import BLOCK, CONTIGUOUS
 
 pytestmark = pytest.mark.timeout(240)
 

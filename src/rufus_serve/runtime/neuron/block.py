@@ -35,6 +35,7 @@ class BlockLayout:
         """As many calls as the buckets ask for; the last one has the logits."""
         computed, length = check_prefill(step, self.shape.max_model_len)
         table = self._tables(step)
+        self._check_slots(step, np.zeros(length - computed, np.int32), np.arange(computed, length))
         rows = (0,) if step.want_logits else ()
         if length - computed == 1:
             last = np.array([length - 1], dtype=np.int32)
@@ -54,6 +55,7 @@ class BlockLayout:
         positions = check_decode(step, self.shape.max_num_seqs, self.shape.max_model_len)
         rows = tuple(range(step.num_rows))
         tables = self._tables(step)
+        self._check_slots(step, np.arange(step.num_rows), positions)
         return [self._decode(step.token_ids, positions, tables, step.slot_mapping, rows)]
 
     def warm_up(self) -> Iterator[Call]:
@@ -133,6 +135,18 @@ class BlockLayout:
                 f"do not hold a context of {longest}"
             )
         return tables
+
+    def _check_slots(self, step: StepRequest, rows: Array, positions: Array) -> None:
+        """Raise RuntimeStepError unless each new token's slot is the one its table says.
+
+        A decode writes where the table says whatever the slot, a prefill where the slot says.
+        """
+        size = self.shape.block_size
+        wanted = step.block_table[rows, positions // size] * size + positions % size
+        if not np.array_equal(wanted, step.slot_mapping):
+            raise RuntimeStepError(
+                f"step {step.step_id}: the slots of its new tokens are not in its block table"
+            )
 
 
 def _mark_last(segments: list[Segment]) -> Iterator[tuple[Segment, bool]]:

@@ -30,6 +30,16 @@ def column(values: Array) -> Array:
     return np.asarray(values, dtype=np.int32).reshape(-1, 1)
 
 
+def check_token_ids(step: StepRequest, vocab_size: int) -> None:
+    """Raise RuntimeStepError for a token beyond the vocabulary; a graph would not notice."""
+    lowest, highest = int(np.min(step.token_ids)), int(np.max(step.token_ids))
+    if lowest < 0 or highest >= vocab_size:
+        raise RuntimeStepError(
+            f"step {step.step_id}: token ids {lowest} to {highest} are not all below the "
+            f"vocabulary's size {vocab_size}"
+        )
+
+
 def check_prefill(step: StepRequest, max_model_len: int) -> tuple[int, int]:
     """Computed tokens and context length of a prefill step.
 

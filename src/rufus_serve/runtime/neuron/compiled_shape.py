@@ -129,8 +129,8 @@ def _refuse_decode_batches(config: ServeConfig) -> None:
     if rows not in ((), (config.max_num_seqs,)):
         raise ConfigError(
             f"buckets.decode_batch {list(rows)}: runtime neuron decodes max_num_seqs "
-            f"{config.max_num_seqs} rows in one graph, since NxD Inference 0.8 fails to pad a smaller "
-            "one's inputs; leave buckets.decode_batch empty"
+            f"{config.max_num_seqs} rows in one graph, since NxD Inference 0.8 fails to pad the "
+            "inputs of smaller ones; leave buckets.decode_batch empty"
         )
 
 

@@ -43,7 +43,7 @@ _REFUSED = {
     "padding_side": "followers pad on the right",
     "pp_degree": "all nodes form one tensor-parallel group",
     "speculation_length": "followers return logits, not tokens",
-    "token_generation_batches": "NxD Inference 0.8 fails to pad the inputs of smaller decode graphs",
+    "token_generation_batches": "NxD Inference 0.8 fails to pad the inputs of smaller graphs",
     "windowed_context_encoding_size": "a prefill step is one call",
 }
 _MAY_OVERRIDE = {"prefix_buckets", "save_sharded_checkpoint"}

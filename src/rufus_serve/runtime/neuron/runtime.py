@@ -20,7 +20,7 @@ from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
 from rufus_serve.runtime.neuron.block import BlockLayout
-from rufus_serve.runtime.neuron.calls import Call
+from rufus_serve.runtime.neuron.calls import Call, check_token_ids
 from rufus_serve.runtime.neuron.contiguous import ContiguousLayout
 from rufus_serve.runtime.neuron.environment import device_environment, group_environment
 from rufus_serve.runtime.neuron.host import apply_environment, interface_towards
@@ -148,6 +148,7 @@ class NeuronRuntime:
         return self._layout
 
     def _run(self, calls: list[Call], step: StepRequest) -> np.ndarray | None:
+        check_token_ids(step, self._vocab_size)
         wanted = step.want_logits and self._topology.node_rank == 0
         logits = np.empty((step.num_rows, self._vocab_size), np.float32) if wanted else None
         for call in calls:

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+from neuron_sized import configured
+
+from rufus_serve.errors import ConfigError, ModelError
+from rufus_serve.runtime.neuron.checkpoint import Checkpoint
+from rufus_serve.runtime.neuron.checks import check_sharding
+from rufus_serve.runtime.neuron.topology import Topology
+
+
+def model(heads, kv_heads, **more):
+    raw = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, **more}
+    return Checkpoint(Path("m"), raw)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "degree"),
+    [(9, 3, 1), (9, 3, 3), (9, 3, 6), (9, 3, 9), (8, 2, 4), (10, 2, 4), (8, 4, 2), (64, 8, 64)],
+)
+def test_degrees_that_divide_or_replicate_kv_heads_pass(heads, kv_heads, degree):
+    check_sharding(model(heads, kv_heads), Topology(degree, 1, 0))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "degree"), [(9, 3, 2), (12, 4, 3), (64, 8, 12)])
+def test_other_degrees_are_refused(heads, kv_heads, degree):
+    with pytest.raises(ModelError, match=f"tensor parallel degree {degree} .* {kv_heads} KV heads"):
+        check_sharding(model(heads, kv_heads), Topology(degree, 1, 0))
+
+
+def test_the_refusal_names_the_equation_and_the_nearest_degrees():
+    with pytest.raises(ModelError) as caught:
+        check_sharding(model(12, 4), Topology(3, 2, 0))
+    text = str(caught.value)
+    assert "degree 6 (nodes 3 x cores_per_node 2) % 4 KV heads = 2 and 4 % 6 = 4" in text
+    assert text.endswith("possible degrees near: 4 and 8")
+
+
+def test_an_intermediate_size_that_does_not_divide_is_refused():
+    with pytest.raises(ModelError, match=r"intermediate_size 100 % .* = 4, must be 0"):
+        check_sharding(model(8, 8, intermediate_size=100), Topology(8, 1, 0))
+
+
+def test_nxdi_cpu_is_one_process_per_rank():
+    config = configured("contiguous", neuron={"mode": "nxdi-cpu", "cores_per_node": 3}, nodes=2)
+    with pytest.raises(ConfigError, match="set cores_per_node to 1 and nodes to 6"):
+        Topology.of(config, 0, 1)
+
+
+def test_ranks_of_a_node_follow_those_of_the_one_before():
+    topology = Topology(num_nodes=4, cores_per_node=32, node_rank=3)
+    assert (topology.tp_degree, topology.start_rank_id) == (128, 96)
+    assert topology.spans_hosts
+
+
+def test_two_followers_share_a_hosts_cores():
+    cores = [Topology(4, 16, rank, 2).first_core for rank in range(4)]
+    assert cores == [0, 16, 0, 16]
+    assert not Topology(2, 16, 0, 2).spans_hosts

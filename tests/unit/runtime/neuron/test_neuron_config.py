@@ -1,0 +1,84 @@
+import pytest
+from neuron_sized import configured
+
+from rufus_serve.errors import ConfigError
+from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.neuron.neuron_config import (
+    accepted_fields,
+    neuron_config_fields,
+    refuse_unknown_fields,
+)
+from rufus_serve.runtime.neuron.topology import Topology
+
+
+class Base:
+    def __init__(self, **kwargs):
+        self.one = kwargs.pop("one", 1)
+        self._more(kwargs)
+
+    def _more(self, kwargs):
+        if "two" in kwargs:
+            self.two = kwargs.pop("two")
+
+
+class Derived(Base):
+    def __init__(self, three=None, **kwargs):
+        self.four = kwargs.pop("attn_kernel_enabled", False)
+        super().__init__(**kwargs)
+
+
+def fields(layout="contiguous", rank=1, **extra):
+    neuron = {"kv_layout": layout, "cores_per_node": 4, "neuron_config": extra}
+    config = configured(layout, nodes=2, neuron=neuron)
+    shape = CompiledShape.of(config, 2048)
+    return neuron_config_fields(config, shape, Topology.of(config, rank, 1), "bfloat16")
+
+
+def test_all_nodes_form_one_group_of_which_each_has_its_ranks():
+    found = fields(rank=1)
+    assert (found["tp_degree"], found["world_size"]) == (8, 8)
+    assert (found["start_rank_id"], found["local_ranks_size"]) == (4, 4)
+
+
+def test_the_contiguous_layout_masks_the_lines_left_out():
+    found = fields()
+    assert found["apply_seq_ids_mask"] is True
+    assert found["ctx_batch_size"] == 1
+    assert "is_block_kv_layout" not in found
+
+
+def test_the_block_layout_comes_with_prefix_caching():
+    found = fields("block")
+    assert found["is_block_kv_layout"]
+    assert found["is_prefix_caching"]
+    assert found["prefix_buckets"] == [128, 256, 384]
+    assert "apply_seq_ids_mask" not in found
+
+
+def test_the_leader_samples():
+    assert "on_device_sampling_config" not in fields()
+    with pytest.raises(ConfigError, match=r"on_device_sampling_config is not possible: the leader"):
+        fields(on_device_sampling_config={"top_k": 1})
+
+
+def test_fields_that_follow_from_settings_name_the_setting():
+    with pytest.raises(ConfigError, match="seq_len is set by rufus-serve; use max_model_len"):
+        fields(seq_len=4096)
+    with pytest.raises(ConfigError, match="apply_seq_ids_mask is set by rufus-serve"):
+        fields(apply_seq_ids_mask=False)
+
+
+def test_other_fields_pass_through():
+    assert fields(fused_qkv=True)["fused_qkv"] is True
+
+
+def test_accepted_fields_are_those_of_the_class_and_its_bases():
+    assert accepted_fields(Derived) == {"one", "two", "three", "attn_kernel_enabled"}
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name():
+    refuse_unknown_fields({"one": 1, "two": 2}, Derived)
+    with pytest.raises(
+        ConfigError, match=r"attn_kernel is not a field.*mean attn_kernel_enabled\?"
+    ):
+        refuse_unknown_fields({"attn_kernel": True}, Derived)

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from rufus_serve.errors import ConfigError
+from rufus_serve.runtime.neuron import host
+from rufus_serve.runtime.neuron.environment import (
+    choose_interface,
+    device_environment,
+    group_environment,
+)
+from rufus_serve.runtime.neuron.topology import Topology
+
+
+def environment(topology):
+    return device_environment(topology, compile_dir=Path("/c/work"), step_floor_s=10.0)
+
+
+def test_a_node_of_its_own_uses_all_its_cores_and_efa():
+    values = environment(Topology(2, 32, 1))
+    assert values == {
+        "BASE_COMPILE_WORK_DIR": "/c/work/", "NEURON_RT_EXEC_TIMEOUT": "30",
+        "NEURON_RT_NUM_CORES": "32", "FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1",
+        "FI_EFA_FORK_SAFE": "1",
+    }  # fmt: skip
+
+
+def test_two_followers_on_one_host_see_half_the_cores_and_no_efa():
+    values = environment(Topology(2, 16, 1, 2))
+    assert values["NEURON_RT_VISIBLE_CORES"] == "16-31"
+    assert "NEURON_RT_NUM_CORES" not in values
+    assert "FI_PROVIDER" not in values
+
+
+def test_the_root_is_an_address_and_a_port():
+    values = group_environment("tcp://10.0.0.7:6402", port=0, interface="eth0")
+    assert values == {"NEURON_RT_ROOT_COMM_ID": "10.0.0.7:6402", "CCOM_SOCKET_IFNAME": "eth0"}
+
+
+def test_followers_of_one_host_meet_on_loopback():
+    values = group_environment("rufus-abc-1", port=0, interface="")
+    assert values == {"NEURON_RT_ROOT_COMM_ID": "127.0.0.1:63423"}
+    assert group_environment("x", port=7000, interface="")["NEURON_RT_ROOT_COMM_ID"].endswith(
+        ":7000"
+    )
+
+
+@pytest.mark.parametrize("rendezvous", ["tcp://node-0:6402", "tcp://10.0.0.7"])
+def test_a_root_that_the_runtime_cannot_read_is_refused(rendezvous):
+    with pytest.raises(ConfigError, match="rendezvous"):
+        group_environment(rendezvous, port=0, interface="")
+
+
+NICS = {
+    "lo": [("127.0.0.1", "255.0.0.0")],
+    "docker0": [("172.17.0.1", "255.255.0.0")],
+    "eth1": [("10.1.0.5", "255.255.255.0")],
+    "eth0": [("10.0.0.5", "255.255.255.0"), ("fe80::1", "ffff::")],
+}
+
+
+@pytest.mark.parametrize(
+    ("peer", "configured", "chosen"),
+    [
+        ("10.1.0.9", "", "eth1"),
+        ("10.0.0.5", "", "eth0"),
+        ("192.168.3.3", "", "eth0"),
+        ("10.1.0.9", "eth0", "eth0"),
+        ("10.1.0.9", "10.0.0.5", "eth0"),
+    ],
+)
+def test_the_interface_towards_the_root_is_found_among_many(peer, configured, chosen):
+    assert choose_interface(NICS, peer=peer, configured=configured) == chosen
+
+
+def test_a_host_without_interfaces_leaves_the_choice_to_the_runtime():
+    assert choose_interface({"lo": NICS["lo"]}, peer="10.0.0.1") == ""
+
+
+def test_what_the_operator_set_is_kept_but_not_the_topology(monkeypatch):
+    monkeypatch.setenv("FI_PROVIDER", "tcp")
+    monkeypatch.setenv("NEURON_RT_NUM_CORES", "2")
+    host.apply_environment({"FI_PROVIDER": "efa", "NEURON_RT_NUM_CORES": "32"})
+    assert host.os.environ["FI_PROVIDER"] == "tcp"
+    assert host.os.environ["NEURON_RT_NUM_CORES"] == "32"

@@ -1,0 +1,162 @@
+"""`NeuronRuntime` over an application that answers with what it was asked."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from neuron_sized import configured, decode, prefill
+
+from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
+from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.neuron import NeuronRuntime, cpu_mode
+from rufus_serve.runtime.neuron.neuron_model import NeuronModel
+
+VOCAB = 32
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
+    "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "intermediate_size": 128, "vocab_size": VOCAB, "max_position_embeddings": 2048,
+}  # fmt: skip
+GROUP = GroupSpec(
+    epoch=1, node_rank=0, num_nodes=1, rendezvous="stem", same_host=True, num_blocks=5
+)  # fmt: skip
+
+
+class Application:
+    """Its logits are the token of each row at index 0, padded beyond the vocabulary."""
+
+    def __init__(self):
+        self.error = None
+        self.calls = []
+
+    def forward(self, *, input_ids, **rest):
+        if self.error:
+            raise self.error
+        self.calls.append(input_ids.tolist())
+        logits = torch.zeros(input_ids.shape[0], 1, VOCAB + 4)
+        logits[:, 0, 0] = input_ids[:, 0]
+        return SimpleNamespace(logits=logits)
+
+
+def nothing(*_):
+    pass
+
+
+@pytest.fixture
+def application(monkeypatch):
+    made = Application()
+    monkeypatch.setattr(NeuronModel, "build", lambda self, work: made)
+    monkeypatch.setattr(cpu_mode, "ENVIRONMENT", {})
+    for name in ("join_gloo", "load_on_cpu", "leave_gloo", "abort_gloo"):
+        monkeypatch.setattr(cpu_mode, name, lambda *_, **__: None)
+    return made
+
+
+@pytest.fixture
+def make(application, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    made = []
+
+    def make(node_rank=0, layout="contiguous", nodes=1):
+        config = configured(layout, model=str(tmp_path), nodes=nodes)
+        made.append(NeuronRuntime(config, node_rank))
+        return made[-1]
+
+    yield make
+    for runtime in made:
+        runtime.close()
+
+
+@pytest.fixture
+def runtime(make):
+    runtime = make()
+    runtime.load(nothing)
+    runtime.join(GROUP)
+    return runtime
+
+
+def test_the_leader_is_told_that_prompts_come_whole_and_processes_are_replaced(make):
+    info = make().load(nothing)
+    assert (info.block_size, info.num_blocks, info.decode_batch_buckets) == (64, 5, (4,))
+    assert not info.prefix_caching
+    assert not info.segmented_prefill
+    assert not info.can_rejoin
+    assert info.dtype == "float32"
+
+
+def test_the_block_layout_has_prefix_caching_and_segments(make):
+    info = make(layout="block").load(nothing)
+    assert info.prefix_caching
+    assert info.segmented_prefill
+    assert (info.block_size, info.num_blocks) == (32, 65)
+
+
+def test_logits_return_to_the_leaders_rows(runtime, application):
+    logits = runtime.decode(decode([5, 6, 7], [9, 0, 3], [[4], [1], [2]]))
+    assert logits.shape == (3, VOCAB)
+    assert logits.dtype == np.float32
+    assert logits[:, 0].tolist() == [5, 6, 7]
+    assert len(application.calls) == 2
+
+
+def test_only_node_rank_0_returns_logits(make, application):
+    other = make(node_rank=1, nodes=2)
+    other.load(nothing)
+    other.join(GROUP)
+    assert other.prefill(prefill([5, 6], [1])) is None
+    assert application.calls == [[[5, 6]]]
+
+
+def test_unwanted_logits_are_not_returned(runtime):
+    assert runtime.prefill(prefill([5, 6], [1], want_logits=False)) is None
+
+
+def test_warm_up_reports_each_graph(runtime):
+    seen = []
+    runtime.warm_up(lambda done, total, detail: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(runtime, application):
+    for token in (-1, VOCAB):
+        with pytest.raises(RuntimeStepError, match=f"vocabulary's size {VOCAB}"):
+            runtime.prefill(prefill([5, token], [1]))
+    assert application.calls == []
+
+
+def test_a_lost_peer_is_told_from_a_refused_step(runtime, application):
+    application.error = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:5")
+    with pytest.raises(CollectiveAborted, match="a peer is gone"):
+        runtime.prefill(prefill([5, 6], [1]))
+    application.error = ValueError("Input len 70 exceeds largest bucket")
+    with pytest.raises(RuntimeStepError, match="Input len 70") as caught:
+        runtime.prefill(prefill([5, 6], [1]))
+    assert not isinstance(caught.value, CollectiveAborted)
+
+
+def test_an_aborted_runtime_takes_no_further_step(runtime):
+    runtime.abort()
+    with pytest.raises(CollectiveAborted, match="replace the process"):
+        runtime.prefill(prefill([5, 6], [1]))
+
+
+def test_an_abort_before_the_group_stands_is_forgotten(make):
+    runtime = make()
+    runtime.load(nothing)
+    runtime.abort()
+    runtime.join(GROUP)
+    assert runtime.prefill(prefill([5, 6], [1])) is not None
+
+
+def test_a_second_group_asks_for_a_new_process(runtime):
+    with pytest.raises(FollowerError, match="replace the process"):
+        runtime.join(GROUP)
+
+
+def test_a_step_before_the_group_is_refused(make):
+    runtime = make()
+    runtime.load(nothing)
+    with pytest.raises(RuntimeStepError, match="before load and join"):
+        runtime.prefill(prefill([5, 6], [1]))
