@@ -24,11 +24,12 @@ from rufus_serve.leader.engine import Engine
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.leader.group_link import GroupEvents, GroupLink, Progress
 from rufus_serve.leader.group_shape import GroupShape
+from rufus_serve.leader.group_steps import GroupSteps
 from rufus_serve.leader.sampling import TokenSampler
 from rufus_serve.leader.spec import config_of, read_spec
 from rufus_serve.leader.step_builder import StepBuilder
 from rufus_serve.leader.step_deadline import StepDeadline
-from rufus_serve.leader.step_loop import GroupSteps, StepLoop
+from rufus_serve.leader.step_loop import StepLoop
 from rufus_serve.protocol.messages import GroupFailed, GroupLost, GroupReady
 
 _log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ import torch
 
 from rufus_serve.leader import vllm_compat
 from rufus_serve.leader.batch_state import BatchState
-from rufus_serve.leader.step_builder import PlannedStep
-from rufus_serve.protocol.messages import StepReply
+from rufus_serve.leader.group_steps import Answer
 
 
 class TokenSampler:
@@ -29,9 +28,7 @@ class TokenSampler:
         """How many candidates the batch needs of each row; 0 asks for all logits."""
         return 0
 
-    def collect(
-        self, answers: Sequence[tuple[PlannedStep, StepReply]], req_ids: Sequence[str]
-    ) -> None:
+    def collect(self, answers: Sequence[Answer], req_ids: Sequence[str]) -> None:
         """Lay the replies' logits out in batch order; `req_ids` are the planned rows' owners."""
         index_of: Mapping[str, int] = self._state.batch.req_id_to_index
         logits = self._logits.numpy()

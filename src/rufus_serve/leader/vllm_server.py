@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
@@ -75,10 +76,15 @@ async def in_daemon_thread(call: Callable[..., Any], *args: Any) -> Any:
 def _start_engine(args: Namespace) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    # They warn of our custom scheduler and of compilation being off, as intended.
+    for name in ("vllm.config.scheduler", "vllm.config.vllm"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     try:
         vllm_config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-    except (ValueError, OSError) as error:
+    except RufusError:
+        raise
+    except Exception as error:
         raise ConfigError(f"vLLM refuses the configuration: {_first_line(error)}") from error
     try:
         return AsyncLLM.from_vllm_config(
