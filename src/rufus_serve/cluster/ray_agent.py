@@ -28,7 +28,8 @@ class FollowerAgent:
     """Owns the follower process of one placement-group bundle."""
 
     def __init__(self, log_dir: str) -> None:
-        self._log_dir = Path(log_dir) if log_dir else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
+        elsewhere = not log_dir or TOKEN_VARIABLE in os.environ
+        self._log_dir = Path(tempfile.gettempdir()) / "rufus-serve" if elsewhere else Path(log_dir)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         self._process: FollowerProcess | None = None
         self._exits: queue.Queue[FollowerExit] = queue.Queue()

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
 from rufus_serve.cluster.process import AdoptedProcess
 from rufus_serve.cluster.ray_agent import RESOURCE, RemoteFollowerAgent
+from rufus_serve.cluster.ray_head import RayHead
 from rufus_serve.errors import ClusterError
 from rufus_serve.protocol.specs import FollowerSpec
 
@@ -67,6 +68,7 @@ class RayCluster:
         self._settings = settings
         self._slots = [_Slot(bundle) for bundle in range(settings.followers)]
         self._group: PlacementGroup | None = None
+        self._head: RayHead | None = None
         self._on_exit: OnExit = lambda _: None
         self._lock = threading.Lock()
         self._watchers: list[threading.Thread] = []
@@ -143,6 +145,8 @@ class RayCluster:
             for watcher in self._watchers:
                 watcher.join(2 * _POLL_S)
             ray.shutdown()
+        if self._head is not None:
+            self._head.stop()
 
     # ---- bringing it up ----
 
@@ -157,9 +161,15 @@ class RayCluster:
             "configure_logging": False,
             "namespace": "rufus-serve",
         }
+        existing = settings.existing
+        if settings.hosts > 1 and not existing:
+            resources = f'{{"{RESOURCE}": {settings.local_slots}}}'
+            self._head = RayHead(address=settings.address, port=settings.port, resources=resources)
+            self._head.wait_ready()
+            existing = f"{settings.address}:{settings.port}"
         try:
-            if settings.existing:
-                ray.init(address=settings.existing, **common)
+            if existing:
+                ray.init(address=existing, **common)
                 return
             ray.init(
                 include_dashboard=False,

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -14,6 +12,7 @@ from types import FrameType
 from rufus_serve.channel.keys import read_token
 from rufus_serve.cluster.addresses import choose_address
 from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE, TOKEN_VARIABLE
+from rufus_serve.cluster.ray_head import die_with_parent, ray_command
 from rufus_serve.cluster.ray_token import ray_environment
 from rufus_serve.errors import ClusterError, ConfigError, LeaderLost
 
@@ -57,7 +56,7 @@ class _RayNode:
                 backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
                 continue
             backoff_s = _FIRST_BACKOFF_S
-            self._join(address or choose_address(towards=self._host))
+            self._join(choose_address(interface=address, towards=self._host))
         return 0
 
     def _reachable(self) -> bool:
@@ -70,7 +69,15 @@ class _RayNode:
     def _join(self, address: str) -> None:
         _log.info("joining %s:%d as %s", self._host, self._port, address)
         started = time.monotonic()
-        self._raylet = subprocess.Popen(self._command(address), env=self._environ(address))
+        self._raylet = subprocess.Popen(
+            ray_command(
+                f"--address={self._host}:{self._port}",
+                address=address,
+                resources=f'{{"{RESOURCE}": 1}}',
+            ),
+            env=self._environ(address),
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - only prctl is called there
+        )
         code = self._raylet.wait()
         if self._stopping:
             return
@@ -80,13 +87,6 @@ class _RayNode:
                 "message is above (a wrong token, or another Ray or Python version)"
             )
         _log.warning("%s", LeaderLost(f"the leader's Ray head ended (raylet exit code {code})"))
-
-    def _command(self, address: str) -> list[str]:
-        ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
-        return [
-            ray, "start", f"--address={self._host}:{self._port}", f"--node-ip-address={address}",
-            "--block", "--num-cpus=1", f'--resources={{"{RESOURCE}": 1}}', "--disable-usage-stats",
-        ]  # fmt: skip
 
     def _environ(self, address: str) -> dict[str, str]:
         return os.environ | {

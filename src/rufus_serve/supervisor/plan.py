@@ -18,6 +18,10 @@ from rufus_serve.supervisor.group_file import GroupFile, load, path_for
 _log = logging.getLogger(__name__)
 
 
+CONTROL_PORT, STEP_PORT, RENDEZVOUS_PORT = 6400, 6401, 6402
+"""Taken where the configuration leaves a port open but hosts must find each other."""
+
+
 class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Where the group's sockets and files are."""
 
@@ -58,15 +62,13 @@ def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
     hosts = config.nodes if spread and config.nodes > 1 else 1
     if hosts > 1 and cluster.token_file is None:
         raise ConfigError("cluster.token_file is needed when followers run on other hosts")
-    if hosts > 1 and not (cluster.control_port and cluster.ray_port):
-        raise ConfigError("cluster.control_port and ray_port must be fixed for several hosts")
     if cluster.token_file:
         token = read_token(cluster.token_file)
     else:
         token = kept.token if kept else new_token()
     address = choose_address(interface=cluster.interface) if hosts > 1 else "127.0.0.1"
     run_dir = Path(kept.run_dir) if kept else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
-    port = cluster.control_port
+    port = cluster.control_port or (CONTROL_PORT if hosts > 1 else 0)
     if kept and not port:
         port = int(kept.control_endpoint.rpartition(":")[2])
     plan = GroupPlan(token=token, address=address, control_port=port, hosts=hosts, run_dir=run_dir)

@@ -37,7 +37,14 @@ from rufus_serve.supervisor.followers import FollowerDesk
 from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
 from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
-from rufus_serve.supervisor.plan import group_settings, kept_group, make_cluster, make_plan
+from rufus_serve.supervisor.plan import (
+    RENDEZVOUS_PORT,
+    STEP_PORT,
+    group_settings,
+    kept_group,
+    make_cluster,
+    make_plan,
+)
 from rufus_serve.supervisor.report import Report
 from rufus_serve.supervisor.status import status_of
 
@@ -263,19 +270,23 @@ class Supervisor:
             control_endpoint=self._control.endpoint,
             token=self._plan.token,
             address=self._plan.address,
-            step_port=self._config.cluster.step_port if self._plan.hosts > 1 else 0,
+            step_port=self._step_port(),
         )
         try:
             await self._in_cluster_thread(self._cluster.launch, spec)
         except ClusterError as error:
             await self._handle(ev.Lost(follower_id=action.follower_id, reason=str(error)))
 
+    def _step_port(self) -> int:
+        """Fixed where firewalls stand between hosts; followers of one host take free ones."""
+        return self._config.cluster.step_port or STEP_PORT if self._plan.hosts > 1 else 0
+
     async def _form(self, action: ev.Form) -> None:
         same_host = len(set(action.addresses)) == 1
         if same_host:
             rendezvous = f"{self._plan.run_dir.name}-{action.epoch}"
         else:
-            port = self._config.cluster.rendezvous_port or 6402
+            port = self._config.cluster.rendezvous_port or RENDEZVOUS_PORT
             rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % _SHM_EPOCHS}"
         self._report.step(f"weights loaded, forming epoch {action.epoch}")
         self._note_group()
