@@ -254,10 +254,11 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             raise HttpError(400, "the client hung up before the request was complete")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > max_bytes:
-            await _discard(receive)
-            raise too_large
         more = message.get("more_body", False)
+        if size > max_bytes:
+            if more:
+                await _discard(receive)
+            raise too_large
     return b"".join(parts)
 
 

@@ -23,7 +23,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HttpError(Exception):
     """A refusal; `param` names the field at fault, if one is."""
 

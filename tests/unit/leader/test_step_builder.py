@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rufus_serve.leader.step_builder import PlannedStep, Row, StepBuilder, block_table
@@ -41,6 +41,7 @@ def plan(batch: Batch) -> list[PlannedStep]:
     return batch.builder.build(batch.rows, epoch=3, first_step_id=10)
 
 
+@settings(max_examples=40)
 @given(batches())
 def test_followers_find_every_context_in_their_cache(batch: Batch) -> None:
     size = batch.builder.block_size
@@ -62,6 +63,7 @@ def test_followers_find_every_context_in_their_cache(batch: Batch) -> None:
             assert not prefill or (context == request.token_ids).all()
 
 
+@settings(max_examples=40)
 @given(batches())
 def test_each_row_that_wants_logits_gets_one_row_of_them_for_its_last_token(batch: Batch) -> None:
     answered = [row for step in plan(batch) for row in step.rows]
@@ -72,6 +74,7 @@ def test_each_row_that_wants_logits_gets_one_row_of_them_for_its_last_token(batc
             assert length == batch.rows[index].end
 
 
+@settings(max_examples=40)
 @given(batches())
 def test_no_step_is_larger_than_its_largest_bucket(batch: Batch) -> None:
     for step in plan(batch):
@@ -82,6 +85,7 @@ def test_no_step_is_larger_than_its_largest_bucket(batch: Batch) -> None:
             assert step.request.num_rows <= batch.builder.largest_decode_batch
 
 
+@settings(max_examples=40)
 @given(batches())
 def test_step_ids_are_consecutive_and_decodes_come_first(batch: Batch) -> None:
     requests = [step.request for step in plan(batch)]
