@@ -125,7 +125,7 @@ def test_a_step_that_fits_no_bucket_is_refused_and_the_next_one_runs(case):
     group, expected, atol = case
     sequences = Sequences(group)
     sequences.add("a", prompt(65))
-    with pytest.raises(RuntimeStepError, match="65 new tokens.*largest bucket"):
+    with pytest.raises(RuntimeStepError, match=r"65 new tokens.*largest bucket"):
         sequences.prefill("a")
     sequences.add("b", prompt(20))
     logits = sequences.prefill("b")

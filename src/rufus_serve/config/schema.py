@@ -142,8 +142,8 @@ class CpuRuntimeConfig(Section):
 
     threads: Annotated[int, Field(ge=0)] = 0
     """Compute threads per follower. 0: the host's cores divided among its followers."""
-    collective: Literal["auto", "shared_memory", "gloo"] = "auto"
-    """How shards are summed. `auto`: shared memory on one host, gloo across hosts."""
+    collective: Literal["auto", "shared_memory", "sockets"] = "auto"
+    """How shards are summed. `auto`: shared memory on one host, sockets across hosts."""
     kv_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Memory for each follower's KV cache, in GiB."""
     strict_neuron: bool = False

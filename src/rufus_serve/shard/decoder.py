@@ -56,7 +56,7 @@ class Decoder:
     def run(
         self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce, want_logits: bool
     ) -> torch.Tensor | None:
-        """Run one step in inference mode; logits [outputs, `vocab_rows`] of this follower, or None."""
+        """Run one step in inference mode; this follower's logits [outputs, V share]."""
         attention = Attention(
             step, cache, windows=self._model.windows, group_size=self._partition.group_size
         )

@@ -62,7 +62,7 @@ def has_ordered_memory() -> bool:
 
 
 def choose_kind(wanted: str, *, num_nodes: int, same_host: bool) -> str:
-    """`single`, `shared_memory` or `gloo` for a group, from the setting `cpu.collective`.
+    """`single`, `shared_memory` or `sockets` for a group, from the setting `cpu.collective`.
 
     Raises:
         ConfigError: `shared_memory` is wanted where it cannot work.
@@ -70,11 +70,11 @@ def choose_kind(wanted: str, *, num_nodes: int, same_host: bool) -> str:
     if num_nodes == 1:
         return "single"
     if wanted == "auto":
-        return "shared_memory" if same_host and has_ordered_memory() else "gloo"
+        return "shared_memory" if same_host and has_ordered_memory() else "sockets"
     if wanted == "shared_memory" and not (same_host and has_ordered_memory()):
         raise ConfigError(
             f"cpu.collective: shared_memory needs all followers on one Linux x86-64 host, but "
-            f"same_host is {same_host} on {sys.platform} {platform.machine()}; use auto or gloo"
+            f"same_host is {same_host} on {sys.platform} {platform.machine()}; use auto or sockets"
         )
     return wanted
 
@@ -95,6 +95,6 @@ def connect(
         from rufus_serve.runtime.cpu.shared_memory import SharedMemoryCommunicator
 
         return SharedMemoryCommunicator(group, aborted=aborted, deadline_s=deadline_s)
-    from rufus_serve.runtime.cpu.gloo import GlooCommunicator
+    from rufus_serve.runtime.cpu.sockets import SocketCommunicator
 
-    return GlooCommunicator(group, aborted=aborted, deadline_s=deadline_s)
+    return SocketCommunicator(group, aborted=aborted, deadline_s=deadline_s)

@@ -32,11 +32,19 @@ class SharedMemoryCommunicator:
         self._patience = Patience(aborted, deadline_s=deadline_s)
         header_bytes = group.num_nodes * _CACHE_LINE_BYTES
         size_bytes = header_bytes + 2 * group.num_nodes * _SLOT_BYTES
-        self._meeting = Meeting(
-            group, size_bytes=size_bytes, aborted=aborted, deadline_s=deadline_s
-        )
-        memory = mmap.mmap(self._meeting.memory_fd, size_bytes)
-        os.close(self._meeting.memory_fd)
+        own_fd = _memory_file(size_bytes) if group.node_rank == 0 else None
+        try:
+            self._meeting = Meeting(group, aborted=aborted, deadline_s=deadline_s, shared_fd=own_fd)
+        except BaseException:
+            if own_fd is not None:
+                os.close(own_fd)
+            raise
+        memory_fd = self._meeting.shared_fd
+        if memory_fd is None:
+            self._meeting.close()
+            raise CollectiveAborted("follower 0 shares no memory: does it use sockets?")
+        memory = mmap.mmap(memory_fd, size_bytes)
+        os.close(memory_fd)
         # A memoryview stores 8 aligned bytes with one instruction and reads them afresh.
         self._counters = memoryview(memory)[:header_bytes].cast("Q")
         areas = torch.frombuffer(memory, dtype=torch.uint8, offset=header_bytes)
@@ -125,3 +133,10 @@ class SharedMemoryCommunicator:
         lost = self._meeting.lost_peer()
         if lost is not None and self._counters[index] < operation:
             raise CollectiveAborted(f"follower {lost} left the group")
+
+
+def _memory_file(size_bytes: int) -> int:
+    """Descriptor of a file in memory that no name leads to."""
+    descriptor = os.memfd_create("rufus-serve-collectives", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, size_bytes)
+    return descriptor
