@@ -18,7 +18,7 @@ MADE_DEV := $(VENV)/.made-dev
 MADE_MODEL := $(MODEL)/demo-model.json
 
 .DELETE_ON_ERROR:
-.PHONY: run install demo-model test test-deploy check bench chaos docs lock clean
+.PHONY: run install demo-model test test-deploy golden check bench chaos docs lock clean
 
 run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
 	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
@@ -50,6 +50,11 @@ test: $(MADE_DEV) demo-model
 # Needs the tools of deploy/helm/get-tools.sh, but no vLLM: any Python with the package will do.
 test-deploy:
 	$(firstword $(wildcard $(BIN)/python) python3) -m pytest tests/deploy
+
+# What the chart renders to and its values schema, after a change that is meant.
+golden:
+	$(firstword $(wildcard $(BIN)/python) python3) deploy/helm/generate_schema.py
+	$(firstword $(wildcard $(BIN)/python) python3) -m tests.deploy.chart
 
 # What the step channel costs, beside raw ZeroMQ in the same run.
 bench: $(MADE_LEADER)
