@@ -10,7 +10,9 @@ import psutil
 def main(kind: str) -> int:
     """0 if healthy."""
     if kind == "raylet":
-        return 0 if any(each.info["name"] == "raylet" for each in psutil.process_iter(["name"])) else 1
+        return (
+            0 if any(each.info["name"] == "raylet" for each in psutil.process_iter(["name"])) else 1
+        )
     port = os.environ.get("RUFUS_PORT", "8000")
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=4) as answer:

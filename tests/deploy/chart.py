@@ -31,7 +31,7 @@ def template(
     command += ["--values", str(values)] if values else []
     for each in sets:
         command += ["--set", each]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def render(*sets: str, values: Path | None = None, major: str = "4") -> list[dict[str, Any]]:

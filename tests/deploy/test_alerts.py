@@ -1,5 +1,6 @@
 """Alerts and dashboard: they work, and ask for metrics that exist."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -26,7 +27,7 @@ def test_rules_are_valid_and_fire_when_they_should():
         ["check", "rules", str(FILES / "alerts.yaml")],
         ["test", "rules", str(Path(__file__).parent / "alerts_test.yaml")],
     ):
-        done = subprocess.run([promtool, *command], capture_output=True, text=True)
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -41,8 +42,10 @@ def test_our_metrics_are_the_documented_ones():
 
 
 def test_vllm_has_the_metrics_that_are_asked_for():
-    stats = pytest.importorskip("vllm", reason="the leader's environment is not here")
-    source = (Path(stats.__file__).parent / "v1" / "metrics" / "loggers.py").read_text()
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("vLLM is not installed here")
+    source = (Path(found.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
     asked = {name for name in metrics_asked_for() if name.startswith("vllm:")}
     known = {name for name in asked if f'"{name.removesuffix("_total")}"' in source}
     assert asked == known

