@@ -80,13 +80,14 @@ class FollowerProcess:
         self._on_exit(FollowerExit(follower_id=self._follower_id, code=code, log_tail=tail))
 
     def _pump(self, source: IO[bytes]) -> None:
-        for line in source:
-            self._tail.append(line.decode(errors="replace").rstrip())
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
+        with source:
+            for line in source:
+                self._tail.append(line.decode(errors="replace").rstrip())
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
 
     def _read_tail(self) -> str:
-        if self._log_file is not None:
+        if self._log_file is not None and self._log_file.exists():
             lines = self._log_file.read_text(errors="replace").splitlines()
             self._tail.extend(lines[-LOG_TAIL_LINES:])
         return "\n".join(self._tail)
@@ -106,8 +107,9 @@ class AdoptedProcess:
             self._process.kill()
 
     def _watch(self) -> None:
-        while self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(_POLL_S)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_POLL_S)
         self._on_exit(FollowerExit(follower_id=self._follower_id, code=-9))
 
 

@@ -64,6 +64,7 @@ class GroupState:
         self._consecutive = 0
         self._serial = serial
         self._pending: list[tuple[float, int]] = []
+        self._warming_limit_s = settings.warm_up_s
         self._regroup: tuple[float, str] | None = None
         """When to form an epoch of the same members, and why, unless one turns out lost."""
         self._engine = ""
@@ -251,7 +252,7 @@ class GroupState:
             MemberPhase.STARTING: self.settings.join_s,
             MemberPhase.LOADING: self.settings.load_s,
             MemberPhase.GROUPING: self.settings.regroup_s,
-            MemberPhase.WARMING: self.settings.warm_up_s,
+            MemberPhase.WARMING: self._warming_limit_s,
         }
         limit = limits.get(member.phase)
         spent = now - member.since
@@ -297,6 +298,8 @@ class GroupState:
             member.epochs += 1
             member.endpoint = None
             self._move(member, MemberPhase.GROUPING, now)
+        warm_up = all(m.epochs == 1 for m in with_weights)
+        self._warming_limit_s = self.settings.warm_up_s if warm_up else self.settings.join_s
         info = self.info
         assert info is not None
         self._do(
@@ -306,7 +309,7 @@ class GroupState:
                 num_blocks=info.num_blocks,
                 addresses=tuple(m.address for m in with_weights),
                 hosts=tuple(m.host for m in with_weights),
-                warm_up=all(m.epochs == 1 for m in with_weights),
+                warm_up=warm_up,
             )
         )
 
