@@ -18,7 +18,7 @@ MADE_DEV := $(VENV)/.made-dev
 MADE_MODEL := $(MODEL)/demo-model.json
 
 .DELETE_ON_ERROR:
-.PHONY: run install demo-model test test-deploy golden check bench chaos docs lock clean
+.PHONY: run install demo-model test test-deploy golden test-multihost check bench chaos docs lock clean
 
 run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
 	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
@@ -63,6 +63,10 @@ bench: $(MADE_LEADER)
 # Kills and stops followers of a running server, and compares the streams with undisturbed ones.
 chaos: $(MADE_DEV) demo-model
 	$(BIN)/python -m pytest -v tests/e2e/test_recovery.py
+
+# Hosts are network namespaces: needs root and iproute2.
+test-multihost: $(MADE_DEV) demo-model
+	$(BIN)/python -m pytest tests/multihost
 
 check: $(MADE_DEV)
 	$(BIN)/ruff check .

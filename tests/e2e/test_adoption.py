@@ -1,0 +1,121 @@
+"""Leaders come and go; followers keep their weights. Commands reach a running server."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.server import DEMO_MODEL, Server
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Host:
+    """A host on which one endpoint is started again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.servers: list[Server] = []
+
+    def start(self) -> Server:
+        """A ready server; later ones take the first one's port."""
+        flags = [
+            "--nodes=2", "--dtype=float32", "--max-model-len=1024",
+            "--recovery.on-leader-loss=wait", f"--cluster.state-dir={self._folder}",
+        ]  # fmt: skip
+        if self.servers:
+            flags.append(f"--port={self.servers[0].port}")
+        server = Server(DEMO_MODEL, *flags)
+        if self.servers:
+            server.port = self.servers[0].port
+        self.servers.append(server)
+        server.wait_ready()
+        return server
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `rufus-serve WORDS` against the endpoint."""
+        place = [f"--port={self.servers[0].port}", f"--state-dir={self._folder}"]
+        program = str(Path(sys.executable).parent / "rufus-serve")
+        return subprocess.run(
+            [program, *words, *place], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def followers(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.command("status", "--json").stdout)[
+            "followers"
+        ]
+        return found
+
+    def clear(self) -> None:
+        with contextlib.suppress(json.JSONDecodeError, subprocess.TimeoutExpired):
+            for follower in self.followers():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(follower["pid"]).kill()
+        for server in self.servers:
+            server.stop()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    try:
+        yield host
+    finally:
+        host.clear()
+
+
+def test_followers_keep_their_weights_through_every_change_of_leader(host: Host) -> None:
+    first = host.start()
+    answer = first.ask("Name three rivers.", max_tokens=24)
+    before = [follower["pid"] for follower in host.followers()]
+
+    # The vLLM process dies: the supervisor starts another one.
+    (leader,) = [
+        process
+        for process in psutil.Process(first.process.pid).children()
+        if process.cmdline()[1:3] == ["-m", "rufus_serve.leader"]
+    ]
+    leader.kill()
+    leader.wait(10)
+    first.wait_ready()
+    assert first.ask("Name three rivers.", max_tokens=24) == answer
+
+    # The whole `serve` command dies: the next one finds the followers waiting.
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait(10)
+    second = host.start()
+    assert second.ask("Name three rivers.", max_tokens=24) == answer
+    assert "adopting follower 0" in second.log
+
+    # A planned change of the leader.
+    drained = host.command("drain", "--keep-followers")
+    assert (drained.returncode, second.process.wait(30)) == (0, 0), drained.stderr
+    third = host.start()
+    assert third.ask("Name three rivers.", max_tokens=24) == answer
+
+    now = host.followers()
+    assert [follower["pid"] for follower in now] == before
+    assert [follower["load_count"] for follower in now] == [1, 1]
+
+    # One follower is replaced on request; only that one loads.
+    restarted = host.command("restart-follower", "1")
+    assert restarted.returncode == 0, restarted.stderr
+    assert third.ask("Name three rivers.", max_tokens=24) == answer
+    pids = [follower["pid"] for follower in host.followers()]
+    assert pids[0] == before[0]
+    assert pids[1] != before[1]
+
+    drained = host.command("drain")
+    assert (drained.returncode, third.process.wait(30)) == (0, 0), drained.stderr
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    refused = host.command("status")
+    assert refused.returncode == 5
+    assert refused.stderr.startswith("error: no rufus-serve on port")
