@@ -183,16 +183,17 @@ class Sequences:
         return Row(np.array(tokens, np.int32), done, new, blocks, is_prefill=new > 1)
 
 
-def write_llama(folder, *, heads=9, kv_heads=3, seed=0, **changes):
-    """A tiny random Llama in `folder`, its config.json as transformers 5 writes it."""
-    return _write(folder, "Llama", heads, kv_heads, seed, changes)
+def write_llama(folder):
+    """A tiny random Llama of 9 query and 3 KV heads."""
+    return write_model(folder, "Llama", heads=9, kv_heads=3)
 
 
-def _write(folder, family, heads, kv_heads, seed, changes):
+def write_model(folder, family, *, heads, kv_heads, **changes):
+    """A tiny random model in `folder`, its config.json as transformers 4 writes it."""
     import torch
     import transformers
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     settings = {
         "vocab_size": 504, "hidden_size": heads * 16, "intermediate_size": 360,
         "num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
@@ -200,7 +201,12 @@ def _write(folder, family, heads, kv_heads, seed, changes):
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2,
     }  # fmt: skip
     config = getattr(transformers, f"{family}Config")(**(settings | changes))
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            # Biases start at zero and norms at one, where leaving them out would go unseen.
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
     return Path(folder)
 
 
