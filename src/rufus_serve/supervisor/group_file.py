@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from rufus_serve.config import ServeConfig
 
@@ -39,7 +40,10 @@ class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def alive(self) -> bool:
         """Whether its supervisor still runs."""
-        return Path(f"/proc/{self.supervisor_pid}").exists() if os.name == "posix" else False
+        try:
+            return psutil.Process(self.supervisor_pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
 
 def state_dir(config_dir: str = "") -> Path:
