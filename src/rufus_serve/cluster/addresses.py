@@ -1,11 +1,15 @@
-"""Which of this host's addresses other nodes reach it by."""
+"""Which of this host's addresses other nodes reach it by, and whether it reaches theirs."""
 
 import ipaddress
 import socket
+import time
 
 import psutil
 
-from rufus_serve.errors import ClusterError, EndpointError
+from rufus_serve.errors import ClusterError, ConfigError, EndpointError
+
+_CONNECT_S = 2.0
+_POLL_S = 0.2
 
 
 def own_addresses() -> dict[str, str]:
@@ -62,3 +66,30 @@ def free_port(address: str) -> int:
         except OSError as error:
             raise EndpointError(f"cannot listen on {address}: {error.strerror}") from error
         return int(probe.getsockname()[1])
+
+
+def await_listener(endpoint: str, *, timeout_s: float) -> None:
+    """Return once something listens at `endpoint` (HOST:PORT).
+
+    Ray itself would wait for minutes, and say so in no exception.
+
+    Raises:
+        ConfigError: `endpoint` is not HOST:PORT.
+        ClusterError: nothing listens within `timeout_s`.
+    """
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"cluster.ray_address must be HOST:PORT, got {endpoint!r}")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"no Ray cluster answers at cluster.ray_address {endpoint} after "
+                    f"{timeout_s:g} s: {error}; start it, or raise timeouts.join_s"
+                ) from error
+        else:
+            return
+        time.sleep(_POLL_S)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import msgspec
 import psutil
 
 from rufus_serve.cluster.base import LOG_TAIL_LINES, FollowerExit, OnExit
-from rufus_serve.errors import ClusterError
+from rufus_serve.errors import ConfigError
 from rufus_serve.protocol.specs import FollowerSpec
 
 _POLL_S = 0.2
@@ -116,7 +117,9 @@ class AdoptedProcess:
 def _spawn(python: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
     interpreter = shutil.which(python)
     if interpreter is None:
-        raise ClusterError(f"cluster.python {python!r} is not an interpreter on this host")
+        raise ConfigError(
+            f"cluster.python {python!r} is not an interpreter on host {socket.gethostname()}"
+        )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environ["PYTHONUNBUFFERED"] = "1"
     if Path(interpreter).resolve() != Path(sys.executable).resolve():

@@ -15,11 +15,12 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rufus_serve.cluster.addresses import await_listener
 from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
 from rufus_serve.cluster.process import AdoptedProcess
 from rufus_serve.cluster.ray_agent import RESOURCE, RemoteFollowerAgent
 from rufus_serve.cluster.ray_head import RayHead
-from rufus_serve.errors import ClusterError
+from rufus_serve.errors import ClusterError, ConfigError
 from rufus_serve.protocol.specs import FollowerSpec
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ class RaySettings:
 
     followers: int
     """Bundles to place, stand-bys included."""
-    hosts: int
-    """1: all on this host; else one per host (strict spread)."""
+    spread: bool
+    """Whether followers join from other hosts, one per Ray node; else all run here."""
     address: str
     """This host's address."""
     port: int
@@ -79,7 +80,7 @@ class RayCluster:
         """Start or join Ray, place the bundles and meet their agents."""
         self._on_exit = on_exit
         self._connect()
-        strategy = "STRICT_SPREAD" if self._settings.hosts > 1 else "PACK"
+        strategy = "STRICT_SPREAD" if self._settings.spread else "PACK"
         bundles = [{RESOURCE: 1.0} for _ in self._slots]
         self._group = placement_group(bundles, strategy=strategy)
         self._await_placement()
@@ -96,6 +97,9 @@ class RayCluster:
         except (RayError, ClusterError, OSError) as error:
             with self._lock:
                 slot.follower_id, slot.agent = "", None
+            cause = getattr(error, "cause", error)
+            if isinstance(cause, ConfigError):
+                raise ConfigError(str(cause)) from error
             raise ClusterError(f"follower {spec.follower_id} cannot be started: {error}") from error
 
     def kill(self, follower_id: str) -> None:
@@ -162,7 +166,9 @@ class RayCluster:
             "namespace": "rufus-serve",
         }
         existing = settings.existing
-        if settings.hosts > 1 and not existing:
+        if existing:
+            await_listener(existing, timeout_s=settings.join_s)
+        if settings.spread and not existing:
             resources = f'{{"{RESOURCE}": {settings.local_slots}}}'
             self._head = RayHead(address=settings.address, port=settings.port, resources=resources)
             self._head.wait_ready()
@@ -238,8 +244,13 @@ class RayCluster:
             self._place(slot)
         assert slot.node is not None
         remote = slot.node.address != self._settings.address
+        address = slot.node.address
+        shared = [other for other in self._slots if other.node and other.node.address == address]
         spec = msgspec.structs.replace(
-            spec, address=slot.node.address, token="" if remote else spec.token
+            spec,
+            address=address,
+            token="" if remote else spec.token,
+            step_port=spec.step_port if len(shared) == 1 else 0,
         )
         call = slot.agent.launch.remote(msgspec.json.encode(spec), self._settings.python)
         ray.get(call, timeout=_CALL_S)

@@ -1,6 +1,7 @@
 """`python -m rufus_serve.leader`, as the supervisor starts it."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -30,6 +31,7 @@ def main() -> int:
             asyncio.run(_serve(spec, config, sock))
     except RufusError as error:
         _log.error("%s", error)
+        _leave_word(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return 0
@@ -43,6 +45,12 @@ async def _serve(spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> 
     from rufus_serve.leader.api_server import ApiServer
 
     await ApiServer(spec, config, sock).run()
+
+
+def _leave_word(error: str) -> None:
+    """Write down why we end, beside the spec, for the supervisor to repeat."""
+    with contextlib.suppress(KeyError, OSError):
+        Path(os.environ[SPEC_VARIABLE]).with_suffix(".error").write_text(error)
 
 
 def _own_folder() -> tempfile.TemporaryDirectory[str]:

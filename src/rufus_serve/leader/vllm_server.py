@@ -14,7 +14,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.usage.usage_lib import UsageContext
 
-from rufus_serve.errors import ConfigError, RufusError
+from rufus_serve.errors import ConfigError, ModelError, RufusError
 from rufus_serve.leader.failure_note import FailureNote
 
 
@@ -96,6 +96,8 @@ def _start_engine(args: Namespace) -> Any:
     except RuntimeError as error:
         noted: RufusError | None = FailureNote.from_environment().error()
         raise noted or error from error
+    except (ValueError, OSError) as error:
+        raise ModelError(f"vLLM cannot use the model: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -81,8 +81,9 @@ class LeaderKeeper:
             return
         self._restarts += 1
         if not served or self._restarts > self._config.recovery.max_restarts:
-            often = f", {self._restarts} times" if self._restarts > 1 else ""
-            error = LeaderError(f"the leader ended with code {code}{often}; its log says why")
+            often = f" (death {self._restarts})" if self._restarts > 1 else ""
+            said = self._process.last_word() or f"it ended with code {code}; its log says why"
+            error = LeaderError(f"leader{often}: {said}")
             error.exit_code = code if 0 < code < 64 else LeaderError.exit_code
             raise error
         _log.warning("the leader died with code %d; starting another", code)

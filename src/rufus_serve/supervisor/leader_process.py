@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import uuid
+from pathlib import Path
 
 import msgspec
 
@@ -20,6 +21,7 @@ class LeaderProcess:
     def __init__(self, config: ServeConfig, plan: GroupPlan) -> None:
         self._config, self._plan = config, plan
         self._process: asyncio.subprocess.Process | None = None
+        self._spec_path = Path()
         self.leader_id = ""
 
     @property
@@ -36,7 +38,7 @@ class LeaderProcess:
             link_endpoint=self._plan.link_endpoint,
             token=self._plan.token,
         )
-        path = self._plan.run_dir / f"leader-{self.leader_id}.json"
+        path = self._spec_path = self._plan.run_dir / f"leader-{self.leader_id}.json"
         path.touch(mode=0o600)
         path.write_bytes(msgspec.json.encode(spec))
         self._process = await asyncio.create_subprocess_exec(
@@ -53,6 +55,13 @@ class LeaderProcess:
         code = await self._process.wait()
         self._signal_group(signal.SIGKILL)
         return code
+
+    def last_word(self) -> str:
+        """The error that the process wrote down before it ended; empty if it did not."""
+        try:
+            return self._spec_path.with_suffix(".error").read_text()
+        except OSError:
+            return ""
 
     async def stop(self, *, deadline_s: float) -> None:
         """Ask it to end, and kill it if it does not within `deadline_s`."""
