@@ -26,6 +26,8 @@ from rufus_serve.protocol.messages import (
 )
 from rufus_serve.protocol.specs import FollowerSpec
 
+_PATIENCE_S = 5.0
+
 Order = Welcome | Refused | FormGroup | Stop
 
 
@@ -50,7 +52,7 @@ class Control:
         self._orders: queue.Queue[Order] = queue.Queue()
         self._heard = time.monotonic()
         self._known = False
-        self._closed = threading.Event()
+        self._closed, self._made = threading.Event(), threading.Event()
         self._peer = PeerClient(
             spec.control_endpoint,
             keys=GroupKeys.from_token(spec.token),
@@ -58,6 +60,7 @@ class Control:
             on_connection=self._on_connection,
             on_refused=lambda error: self._orders.put(Refused(reason=str(error))),
         )
+        self._made.set()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -97,7 +100,7 @@ class Control:
 
     def _on_connection(self, connected: bool) -> None:
         self._known = False
-        if connected:
+        if connected and self._made.wait(_PATIENCE_S):
             self._peer.send(self._hello())
 
     def _receive(self, message: AnyMessage) -> None:

@@ -20,7 +20,7 @@ from rufus_serve.errors import (
     RufusError,
 )
 from rufus_serve.follower.control import Control
-from rufus_serve.follower.runtimes import make_runtime
+from rufus_serve.follower.runtimes import import_runtime, make_runtime
 from rufus_serve.follower.stepper import Stepper
 from rufus_serve.protocol.messages import (
     FollowerFailed,
@@ -67,6 +67,7 @@ class FollowerNode:
             RufusError: whatever kept it from serving; the supervisor was told.
         """
         try:
+            import_runtime(self._config)
             while self._obey_next_order():
                 self._step_or_wait()
         except (HandshakeRefused, LeaderLost):

@@ -1,7 +1,15 @@
 """Chooses the runtime; each is imported only where it is used."""
 
+import importlib
+
 from rufus_serve.config import ServeConfig
 from rufus_serve.runtime.base import Runtime
+
+
+def import_runtime(config: ServeConfig) -> None:
+    """Import what `make_runtime` needs, which takes seconds; a stand-by has done so in advance."""
+    module = "neuron" if config.runtime == "neuron" else "cpu"
+    importlib.import_module(f"rufus_serve.runtime.{module}")
 
 
 def make_runtime(config: ServeConfig, node_rank: int, *, num_followers_on_host: int) -> Runtime:

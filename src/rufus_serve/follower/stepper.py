@@ -79,6 +79,7 @@ def best_candidates(
     """
     num_candidates = min(num_candidates, logits.shape[1])
     ids = np.argpartition(-logits, num_candidates - 1, axis=1)[:, :num_candidates]
+    _prefer_low_ids(ids, logits)
     ids.sort(axis=1)
     values = np.take_along_axis(logits, ids, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
@@ -86,3 +87,14 @@ def best_candidates(
     peak = values[:, :1]
     normalizer = np.log(np.exp(logits - peak).sum(axis=1)) + peak[:, 0]
     return values, ids.astype(np.int32), normalizer.astype(np.float32)
+
+
+def _prefer_low_ids(ids: np.ndarray, logits: np.ndarray) -> None:
+    """Of tokens as good as the last candidate, take those of the lowest ids, in place."""
+    values = np.take_along_axis(logits, ids, axis=1)
+    last = values.min(axis=1, keepdims=True)
+    tied = (logits == last).sum(axis=1) > (values == last).sum(axis=1)
+    for row in np.flatnonzero(tied):
+        better = np.flatnonzero(logits[row] > last[row])
+        equal = np.flatnonzero(logits[row] == last[row])
+        ids[row] = np.concatenate((better, equal[: ids.shape[1] - better.size]))

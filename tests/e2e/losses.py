@@ -1,0 +1,138 @@
+"""Kills followers and measures, by the supervisor's log, how the group takes it."""
+
+import contextlib
+import datetime as dt
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rufus_serve.protocol.messages import Status
+from rufus_serve.supervisor import orders
+from tests.e2e.server import DEMO_MODEL, Server
+
+_LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) \w+ +supervisor [\w.]+: (.*)$", re.M)
+_PHASE = re.compile(r"follower (\d)(?: on \S+)?: \w+ after ([\d.]+) s (?:starting|loading)$")
+
+
+@contextlib.contextmanager
+def serving(*flags: str, environ: dict[str, str] | None = None) -> Iterator[Server]:
+    """The demo model, ready; nothing may be left of it once it has ended."""
+    server = Server(DEMO_MODEL, *flags, environ=environ)
+    try:
+        server.wait_ready(deadline_s=240.0)
+        yield server
+        server.stop()
+        assert_no_process_remains(server)
+    finally:
+        server.remove()
+
+
+def assert_no_process_remains(server: Server, *, deadline_s: float = 10.0) -> None:
+    """Ray keeps its session's logs; its processes must go."""
+    give_up = time.monotonic() + deadline_s
+    while left := [entry for entry in server.remains() if not entry.startswith("/")]:
+        assert time.monotonic() < give_up, left
+        time.sleep(0.1)
+
+
+def status_of(server: Server) -> Status:
+    return orders.status(port=server.port, state_dir="")
+
+
+def pids(server: Server) -> dict[int, int]:
+    """Process ids by node rank."""
+    return {follower.node_rank: follower.pid for follower in status_of(server).followers}
+
+
+def strike(server: Server, *ranks: int, number: int = signal.SIGKILL) -> "Strike":
+    """Send a signal to followers of `server`, all at once."""
+    before = pids(server)
+    length, at = len(server.log), time.time()
+    for rank in ranks:
+        psutil.Process(before[rank]).send_signal(number)
+    return Strike(server, tuple(ranks), before, length, at)
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One blow, and what the supervisor's log says of what followed."""
+
+    server: Server
+    ranks: tuple[int, ...]
+    pids_before: dict[int, int]
+    log_length: int
+    at: float
+
+    def lines(self) -> list[tuple[float, str]]:
+        """(seconds since the blow, text) of the supervisor's lines since then."""
+        found = _LINE.findall(self.server.log[self.log_length :])
+        parse = dt.datetime.strptime
+        return [
+            (parse(when, "%Y-%m-%d %H:%M:%S,%f").timestamp() - self.at, text)
+            for when, text in found
+        ]
+
+    def seconds_until(self, pattern: str, *, deadline_s: float = 90.0) -> float:
+        """When the log first said `pattern`."""
+        give_up = time.monotonic() + deadline_s
+        while time.monotonic() < give_up:
+            for seconds, text in self.lines():
+                if re.search(pattern, text):
+                    return seconds
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} within {deadline_s} s:\n{self.server.log}")
+
+    def noticed_s(self) -> float:
+        return self.seconds_until(r"^epoch \d+ is over")
+
+    def wait_recovered(self, *, deadline_s: float = 90.0) -> float:
+        """Seconds until the next epoch was ready; the survivors must be the same processes."""
+        seconds = self.seconds_until(r"^epoch \d+ ready", deadline_s=deadline_s)
+        status = status_of(self.server)
+        for follower in status.followers:
+            assert follower.load_count == 1, status
+            if follower.node_rank not in self.ranks:
+                assert follower.pid == self.pids_before[follower.node_rank], "a survivor died"
+            else:
+                assert follower.pid != self.pids_before[follower.node_rank]
+        return seconds
+
+    def load_s(self) -> float:
+        """Seconds that the slowest new follower took to start and to load."""
+        spent: dict[str, float] = {}
+        for _, text in self.lines():
+            if found := _PHASE.search(text):
+                spent[found[1]] = spent.get(found[1], 0.0) + float(found[2])
+        return max(spent.values())
+
+
+def wait_ready(server: Server, *, deadline_s: float = 60.0) -> None:
+    give_up = time.monotonic() + deadline_s
+    while not status_of(server).ready:
+        assert time.monotonic() < give_up, server.log
+        time.sleep(0.05)
+
+
+def record(what: str, strikes: Sequence[Strike]) -> None:
+    """Show how long recovery took (pytest -rP prints it)."""
+    for blow in strikes:
+        back, load = blow.seconds_until(r"^epoch \d+ ready"), blow.load_s()
+        sys.stdout.write(
+            f"{what}: noticed after {blow.noticed_s():.2f} s, serving after {back:.2f} s, of which "
+            f"the replacement started and loaded for {load:.2f} s\n"
+        )
+
+
+def memory_mb(processes: Sequence[psutil.Process]) -> float:
+    return sum(process.memory_info().rss for process in processes if process.is_running()) / 1e6
+
+
+def log_of_follower(server: Server, follower_id: str) -> str:
+    found = list(Path(server.temporary).rglob(f"follower-{follower_id}.log"))
+    return found[0].read_text() if found else ""

@@ -1,0 +1,166 @@
+"""Killed and hung followers: every stream goes on to the token it would have had."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.losses import (
+    Strike,
+    pids,
+    record,
+    serving,
+    status_of,
+    strike,
+    wait_ready,
+)
+from tests.e2e.server import Server
+from tests.e2e.streams import Answer, Streams, completion, every_kind
+
+pytestmark = pytest.mark.timeout(300)
+
+FLAGS = (
+    "--dtype=float32", "--max-model-len=1024", "--recovery.max-restarts=1000",
+    "--timeouts.step-floor-s=2", "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
+)  # fmt: skip
+ASKS = every_kind(24)
+LONG_PROMPT = completion(list(range(1000, 1900)), max_tokens=8, ignore_eos=True)
+
+
+class Group:
+    """A server and what it answers undisturbed."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.expected = self.start().finish()
+        self.long_expected = self.start_long().finish()
+
+    def start(self) -> Streams:
+        return Streams(self.server.port, self.server.name, ASKS)
+
+    def start_long(self) -> Streams:
+        return Streams(self.server.port, self.server.name, [LONG_PROMPT])
+
+    def assert_undisturbed(self, answers: list[Answer]) -> None:
+        for answer, expected in zip(answers, self.expected, strict=True):
+            answer.assert_same(expected)
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    with serving("--nodes=2", *FLAGS) as server:
+        yield Group(server)
+
+
+@pytest.fixture(autouse=True)
+def leave_it_serving(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "group" in request.fixturenames:
+        wait_ready(request.getfixturevalue("group").server)
+
+
+class Probe:
+    """Asks for /health and /ready all the time."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._done = server, threading.Event()
+        self.health: set[int] = set()
+        self.ready: set[int] = set()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Probe":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.1):
+            self.health.add(self._server.get("/health")[0])
+            self.ready.add(self._server.get("/ready")[0])
+
+
+def assert_recovered_in_time(what: str, blow: Strike) -> None:
+    recovered_s = blow.wait_recovered()
+    record(what, [blow])
+    assert blow.noticed_s() < 1.0
+    assert recovered_s < 3.0 + blow.load_s()
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=["rank 0", "rank 1", "both"])
+def test_streams_go_on_when_followers_are_killed_while_decoding(
+    group: Group, ranks: tuple[int, ...]
+) -> None:
+    streams = group.start()
+    streams.wait_until_each_began()
+    with Probe(group.server) as probe:
+        blow = strike(group.server, *ranks)
+        group.assert_undisturbed(streams.finish())
+    assert_recovered_in_time(f"decoding, kill {ranks}", blow)
+    assert probe.health == {200}
+    assert 503 in probe.ready
+
+
+def test_a_long_prompt_is_read_again_when_a_follower_is_killed_during_its_prefill(
+    group: Group,
+) -> None:
+    streams = group.start_long()
+    time.sleep(0.15)
+    blow = strike(group.server, 1)
+    assert streams.num_chunks == 0
+    (answer,) = streams.finish()
+    answer.assert_same(group.long_expected[0])
+    blow.wait_recovered()
+
+
+def test_streams_go_on_when_the_replacement_is_killed_while_it_loads(group: Group) -> None:
+    streams = group.start()
+    streams.wait_until_each_began()
+    first = strike(group.server, 1)
+    first.seconds_until(r"^follower 1 on \S+: loading")
+    second = strike(group.server, 1)
+    group.assert_undisturbed(streams.finish())
+    second.wait_recovered()
+    assert pids(group.server)[0] == first.pids_before[0]
+
+
+def test_streams_go_on_when_the_survivor_is_killed_while_the_replacement_loads(
+    group: Group,
+) -> None:
+    streams = group.start()
+    streams.wait_until_each_began()
+    strike(group.server, 1).seconds_until(r"^follower 1 on \S+: loading")
+    second = strike(group.server, 0)
+    group.assert_undisturbed(streams.finish())
+    second.wait_recovered()
+
+
+def test_an_idle_group_recovers_and_answers_the_next_request(group: Group) -> None:
+    blow = strike(group.server, 0)
+    group.assert_undisturbed(group.start().finish())
+    assert_recovered_in_time("idle, kill (0,)", blow)
+
+
+def test_streams_go_on_when_a_follower_hangs(group: Group) -> None:
+    streams = group.start()
+    streams.wait_until_each_began()
+    blow = strike(group.server, 1, number=signal.SIGSTOP)
+    group.assert_undisturbed(streams.finish())
+    blow.wait_recovered()
+    record("decoding, SIGSTOP (1,)", [blow])
+
+
+def test_three_followers_without_async_scheduling_recover_alike() -> None:
+    with serving("--nodes=3", "--no-async-scheduling", *FLAGS) as server:
+        group = Group(server)
+        for ranks in ((1,), (0, 2)):
+            streams = group.start()
+            streams.wait_until_each_began()
+            blow = strike(server, *ranks)
+            group.assert_undisturbed(streams.finish())
+            assert_recovered_in_time(f"three followers, kill {ranks}", blow)
+        assert status_of(server).restarts == 3

@@ -1,0 +1,80 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from rufus_serve.cluster.local import LocalCluster
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import ConfigError
+from rufus_serve.supervisor.plan import group_settings, make_cluster, make_plan
+
+
+def config(**fields) -> ServeConfig:
+    return ServeConfig.model_validate({"model": "m", "nodes": 2} | fields)
+
+
+def token_file(folder: Path) -> str:
+    path = folder / "token"
+    path.write_text("a-token-of-thirty-two-characters-or-more")
+    path.chmod(0o600)
+    return str(path)
+
+
+@pytest.fixture
+def plan():
+    plan = make_plan(config(), None)
+    yield plan
+    plan.remove()
+
+
+def test_one_host_needs_no_token_and_listens_on_loopback(plan):
+    assert (plan.address, plan.hosts) == ("127.0.0.1", 1)
+    assert len(plan.token) >= 32
+
+
+def test_the_runs_folder_is_the_owners_alone_and_goes_away(plan):
+    assert stat.S_IMODE(plan.run_dir.stat().st_mode) == 0o700
+    assert plan.log_dir.is_dir()
+    assert plan.link_endpoint.startswith(f"ipc://{plan.run_dir}")
+    plan.remove()
+    assert not plan.run_dir.exists()
+
+
+def test_two_runs_have_tokens_of_their_own(plan):
+    other = make_plan(config(), None)
+    other.remove()
+    assert other.token != plan.token
+
+
+def test_several_hosts_need_a_shared_token():
+    with pytest.raises(ConfigError, match=r"cluster\.token_file"):
+        make_plan(config(cluster={"ray_address": "10.0.0.1:6379"}), None)
+
+
+def test_several_hosts_share_the_token_of_the_file(tmp_path):
+    shared = {"token_file": token_file(tmp_path), "control_port": 6400, "ray_port": 6401}
+    plan = make_plan(config(cluster=shared), None)
+    plan.remove()
+    assert plan.token == "a-token-of-thirty-two-characters-or-more"
+    assert plan.hosts == 2
+
+
+def test_settings_reach_the_state_machine():
+    settings = group_settings(
+        config(
+            timeouts={"join_s": 1, "load_s": 2, "warm_up_s": 3, "heartbeat_lost_s": 4},
+            recovery={
+                "max_restarts": 5, "window_s": 6, "backoff_s": 7, "max_backoff_s": 8,
+                "deadline_s": 9, "standby_nodes": 1,
+            },
+        )
+    )  # fmt: skip
+    limits = (settings.join_s, settings.load_s, settings.warm_up_s, settings.heartbeat_lost_s)
+    budget = (settings.max_restarts, settings.window_s, settings.backoff_s, settings.max_backoff_s)
+    assert limits == (1, 2, 3, 4)
+    assert budget == (5, 6, 7, 8)
+    assert (settings.nodes, settings.standby_nodes, settings.deadline_s) == (2, 1, 9)
+
+
+def test_the_local_cluster_needs_no_ray(plan):
+    assert isinstance(make_cluster(config(cluster={"kind": "local"}), plan), LocalCluster)

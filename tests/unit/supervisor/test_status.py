@@ -1,0 +1,77 @@
+import time
+
+import pytest
+from fake_peers import FakePeerServer
+
+from rufus_serve.protocol import group_events as ev
+from rufus_serve.protocol.group_state import GroupState
+from rufus_serve.protocol.messages import LeaderProgress
+from rufus_serve.supervisor.leader_link import LeaderLink
+from rufus_serve.supervisor.status import status_of
+
+
+@pytest.fixture
+def state() -> GroupState:
+    state = GroupState(ev.GroupSettings(nodes=1, deadline_s=60.0), now=time.monotonic())
+    state.start((), time.monotonic())
+    return state
+
+
+@pytest.fixture
+def link() -> LeaderLink:
+    return LeaderLink(FakePeerServer())
+
+
+def serve(state: GroupState) -> None:
+    state.phase, state.phase_since, state.epoch = ev.GroupPhase.READY, time.monotonic(), 3
+
+
+def progress(link: LeaderLink, *, age_s: float) -> None:
+    message = LeaderProgress(epoch=3, steps_done=1, steps_in_flight=0)
+    link.took_progress(message, time.monotonic() - age_s)
+
+
+def test_a_group_that_starts_is_healthy_and_not_ready(state, link):
+    status = status_of(state, link, draining=False, serving=False)
+    assert (status.state, status.healthy, status.ready) == ("starting", True, False)
+    assert [follower.phase for follower in status.followers] == ["starting"]
+
+
+def test_a_group_is_ready_once_the_leader_serves(state, link):
+    serve(state)
+    progress(link, age_s=0.1)
+    assert not status_of(state, link, draining=False, serving=False).ready
+    status = status_of(state, link, draining=False, serving=True)
+    assert (status.state, status.epoch, status.ready, status.detail) == ("ready", 3, True, "")
+
+
+def test_a_draining_group_is_healthy_and_not_ready(state, link):
+    serve(state)
+    status = status_of(state, link, draining=True, serving=True)
+    assert (status.state, status.healthy, status.ready) == ("draining", True, False)
+
+
+def test_a_recovering_group_is_healthy_until_its_deadline(state, link):
+    state.phase, state.phase_since = ev.GroupPhase.RECOVERING, time.monotonic() - 59.0
+    assert status_of(state, link, draining=False, serving=True).healthy
+    assert not status_of(state, link, draining=False, serving=True).ready
+    state.phase_since = time.monotonic() - 61.0
+    assert not status_of(state, link, draining=False, serving=True).healthy
+
+
+def test_a_silent_engine_is_unhealthy_and_says_for_how_long(state, link):
+    serve(state)
+    progress(link, age_s=12.0)
+    status = status_of(state, link, draining=False, serving=True)
+    assert (status.healthy, status.ready) == (False, False)
+    assert status.detail == "the engine has been silent for 12 s"
+
+
+def test_a_failed_group_tells_why(state, link):
+    failed = ev.Failed(
+        follower_id=next(iter(state.members)), reason="bad checkpoint", fatal=True, exit_code=3
+    )
+    state.handle(failed, time.monotonic())
+    status = status_of(state, link, draining=False, serving=False)
+    assert (status.state, status.healthy) == ("failed", False)
+    assert "bad checkpoint" in status.detail
