@@ -51,7 +51,11 @@ class SharedMemoryCommunicator:
         self._areas = areas.view(2, group.num_nodes, _SLOT_BYTES)
         self._views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._operation = 0
-        self.all_reduce(torch.zeros(1))
+        try:
+            self.all_reduce(torch.zeros(1))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def wait_s(self) -> float:

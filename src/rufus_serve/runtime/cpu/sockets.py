@@ -30,7 +30,11 @@ class SocketCommunicator:
         self._aborted = aborted
         self._deadline_s = deadline_s
         self._meeting = Meeting(group, aborted=aborted, deadline_s=deadline_s)
-        self.all_reduce(torch.zeros(1))
+        try:
+            self.all_reduce(torch.zeros(1))
+        except BaseException:
+            self.close()
+            raise
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of the followers' contiguous `tensor`s, added in rank order; in place."""
@@ -105,6 +109,9 @@ class SocketCommunicator:
         try:
             while not poller.poll(_POLL_MS):
                 self._raise_if_aborted()
+                lost = self._meeting.lost_peer()
+                if lost is not None:
+                    raise CollectiveAborted(f"follower {lost} left the group")
                 if time.perf_counter() - started > self._deadline_s:
                     raise CollectiveAborted(
                         f"follower {rank} was silent in a collective for {self._deadline_s:g} s"
