@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,14 +12,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
 
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / ".models" / "smollm2-135m-instruct"
+_TAG = "E2E_SERVER_TAG"
+"""Environment variable that everything a server starts inherits."""
 
 
 def free_port() -> int:
@@ -33,7 +38,11 @@ class Server:
     def __init__(self, model: Path, *flags: str, environ: dict[str, str] | None = None) -> None:
         self.port = free_port()
         self.model = model
-        self.log_path = Path(tempfile.mkstemp(prefix="rufus-e2e-", suffix=".log")[1])
+        self.folder = Path(tempfile.mkdtemp(prefix="e2e-"))
+        self.tag = uuid.uuid4().hex
+        self.log_path = self.folder / "log"
+        self.temporary = self.folder / "t"
+        self.temporary.mkdir()
         command = [
             str(Path(sys.executable).parent / "rufus-serve"), "serve", str(model),
             f"--port={self.port}", *flags,
@@ -43,7 +52,7 @@ class Server:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | (environ or {}),
+                env=os.environ | {_TAG: self.tag, "TMPDIR": str(self.temporary)} | (environ or {}),
                 start_new_session=True,
             )
 
@@ -59,7 +68,7 @@ class Server:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait_ready(self, *, deadline_s: float = 90.0) -> None:
+    def wait_ready(self, *, deadline_s: float = 180.0) -> None:
         deadline = time.monotonic() + deadline_s
         while self.get("/ready")[0] != 200:
             if self.process.poll() is not None:
@@ -95,6 +104,74 @@ class Server:
             return code, json.loads(text)
         except json.JSONDecodeError:
             return code, text
+
+    def client(self) -> openai.OpenAI:
+        """The official client, without retries; a context manager."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="-", max_retries=0, timeout=90)
+
+    def ask(self, question: str = "What is the capital of France?", **fields: Any) -> str:
+        """The greedy answer to a chat question."""
+        body = {
+            "model": self.name,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 16,
+        }
+        status, answer = self.post("/v1/chat/completions", body | fields)
+        assert status == 200, (status, answer)
+        return str(answer["choices"][0]["message"]["content"])
+
+    def greedy(self, tokens: list[int], count: int, **fields: Any) -> list[int]:
+        """`count` greedy token ids after `tokens`, end of text ignored."""
+        body = {
+            "model": self.name,
+            "prompt": tokens,
+            "temperature": 0,
+            "max_tokens": count,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        status, answer = self.post("/v1/completions", body | fields)
+        assert status == 200, (status, answer)
+        found: list[int] = answer["choices"][0]["token_ids"]
+        return found
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric's samples over all labels."""
+        lines = self.get("/metrics")[1].splitlines()
+        samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        assert samples, f"no metric {name}"
+        return sum(float(line.rpartition(" ")[2]) for line in samples)
+
+    def remains(self) -> list[str]:
+        """Processes and files of this server that should be gone once it has ended."""
+        found = [f"{p.pid} {' '.join(p.cmdline())[:120]}" for p in self._tagged()]
+        kept = ("ray", "torchinductor_")  # Ray's own logs and torch's cache
+        files = [path for path in self.temporary.iterdir() if not path.name.startswith(kept)]
+        return found + [str(path) for path in files]
+
+    def assert_nothing_remains(self, *, deadline_s: float = 5.0) -> None:
+        """Ray's own processes may take a moment longer than ours."""
+        deadline = time.monotonic() + deadline_s
+        while (left := self.remains()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left, left
+
+    def _tagged(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(_TAG) == self.tag and process.status() != "zombie":
+                    found.append(process)
+        return found
+
+    def remove(self) -> None:
+        """Kill what is left and delete the server's files."""
+        for process in self._tagged():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and everything below it."""
@@ -136,5 +213,7 @@ def serving(
         server.wait_ready()
         yield server
     finally:
-        server.stop()
-        server.log_path.unlink(missing_ok=True)
+        try:
+            server.stop()
+        finally:
+            server.remove()
