@@ -29,8 +29,8 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     control_port: int
     """This host's address, by which followers reach the supervisor."""
-    hosts: int
-    """1 if all followers share this host, else one per host."""
+    spread: bool
+    """Whether followers join by themselves, from other hosts; else all run on this one."""
     run_dir: Path
     """Private folder of this run: link socket, leader's spec, logs."""
 
@@ -59,19 +59,21 @@ def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
 
     cluster = config.cluster
     spread = bool(cluster.token_file or cluster.ray_address) and cluster.kind == "ray"
-    hosts = config.nodes if spread and config.nodes > 1 else 1
-    if hosts > 1 and cluster.token_file is None:
+    spread = spread and (config.nodes > 1 or not cluster.follower_on_leader_host)
+    if spread and cluster.token_file is None:
         raise ConfigError("cluster.token_file is needed when followers run on other hosts")
     if cluster.token_file:
         token = read_token(cluster.token_file)
     else:
         token = kept.token if kept else new_token()
-    address = choose_address(interface=cluster.interface) if hosts > 1 else "127.0.0.1"
+    address = choose_address(interface=cluster.interface) if spread else "127.0.0.1"
     run_dir = Path(kept.run_dir) if kept else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
-    port = cluster.control_port or (CONTROL_PORT if hosts > 1 else 0)
+    port = cluster.control_port or (CONTROL_PORT if spread else 0)
     if kept and not port:
         port = int(kept.control_endpoint.rpartition(":")[2])
-    plan = GroupPlan(token=token, address=address, control_port=port, hosts=hosts, run_dir=run_dir)
+    plan = GroupPlan(
+        token=token, address=address, control_port=port, spread=spread, run_dir=run_dir
+    )
     plan.log_dir.mkdir(exist_ok=True, parents=True)
     return plan
 
@@ -127,13 +129,20 @@ def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
     return RayCluster(
         RaySettings(
             followers=followers,
-            hosts=plan.hosts,
+            spread=plan.spread,
             address=plan.address,
-            port=config.cluster.ray_port if plan.hosts > 1 else 0,
+            port=config.cluster.ray_port if plan.spread else 0,
             existing=config.cluster.ray_address,
             join_s=config.timeouts.join_s,
             python=config.cluster.python,
             log_dir=plan.log_dir,
-            local_slots=1 if plan.hosts > 1 else followers,
+            local_slots=_local_slots(config, plan),
         )
     )
+
+
+def _local_slots(config: ServeConfig, plan: GroupPlan) -> int:
+    """Followers that this host holds."""
+    if plan.spread:
+        return int(config.cluster.follower_on_leader_host)
+    return config.nodes + config.recovery.standby_nodes

@@ -12,7 +12,7 @@ from typing import Any
 
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerServer
-from rufus_serve.cluster.base import FollowerExit
+from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ClusterError, FollowerError, RufusError
 from rufus_serve.protocol import group_events as ev
@@ -85,6 +85,7 @@ class Supervisor:
         self._ended = asyncio.Event()
         self._drained = asyncio.Event()
         self._failure: RufusError | None = None
+        self._nodes: tuple[NodeInfo, ...] = ()
         self._draining = False
         self._keep_followers = False
         self._signals = 0
@@ -128,7 +129,7 @@ class Supervisor:
         self._spawn(self._await_cluster(starting))
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
-        nodes = await starting
+        self._nodes = nodes = await starting
         # Ray puts a handler of its own on SIGTERM, which ends the process at once.
         self._take_signals()
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
@@ -249,7 +250,7 @@ class Supervisor:
                 self._desk.forget(action.follower_id)
                 self._in_cluster_thread(self._cluster.kill, action.follower_id)
             case ev.Welcomed():
-                on_host = self._config.nodes if self._plan.hosts == 1 else 1
+                on_host = self._followers_beside(action.follower_id)
                 welcome = Welcome(node_rank=action.node_rank, num_followers_on_host=on_host)
                 await self._desk.send(action.follower_id, welcome)
             case ev.Form():
@@ -279,7 +280,12 @@ class Supervisor:
 
     def _step_port(self) -> int:
         """Fixed where firewalls stand between hosts; followers of one host take free ones."""
-        return self._config.cluster.step_port or STEP_PORT if self._plan.hosts > 1 else 0
+        return (self._config.cluster.step_port or STEP_PORT) if self._plan.spread else 0
+
+    def _followers_beside(self, follower_id: str) -> int:
+        """Followers on the same host, this one included: they share its cores."""
+        address = self._state.members[follower_id].address
+        return max(1, sum(node.slots for node in self._nodes if node.address == address))
 
     async def _form(self, action: ev.Form) -> None:
         same_host = len(set(action.addresses)) == 1

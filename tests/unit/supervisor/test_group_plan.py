@@ -28,7 +28,7 @@ def plan():
 
 
 def test_one_host_needs_no_token_and_listens_on_loopback(plan):
-    assert (plan.address, plan.hosts) == ("127.0.0.1", 1)
+    assert (plan.address, plan.spread) == ("127.0.0.1", False)
     assert len(plan.token) >= 32
 
 
@@ -56,7 +56,7 @@ def test_several_hosts_share_the_token_of_the_file(tmp_path):
     plan = make_plan(config(cluster=shared), None)
     plan.remove()
     assert plan.token == "a-token-of-thirty-two-characters-or-more"
-    assert plan.hosts == 2
+    assert plan.spread
 
 
 def test_settings_reach_the_state_machine():
@@ -78,3 +78,16 @@ def test_settings_reach_the_state_machine():
 
 def test_the_local_cluster_needs_no_ray(plan):
     assert isinstance(make_cluster(config(cluster={"kind": "local"}), plan), LocalCluster)
+
+
+def test_one_node_may_join_by_itself_beside_a_leader_without_a_follower(tmp_path):
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("t" * 32)
+    cluster = {"token_file": token, "follower_on_leader_host": False}
+    plan = make_plan(ServeConfig(model="m", nodes=1, cluster=cluster), None)
+    try:
+        assert plan.spread
+        assert plan.control_port == 6400
+    finally:
+        plan.remove()
