@@ -121,6 +121,14 @@ class Group:
         self._pipes[rank].send((verb, *arguments))
         return self._answer(self._pipes[rank])
 
+    def only_until_killed(self, rank, step, *, killed, after_s):
+        """A step on `rank` alone, whose peers are killed while it waits for them."""
+        self._pipes[rank].send(("step", step))
+        assert not self._pipes[rank].poll(after_s), "the step did not wait for its peers"
+        for other in killed:
+            self.kill(other)
+        return self._answer(self._pipes[rank])
+
     def _answer(self, pipe):
         assert pipe.poll(_DEADLINE_S), "a follower does not answer"
         good, value = pipe.recv()

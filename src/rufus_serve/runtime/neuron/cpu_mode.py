@@ -5,7 +5,6 @@ behaviour is put back here.
 """
 
 import tempfile
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,6 @@ def leave_gloo() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def abort_gloo() -> None:
-    """Make a collective that runs in another thread fail; that thread sees a RuntimeError."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - abort has no public name
-        # It can wait for the very call that it ends.
-        threading.Thread(target=group.abort, daemon=True).start()
 
 
 def load_on_cpu(application: Any) -> None:

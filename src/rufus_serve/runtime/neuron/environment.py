@@ -16,6 +16,7 @@ from rufus_serve.runtime.neuron.topology import Topology
 DEFAULT_COMM_PORT = 63423
 """Port of the collectives' bootstrap if none is configured, as in AWS's examples."""
 
+_LOCAL_PORTS = 16
 _VIRTUAL = ("lo", "docker", "veth", "br-", "virbr", "cni", "flannel", "cali", "vxlan", "dummy")
 
 
@@ -39,12 +40,13 @@ def device_environment(
     return values
 
 
-def group_environment(rendezvous: str, *, port: int, interface: str) -> dict[str, str]:
+def group_environment(rendezvous: str, *, epoch: int, port: int, interface: str) -> dict[str, str]:
     """What names the peers of one epoch: where collectives bootstrap, and over which interface.
 
-    `rendezvous` is tcp://IP:PORT, or a shared-memory stem if all followers share this host.
+    `rendezvous` is tcp://IP:PORT, or a shared-memory stem if all followers share this host; then
+    the ports after `port` take turns, since the last epoch's may not be free yet.
     """
-    host, rendezvous_port = "127.0.0.1", port or DEFAULT_COMM_PORT
+    host, rendezvous_port = "127.0.0.1", (port or DEFAULT_COMM_PORT) + epoch % _LOCAL_PORTS
     if rendezvous.startswith("tcp://"):
         host, rendezvous_port = rendezvous_address(rendezvous)
     values = {"NEURON_RT_ROOT_COMM_ID": f"{host}:{rendezvous_port}"}

@@ -54,7 +54,7 @@ class NeuronRuntime:
     def load(self, progress: Progress) -> RuntimeInfo:
         """Check the model against the topology, and compile where that is needed.
 
-        Weights are read in `join`, since loading binds the collectives.
+        Weights are read in `warm_up`, since loading binds the collectives.
         """
         started = time.monotonic()
         model = NeuronModel.of(self._config, self._topology)
@@ -67,7 +67,7 @@ class NeuronRuntime:
         return runtime_info(model, load_s=time.monotonic() - started)
 
     def join(self, group: GroupSpec) -> None:
-        """Load the application: on a device all nodes do so together."""
+        """Learn where the peers are; what must be loaded together is loaded in `warm_up`."""
         if self._joined or self._application is None:
             raise FollowerError(
                 "a Neuron follower joins one group in its life, after load; replace the process"
@@ -75,34 +75,43 @@ class NeuronRuntime:
         self._joined = True
         if self._on_cpu:
             cpu_mode.join_gloo(group, timeout_s=self._config.timeouts.warm_up_s)
-            cpu_mode.load_on_cpu(self._application)
-        else:
-            self._load_on_device(group)
-        self._loaded = True
-
-    def _load_on_device(self, group: GroupSpec) -> None:
+            return
         cluster = self._config.cluster
         apply_environment(
             group_environment(
                 group.rendezvous,
+                epoch=group.epoch,
                 port=cluster.rendezvous_port,
                 interface=interface_towards(group.rendezvous, cluster.interface),
             )
         )
-        self._application.load(
-            f"{self._artifacts}/",
-            start_rank_id=self._topology.start_rank_id,
-            local_ranks_size=self._topology.cores_per_node,
-            skip_warmup=True,
-        )
 
     def warm_up(self, progress: Progress) -> None:
-        """Run every graph once. NxD Inference's own warm-up would hide its errors."""
-        calls = list(self._ready().warm_up())
-        for done, call in enumerate(calls):
-            progress(done, len(calls), "graphs")
+        """Load the weights, then run every graph once.
+
+        NxD Inference's own warm-up is left out, as it hides its errors.
+        """
+        if not self._joined:
+            raise FollowerError("a Neuron follower warms up after join")
+        calls = list(self._layout.warm_up()) if self._layout else []
+        progress(0, len(calls) + 1, "weights")
+        self._load_weights()
+        for done, call in enumerate(calls, start=1):
+            progress(done, len(calls) + 1, "graphs")
             self._forward(call)
-        progress(len(calls), len(calls), "graphs")
+        progress(len(calls) + 1, len(calls) + 1, "graphs")
+
+    def _load_weights(self) -> None:
+        if self._on_cpu:
+            cpu_mode.load_on_cpu(self._application)
+        else:
+            self._application.load(
+                f"{self._artifacts}/",
+                start_rank_id=self._topology.start_rank_id,
+                local_ranks_size=self._topology.cores_per_node,
+                skip_warmup=True,
+            )
+        self._loaded = True
 
     def prefill(self, step: StepRequest) -> np.ndarray | None:
         """Last-position logits [1, V] float32 on node rank 0, if the step wants them."""
@@ -115,14 +124,12 @@ class NeuronRuntime:
     def abort(self) -> None:
         """Refuse further steps; a call that runs ends when its collective gives up.
 
-        With gloo that is at once. On a device it is NEURON_RT_EXEC_TIMEOUT; whoever cannot wait
-        replaces the process. Without effect until `join` has ended, as there is no way back.
+        With gloo that is when a peer's connection closes, on a device NEURON_RT_EXEC_TIMEOUT;
+        whoever cannot wait kills the process. Without effect until the weights are loaded, as
+        there is no way back.
         """
-        if not self._loaded or self._aborted.is_set():
-            return
-        self._aborted.set()
-        if self._on_cpu:
-            cpu_mode.abort_gloo()
+        if self._loaded:
+            self._aborted.set()
 
     def close(self) -> None:
         """Free the application, the process group and the working folder."""
@@ -144,7 +151,7 @@ class NeuronRuntime:
         if self._aborted.is_set():
             raise CollectiveAborted("the runtime was aborted; replace the process")
         if self._layout is None or not self._loaded:
-            raise RuntimeStepError("a step before load and join")
+            raise RuntimeStepError("a step before load, join and warm_up")
         return self._layout
 
     def _run(self, calls: list[Call], step: StepRequest) -> np.ndarray | None:

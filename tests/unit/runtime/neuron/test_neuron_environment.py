@@ -33,22 +33,22 @@ def test_two_followers_on_one_host_see_half_the_cores_and_no_efa():
 
 
 def test_the_root_is_an_address_and_a_port():
-    values = group_environment("tcp://10.0.0.7:6402", port=0, interface="eth0")
+    values = group_environment("tcp://10.0.0.7:6402", epoch=1, port=0, interface="eth0")
     assert values == {"NEURON_RT_ROOT_COMM_ID": "10.0.0.7:6402", "CCOM_SOCKET_IFNAME": "eth0"}
 
 
-def test_followers_of_one_host_meet_on_loopback():
-    values = group_environment("rufus-abc-1", port=0, interface="")
-    assert values == {"NEURON_RT_ROOT_COMM_ID": "127.0.0.1:63423"}
-    assert group_environment("x", port=7000, interface="")["NEURON_RT_ROOT_COMM_ID"].endswith(
-        ":7000"
-    )
+@pytest.mark.parametrize(
+    ("port", "epoch", "taken"), [(0, 1, 63424), (7000, 2, 7002), (7000, 17, 7001)]
+)
+def test_followers_of_one_host_meet_on_loopback_on_ports_in_turn(port, epoch, taken):
+    values = group_environment("rufus-abc-1", epoch=epoch, port=port, interface="")
+    assert values == {"NEURON_RT_ROOT_COMM_ID": f"127.0.0.1:{taken}"}
 
 
 @pytest.mark.parametrize("rendezvous", ["tcp://node-0:6402", "tcp://10.0.0.7"])
 def test_a_root_that_the_runtime_cannot_read_is_refused(rendezvous):
     with pytest.raises(ConfigError, match="rendezvous"):
-        group_environment(rendezvous, port=0, interface="")
+        group_environment(rendezvous, epoch=1, port=0, interface="")
 
 
 NICS = {

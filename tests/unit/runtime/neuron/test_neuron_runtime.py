@@ -49,7 +49,7 @@ def application(monkeypatch):
     made = Application()
     monkeypatch.setattr(NeuronModel, "build", lambda self, work: made)
     monkeypatch.setattr(cpu_mode, "ENVIRONMENT", {})
-    for name in ("join_gloo", "load_on_cpu", "leave_gloo", "abort_gloo"):
+    for name in ("join_gloo", "load_on_cpu", "leave_gloo"):
         monkeypatch.setattr(cpu_mode, name, lambda *_, **__: None)
     return made
 
@@ -70,10 +70,12 @@ def make(application, tmp_path):
 
 
 @pytest.fixture
-def runtime(make):
+def runtime(make, application):
     runtime = make()
     runtime.load(nothing)
     runtime.join(GROUP)
+    runtime.warm_up(nothing)
+    application.calls.clear()
     return runtime
 
 
@@ -105,6 +107,8 @@ def test_only_node_rank_0_returns_logits(make, application):
     other = make(node_rank=1, nodes=2)
     other.load(nothing)
     other.join(GROUP)
+    other.warm_up(nothing)
+    application.calls.clear()
     assert other.prefill(prefill([5, 6], [1])) is None
     assert application.calls == [[[5, 6]]]
 
@@ -113,10 +117,14 @@ def test_unwanted_logits_are_not_returned(runtime):
     assert runtime.prefill(prefill([5, 6], [1], want_logits=False)) is None
 
 
-def test_warm_up_reports_each_graph(runtime):
-    seen = []
-    runtime.warm_up(lambda done, total, detail: seen.append((done, total)))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+def test_warm_up_loads_the_weights_and_runs_each_graph(make, application):
+    runtime, seen = make(), []
+    runtime.load(nothing)
+    runtime.join(GROUP)
+    runtime.warm_up(lambda *progress: seen.append(progress))
+    assert seen[0] == (0, 4, "weights")
+    assert seen[1:] == [(done, 4, "graphs") for done in (1, 2, 3, 4)]
+    assert len(application.calls) == 3
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(runtime, application):
@@ -147,6 +155,8 @@ def test_an_abort_before_the_group_stands_is_forgotten(make):
     runtime.load(nothing)
     runtime.abort()
     runtime.join(GROUP)
+    runtime.abort()
+    runtime.warm_up(nothing)
     assert runtime.prefill(prefill([5, 6], [1])) is not None
 
 
@@ -158,5 +168,8 @@ def test_a_second_group_asks_for_a_new_process(runtime):
 def test_a_step_before_the_group_is_refused(make):
     runtime = make()
     runtime.load(nothing)
-    with pytest.raises(RuntimeStepError, match="before load and join"):
+    with pytest.raises(FollowerError, match="after join"):
+        runtime.warm_up(nothing)
+    runtime.join(GROUP)
+    with pytest.raises(RuntimeStepError, match="before load, join and warm_up"):
         runtime.prefill(prefill([5, 6], [1]))
