@@ -53,7 +53,9 @@ class FollowerProcess:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(msgspec.json.encode(spec) + b"\n")
             self._process.stdin.flush()
-        threading.Thread(target=self._watch, name=f"follower {spec.follower_id}").start()
+        threading.Thread(
+            target=self._watch, name=f"follower {spec.follower_id}", daemon=True
+        ).start()
 
     @property
     def pid(self) -> int:
