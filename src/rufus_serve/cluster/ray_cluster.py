@@ -91,6 +91,9 @@ class RayCluster:
 
     def launch(self, spec: FollowerSpec) -> None:
         """Start the follower on the first bundle that runs none."""
+        if self._stopped:
+            # Ray would start a cluster of its own for the call.
+            raise ClusterError(f"follower {spec.follower_id} is not started: the cluster ended")
         slot = self._claim_slot(spec.follower_id)
         try:
             self._launch_on(slot, spec)
@@ -177,7 +180,9 @@ class RayCluster:
             if existing:
                 ray.init(address=existing, **common)
                 return
+            # Without an address, Ray joins whatever cluster this host was last part of.
             ray.init(
+                address="local",
                 include_dashboard=False,
                 num_cpus=max(1, settings.followers),
                 object_store_memory=80 * 1024 * 1024,

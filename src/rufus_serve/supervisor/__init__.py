@@ -1,6 +1,7 @@
 """The owner of the group and of the leader process; imports no vllm and no torch."""
 
 import asyncio
+import signal
 
 from rufus_serve.config import ServeConfig
 
@@ -11,6 +12,9 @@ def serve(config: ServeConfig) -> int:
     Raises:
         RufusError: the group cannot be served, or failed for good.
     """
+    early: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: early.append(number))
     from rufus_serve.supervisor.service import Supervisor
 
-    return asyncio.run(Supervisor(config).run())
+    return asyncio.run(Supervisor(config, early_signals=early).run())

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -58,8 +58,10 @@ _SHM_EPOCHS = 16
 class Supervisor:
     """Owns the group and the leader; everything but cluster calls runs on one event loop."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, *, early_signals: Sequence[int] = ()) -> None:
         self._config = config
+        self._early_signals = early_signals
+        """Those that came before `run`."""
         self._kept = kept_group(config)
         self._plan = make_plan(config, self._kept)
         keys = GroupKeys.from_token(self._plan.token)
@@ -99,8 +101,9 @@ class Supervisor:
         """
         self._take_signals()
         try:
-            self._start()
-            await self._ended.wait()
+            if not self._early_signals:
+                self._start()
+                await self._ended.wait()
         finally:
             await self._stop()
         if self._failure is not None:
@@ -130,6 +133,8 @@ class Supervisor:
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
         self._nodes = nodes = await starting
+        if self._ended.is_set():
+            return
         # Ray puts a handler of its own on SIGTERM, which ends the process at once.
         self._take_signals()
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
