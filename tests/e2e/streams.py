@@ -113,7 +113,10 @@ def chunks(port: int, model: str, ask: Ask) -> Iterator[dict[str, Any]]:
             if data == b"[DONE]":
                 return
             if data:
-                yield json.loads(data)
+                event = json.loads(data)
+                yield event
+                if "error" in event:
+                    return
         yield {"error": {"message": "the stream ended without [DONE]"}}
     except (OSError, http.client.HTTPException) as error:
         yield {"error": {"message": f"connection lost: {error!r}"}}

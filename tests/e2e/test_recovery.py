@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from rufus_serve.errors import RestartBudgetSpent
 from tests.e2e.losses import (
     Strike,
+    assert_no_process_remains,
     pids,
     record,
     serving,
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 FLAGS = (
     "--dtype=float32", "--max-model-len=1024", "--recovery.max-restarts=1000",
     "--timeouts.step-floor-s=2", "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
+    "--buckets.prefill=64,256",
 )  # fmt: skip
 ASKS = every_kind(24)
 LONG_PROMPT = completion(list(range(1000, 1900)), max_tokens=8, ignore_eos=True)
@@ -82,6 +85,16 @@ class Probe:
         while not self._done.wait(0.1):
             self.health.add(self._server.get("/health")[0])
             self.ready.add(self._server.get("/ready")[0])
+
+
+def assert_failed_for_good(server: Server, streams: Streams) -> None:
+    """Every open request gets an error, and the process ends with the code of a spent budget."""
+    began = time.monotonic()
+    for answer in streams.finish():
+        assert "restart budget spent" in answer.error, answer
+    assert server.process.wait(20) == RestartBudgetSpent.exit_code
+    assert time.monotonic() - began < 20.0
+    assert_no_process_remains(server)
 
 
 def assert_recovered_in_time(what: str, blow: Strike) -> None:
@@ -154,8 +167,9 @@ def test_streams_go_on_when_a_follower_hangs(group: Group) -> None:
     record("decoding, SIGSTOP (1,)", [blow])
 
 
-def test_three_followers_without_async_scheduling_recover_alike() -> None:
-    with serving("--nodes=3", "--no-async-scheduling", *FLAGS) as server:
+def test_three_followers_without_async_scheduling_recover_until_the_budget_is_spent() -> None:
+    flags = ("--nodes=3", "--no-async-scheduling", *FLAGS, "--recovery.max-restarts=3")
+    with serving(*flags) as server:
         group = Group(server)
         for ranks in ((1,), (0, 2)):
             streams = group.start()
@@ -164,3 +178,7 @@ def test_three_followers_without_async_scheduling_recover_alike() -> None:
             group.assert_undisturbed(streams.finish())
             assert_recovered_in_time(f"three followers, kill {ranks}", blow)
         assert status_of(server).restarts == 3
+        streams = group.start()
+        streams.wait_until_each_began()
+        strike(server, 1)
+        assert_failed_for_good(server, streams)
