@@ -51,10 +51,7 @@ def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "'gpt2' is not supported"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
         ({"dtype": "float64", "torch_dtype": "float64"}, "float64"),
-        ({"hidden_act": "mystery"}, "hidden_act 'mystery' is not supported"),
         ({"num_hidden_layers": 3}, "no tensor model.layers.2"),
-        ({"hidden_size": 144}, "config.json implies"),
-        ({"num_attention_heads": "nine"}, "num_attention_heads must be a positive integer"),
     ],
 )
 def test_a_model_that_cannot_be_served_is_refused(
@@ -66,12 +63,11 @@ def test_a_model_that_cannot_be_served_is_refused(
     assert said in last
 
 
-@pytest.mark.parametrize("cluster", [(LOCAL,), ("--nodes=2",)], ids=["local", "ray"])
-def test_a_missing_tensor_is_named(broken: Path, cluster: tuple[str, ...]) -> None:
+def test_a_missing_tensor_is_named(broken: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    code, last = failed_start(broken, *cluster)
+    code, last = failed_start(broken, "--nodes=2")
     assert code == 3
     assert "model.layers.1.mlp.up_proj.weight" in last
 
@@ -105,13 +101,12 @@ def test_more_followers_than_heads_are_refused(tiny_model: Path) -> None:
     assert "followers <= query heads must hold, but 10 > 9" in last
 
 
-@pytest.mark.parametrize("cluster", [(LOCAL,), ()], ids=["local", "ray"])
-def test_a_port_in_use_is_named(tiny_model: Path, cluster: tuple[str, ...]) -> None:
+def test_a_port_in_use_is_named(tiny_model: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, last = failed_start(tiny_model, *cluster, f"--port={port}")
+        code, last = failed_start(tiny_model, LOCAL, f"--port={port}")
     assert code == 4
     assert f"127.0.0.1:{port}: Address already in use" in last
 
@@ -120,16 +115,11 @@ def test_a_port_in_use_is_named(tiny_model: Path, cluster: tuple[str, ...]) -> N
     ("flags", "code", "said"),
     [
         (("--nodez=2",), 2, "nodes"),
-        (("--nodes=0",), 2, "nodes"),
-        (("--block-size=0",), 2, "block_size"),
         (("--max-model-len=9999",), 3, "max_model_len 9999 exceeds"),
         (("--num-blocks=3", "--max-model-len=1024"), 2, "num_blocks 3 < 33"),
         (("--host=192.0.2.1",), 4, "192.0.2.1"),
         (("--api-key-file=/nowhere/keys",), 2, "/nowhere/keys"),
         (('--vllm-args={"max_num_sequences": 4}',), 2, "max_num_seqs"),
-        (('--vllm-args={"enable_lora": true}',), 2, "enable_lora"),
-        (('--vllm-args={"tool_call_parser": "nobody", "enable_auto_tool_choice": true}',), 2,
-         "nobody"),
         (("--cluster.python=/nowhere/python",), 2, "/nowhere/python"),
         (("--cpu.kv-cache-gib=0.000001",), 3, "kv_cache_gib"),
     ],
