@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL := .models/smollm2-135m-instruct
 PORT ?= 8000
+LONG_TESTS := tests/e2e/test_load.py tests/e2e/test_chaos.py
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
 VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)
@@ -48,7 +49,11 @@ $(MADE_MODEL): | $(MADE_LEADER)
 	$(BIN)/rufus-serve demo-model --out $(MODEL)
 
 test: $(MADE_DEV) demo-model
-	$(BIN)/python -m pytest tests/unit tests/contract tests/e2e
+	$(BIN)/python -m pytest tests/unit tests/contract tests/e2e $(addprefix --ignore=,$(LONG_TESTS))
+
+# Many clients and many faults: minutes longer, and they want an idle machine.
+test-load: $(MADE_DEV) demo-model
+	$(BIN)/python -m pytest $(LONG_TESTS)
 
 # Needs the tools of deploy/helm/get-tools.sh, but no vLLM: any Python with the package will do.
 test-deploy:
