@@ -2,13 +2,13 @@
 
 import contextlib
 import datetime as dt
+import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -60,6 +60,22 @@ def pids(server: Server) -> dict[int, int]:
     return {follower.node_rank: follower.pid for follower in status_of(server).followers}
 
 
+@dataclass(frozen=True)
+class LogLine:
+    """One line of the supervisor's log; `at` is in seconds since 1970."""
+
+    at: float
+    text: str
+
+
+def supervisor_lines(log: str) -> list[LogLine]:
+    parse = dt.datetime.strptime
+    return [
+        LogLine(parse(when, "%Y-%m-%d %H:%M:%S,%f").timestamp(), text)
+        for when, text in _LINE.findall(log)
+    ]
+
+
 def strike(server: Server, *ranks: int, number: int = signal.SIGKILL) -> "Strike":
     """Send a signal to followers of `server`, all at once."""
     before = pids(server)
@@ -81,12 +97,8 @@ class Strike:
 
     def lines(self) -> list[tuple[float, str]]:
         """(seconds since the blow, text) of the supervisor's lines since then."""
-        found = _LINE.findall(self.server.log[self.log_length :])
-        parse = dt.datetime.strptime
-        return [
-            (parse(when, "%Y-%m-%d %H:%M:%S,%f").timestamp() - self.at, text)
-            for when, text in found
-        ]
+        found = supervisor_lines(self.server.log[self.log_length :])
+        return [(line.at - self.at, line.text) for line in found]
 
     def seconds_until(self, pattern: str, *, deadline_s: float = 90.0) -> float:
         """When the log first said `pattern`."""
@@ -127,6 +139,11 @@ class Strike:
         return max(spent.values())
 
 
+def slowness() -> float:
+    """How much slower than alone this machine's processes run: load per core, at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def wait_ready(server: Server, *, deadline_s: float = 60.0) -> None:
     give_up = time.monotonic() + deadline_s
     while not status_of(server).ready:
@@ -142,12 +159,3 @@ def record(what: str, strikes: Sequence[Strike]) -> None:
             f"{what}: noticed after {blow.noticed_s():.2f} s, serving after {back:.2f} s, of which "
             f"the replacement started and loaded for {load:.2f} s\n"
         )
-
-
-def memory_mb(processes: Sequence[psutil.Process]) -> float:
-    return sum(process.memory_info().rss for process in processes if process.is_running()) / 1e6
-
-
-def log_of_follower(server: Server, follower_id: str) -> str:
-    found = list(Path(server.temporary).rglob(f"follower-{follower_id}.log"))
-    return found[0].read_text() if found else ""

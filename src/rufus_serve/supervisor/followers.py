@@ -38,6 +38,7 @@ class FollowerDesk:
         self._state, self._report = state, report
         self._peers: dict[str, bytes] = {}
         self._ids: dict[bytes, str] = {}
+        self._replaced: set[bytes] = set()
         self._errors: dict[str, str] = {}
         self._kept: dict[str, KeptFollower] = {}
         self._waiting: dict[str, ev.Joined] = {}
@@ -47,6 +48,10 @@ class FollowerDesk:
         """The events in `message`; a hello of the wrong kind is refused here."""
         if isinstance(message, FollowerHello):
             return await self._hello(peer, message)
+        if peer in self._replaced:
+            # It is alive all the same: its agent died, or the kill did not reach it.
+            await self._server.send(peer, Refused(reason="this follower has been replaced"))
+            return []
         member = self._state.members.get(self._ids.get(peer, ""))
         if member is None:
             return []
@@ -153,6 +158,7 @@ class FollowerDesk:
         peer = self._peers.pop(follower_id, None)
         if peer is not None:
             self._ids.pop(peer, None)
+            self._replaced.add(peer)
 
     def note_exit(self, news: FollowerExit) -> None:
         """Keep how a follower ended; the first one is the cause of what follows."""

@@ -100,8 +100,8 @@ def test_heartbeats_are_acknowledged(desk):
     assert desk.server.take() == [(b"p", HeartbeatAck())]
 
 
-def test_messages_of_strangers_mean_nothing(desk):
-    assert desk.take(b"stranger", Heartbeat(epoch=1, last_step_id=2)) == []
+def test_a_heartbeat_that_overtook_its_hello_means_nothing(desk):
+    assert desk.take(b"early", Heartbeat(epoch=1, last_step_id=2)) == []
     assert desk.server.take() == []
 
 
@@ -131,13 +131,14 @@ def test_what_a_follower_reported_outweighs_the_way_it_ended(desk):
     assert desk.desk.first_error(FollowerExit(follower_id="1.2", code=-9)) == "killed by signal 9"
 
 
-def test_a_forgotten_follower_is_neither_heard_nor_sent_to(desk):
+def test_a_replaced_follower_that_still_lives_is_sent_away(desk):
     desk.take(b"p", desk.hello())
     desk.server.take()
     desk.desk.forget(desk.ids[0])
     assert desk.take(b"p", Heartbeat(epoch=1, last_step_id=2)) == []
     asyncio.run(desk.desk.send(desk.ids[0], Stop()))
-    assert desk.server.take() == []
+    ((_, refused),) = desk.server.take()
+    assert isinstance(refused, Refused)
 
 
 def test_all_known_followers_are_told_to_stop(desk):

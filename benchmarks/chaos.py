@@ -1,0 +1,240 @@
+"""Soak: clients stream while followers are killed and hung, again and again.
+
+    python -m benchmarks.chaos [--minutes 30] [--clients 16] [--interval 10] [--out FILE]
+
+Starts a server of its own on 127.0.0.1, collects undisturbed answers first, and then compares
+every answer with them. Ends with 1 if an answer was wrong or lost, or anything leaked. `--out`
+keeps the record (`make chaos` does: benchmarks/results/chaos.json).
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from tests.e2e.losses import LogLine, pids, serving, supervisor_lines, wait_ready
+from tests.e2e.server import Server
+from tests.e2e.streams import Answer, Ask, Streams, chat, chunks, completion, every_kind
+
+RECOVERY_FLAGS = (
+    "--recovery.max-restarts=100000", "--recovery.deadline-s=120", "--timeouts.step-floor-s=2",
+    "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
+)  # fmt: skip
+MODEL_FLAGS = ("--dtype=float32", "--max-model-len=1024", "--buckets.prefill=64,256")
+HANG_SHARE, DISCONNECT_SHARE = 0.2, 0.15
+TOPICS = ("the sea", "tea", "Rome", "wolves", "glass", "chess", "rain", "the number seven")
+
+
+def catalogue() -> list[Ask]:
+    """What clients ask for."""
+    asks = every_kind(32)
+    asks += [chat(f"What is there to say about {topic}?", max_tokens=32) for topic in TOPICS]
+    asks += [
+        completion(f"A poem about {topic}:", temperature=1.0, seed=index, max_tokens=32)
+        for index, topic in enumerate(TOPICS)
+    ]
+    asks.append(completion(list(range(1000, 1700)), max_tokens=8, ignore_eos=True))
+    return asks
+
+
+@dataclass
+class Tally:
+    """What happened so far; each field belongs to one kind of thread, under the lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    pauses_s: list[float] = field(default_factory=list)
+
+    def add(self, what: str, detail: str = "") -> None:
+        with self.lock:
+            self.counts[what] += 1
+            if detail and len(self.failures) < 20:
+                self.failures.append(f"{what}: {detail}")
+
+
+class Client:
+    """One client that asks without end, and hangs up in the middle now and then."""
+
+    def __init__(self, server: Server, expected: list[tuple[Ask, Answer]], tally: Tally) -> None:
+        self._server, self._expected, self._tally = server, expected, tally
+
+    def run(self, seed: int, ends_at: float) -> None:
+        dice = random.Random(seed)
+        while time.monotonic() < ends_at:
+            ask, expected = dice.choice(self._expected)
+            if dice.random() < DISCONNECT_SHARE:
+                self._hang_up(ask, dice.randrange(12))
+            else:
+                self._check(ask, expected)
+
+    def _hang_up(self, ask: Ask, after: int) -> None:
+        stream = chunks(self._server.port, self._server.name, ask)
+        for _ in itertools.islice(stream, after):
+            pass
+        stream.close()
+        self._tally.add("disconnected")
+
+    def _check(self, ask: Ask, expected: Answer) -> None:
+        answer = Answer()
+        for chunk in chunks(self._server.port, self._server.name, ask):
+            answer.take(chunk)
+        with self._tally.lock:
+            self._tally.pauses_s.append(answer.longest_pause_s)
+        try:
+            answer.assert_same(expected)
+        except AssertionError as error:
+            self._tally.add("lost" if answer.error else "wrong", f"{ask.body}: {error}")
+        else:
+            self._tally.add("completed")
+
+
+def strike_now_and_then(
+    server: Server, tally: Tally, dice: random.Random, *, interval_s: float, ends_at: float
+) -> list[float]:
+    """Blows at random moments, also while the group recovers from the last; when they fell."""
+    blows: list[float] = []
+    while True:
+        time.sleep(dice.uniform(0, 2 * interval_s))
+        if time.monotonic() > ends_at:
+            return blows
+        number = signal.SIGSTOP if dice.random() < HANG_SHARE else signal.SIGKILL
+        victim = dice.choice(list(pids(server).values()))
+        try:
+            os.kill(victim, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+        blows.append(time.time())
+        tally.add(signal.Signals(number).name)
+
+
+def outages(lines: list[LogLine]) -> list[float]:
+    """Seconds from the end of each epoch to the next that was ready, losses between included."""
+    found, over = [], 0.0
+    for line in lines:
+        if re.match(r"epoch \d+ is over", line.text):
+            over = over or line.at
+        elif over and re.match(r"epoch \d+ ready", line.text):
+            found.append(line.at - over)
+            over = 0.0
+    return found
+
+
+def memory_mb(server: Server) -> dict[str, float]:
+    """Resident megabytes of the processes that live through it all."""
+    found = {"supervisor": psutil.Process(server.process.pid).memory_info().rss / 1e6}
+    for process in server.processes():
+        words = process.cmdline()
+        if words[1:3] == ["-m", "rufus_serve.leader"] or "VLLM" in "".join(words):
+            role = "engine" if process.ppid() != server.process.pid else "api"
+            found[role] = max(found.get(role, 0.0), process.memory_info().rss / 1e6)
+    return found
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(max(values), 2)}
+
+
+def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answers as expected, blows, answers compared; the record."""
+    asks, tally = catalogue(), Tally()
+    answers: list[Answer] = []
+    for start in range(0, len(asks), 8):
+        answers += Streams(server.port, server.name, asks[start : start + 8]).finish()
+    before, log_length = memory_mb(server), len(server.log)
+    ends_at = time.monotonic() + 60 * arguments.minutes
+    client = Client(server, list(zip(asks, answers, strict=True)), tally)
+    with ThreadPoolExecutor(arguments.clients) as pool:
+        runs = [pool.submit(client.run, seed, ends_at) for seed in range(arguments.clients)]
+        strike_now_and_then(
+            server, tally, random.Random(arguments.seed),
+            interval_s=arguments.interval, ends_at=ends_at,
+        )  # fmt: skip
+        for run in runs:
+            run.result()
+    wait_ready(server)
+    time.sleep(1.0)
+    after = memory_mb(server)
+    counts = tally.counts
+    return {
+        "minutes": arguments.minutes,
+        "clients": arguments.clients,
+        "followers": arguments.nodes,
+        "kills": counts["SIGKILL"],
+        "hangs": counts["SIGSTOP"],
+        "completed": counts["completed"],
+        "disconnected": counts["disconnected"],
+        "wrong_texts": counts["wrong"],
+        "lost_requests": counts["lost"],
+        "requests_left_running": server.metric("vllm:num_requests_running")
+        + server.metric("vllm:num_requests_waiting"),
+        "kv_cache_left_used": server.metric("vllm:kv_cache_usage_perc"),
+        "followers_at_the_end": len(server.followers()),
+        "recovery_s": percentiles(outages(supervisor_lines(server.log[log_length:]))),
+        "longest_pause_of_a_stream_s": percentiles(tally.pauses_s),
+        "memory_growth_mb": {role: round(after[role] - before[role], 1) for role in before},
+        "failures": tally.failures,
+    }
+
+
+def faults_of(record: dict[str, Any]) -> list[str]:
+    """Fields of `record` that must be zero and are not."""
+    must_be_zero = (
+        "wrong_texts", "lost_requests", "requests_left_running", "kv_cache_left_used",
+        "leaked_processes",
+    )  # fmt: skip
+    found = [name for name in must_be_zero if record[name]]
+    return found + ["followers_at_the_end"] * (
+        record["followers_at_the_end"] != record["followers"]
+    )
+
+
+def arguments_of(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--interval", type=float, default=10.0, help="mean seconds between blows")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    arguments = arguments_of(sys.argv[1:])
+    with serving(f"--nodes={arguments.nodes}", *MODEL_FLAGS, *RECOVERY_FLAGS) as server:
+        record = soak(server, arguments)
+        code = server.stop()
+        time.sleep(5.0)
+        left = [entry for entry in server.remains() if not entry.startswith("/")]
+    record |= {"exit_code": code, "leaked_processes": len(left)}
+    record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, CPU runtime"
+    for name, value in record.items():
+        print(f"{name:32} {value}")
+    if arguments.out:
+        arguments.out.parent.mkdir(exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    faults = faults_of(record)
+    print(f"FAILED: {', '.join(faults)}" if faults else "nothing wrong, lost or leaked")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
