@@ -11,6 +11,8 @@ from rufus_serve.config.sources import Resolved, resolve
 _PREFIX = "setting:"
 """Marks the parsed attributes that are settings; the dotted key follows."""
 
+_SHORT_FLAGS = {"artifacts.required": "--require-artifacts"}
+
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, --config and one flag per setting, grouped by section."""
@@ -54,7 +56,8 @@ def _add(group: Any, setting: Setting) -> None:
         options["action"] = argparse.BooleanOptionalAction
     else:
         options["metavar"] = _metavar(setting)
-    group.add_argument(setting.flag, dest=_PREFIX + setting.key, **options)
+    short = [_SHORT_FLAGS[setting.key]] if setting.key in _SHORT_FLAGS else []
+    group.add_argument(*short, setting.flag, dest=_PREFIX + setting.key, **options)
 
 
 def _metavar(setting: Setting) -> str:

@@ -128,17 +128,11 @@ def _neuron_prefill(config: ServeConfig) -> Iterator[Conflict]:
 
 
 def _artifacts(config: ServeConfig) -> Iterator[Conflict]:
-    required, location = config.artifacts.required, config.artifacts.location
-    names = "artifacts.required", "artifacts.location"
-    if config.runtime == "neuron":
-        location = location or config.neuron.artifacts
-        if config.neuron.require_artifacts and not required:
-            required, names = True, ("neuron.require_artifacts", "neuron.artifacts")
-    if required and not location:
+    if config.artifacts.required and not config.artifacts.location:
         yield Conflict(
-            f"{names[0]} is true but {names[1]} is empty: "
+            "artifacts.required is true but artifacts.location is empty: "
             "name the folder or URL that 'rufus-serve compile' wrote",
-            names,
+            ("artifacts.required", "artifacts.location"),
         )
 
 

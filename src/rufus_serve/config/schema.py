@@ -128,9 +128,9 @@ class ArtifactConfig(Section):
     """What `rufus-serve compile` made ahead of time."""
 
     location: str = ""
-    """Folder or URL of artifacts. Empty: followers prepare their shards themselves."""
+    """Folder or URL of artifacts, or a folder that NxD Inference compiled to. Empty: made anew."""
     required: bool = False
-    """Refuse to shard or compile at serve time."""
+    """Refuse to shard or compile at serve time. In short: `--require-artifacts`."""
     cache: Path | None = None
     """Folder that each host copies its artifacts to. Empty: local ones are used in place."""
     threads: Annotated[int, Field(gt=0)] = 8
@@ -159,10 +159,6 @@ class NeuronRuntimeConfig(Section):
     """NeuronCores each follower drives; tensor parallel degree = nodes x cores_per_node."""
     kv_layout: Literal["contiguous", "block"] = "contiguous"
     """`contiguous`: one KV line per sequence; `block`: paged, with prefix caching."""
-    artifacts: str = ""
-    """Used where `artifacts.location` is empty; also a folder that NxD Inference compiled to."""
-    require_artifacts: bool = False
-    """The same as `artifacts.required`."""
     cp_degree: Annotated[int, Field(gt=0)] = 1
     """Context parallelism in prefill."""
     attention_dp_degree: Annotated[int, Field(gt=0)] = 1

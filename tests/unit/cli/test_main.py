@@ -104,6 +104,13 @@ def test_serve_hands_the_resolved_settings_to_the_supervisor(run, served, tmp_pa
     assert config.cluster.kind == "local"
 
 
+def test_require_artifacts_is_short_for_the_setting(run, served):
+    run("serve", "m", "--require-artifacts", "--artifacts.location", "/artifacts")
+    run("serve", "m", "--artifacts.required", "--artifacts.location", "/artifacts")
+    run("serve", "m", "--no-require-artifacts", "--artifacts.location", "/artifacts")
+    assert [config.artifacts.required for config in served] == [True, True, False]
+
+
 def test_the_model_may_stand_before_or_after_flags(run, served):
     run("serve", "m", "--port", "0")
     run("serve", "--port", "0", "m")

@@ -27,7 +27,7 @@ def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress:
     Raises:
         ArtifactError: they were made for another configuration, or must not be made now.
     """
-    location = config.artifacts.location or config.neuron.artifacts
+    location = config.artifacts.location
     if location and not _is_compiled_by_nxdi(location):
         folder = _fetch(location, model, config, progress)
     else:
@@ -54,7 +54,7 @@ def _own_folder(model: NeuronModel) -> Path:
 
 
 def _refuse_to_compile(config: ServeConfig) -> None:
-    if config.artifacts.required or config.neuron.require_artifacts:
+    if config.artifacts.required:
         raise ArtifactError(
             "artifacts are required but artifacts.location is empty; run 'rufus-serve compile' "
             "and name its output"

@@ -117,5 +117,5 @@ def test_graphs_that_nxd_inference_compiled_itself_are_used_as_they_are(tmp_path
     folder.mkdir()
     (folder / "model.pt").write_text("graphs")
     (folder / "neuron_config.json").write_text('{"neuron_config": {"tp_degree": 4}}')
-    config = configured(tmp_path, neuron={"cores_per_node": 2, "artifacts": str(folder)})
+    config = configured(tmp_path, artifacts={"location": str(folder)})
     assert prepared(config) == folder
