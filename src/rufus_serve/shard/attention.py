@@ -12,6 +12,10 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 from rufus_serve.shard.kv_cache import KvCache
 from rufus_serve.shard.step_inputs import StepInputs
 
+_FEW_KEYS = 512
+"""Keys of all rows up to which a decode is faster with torch's fused attention: measured on
+EPYC in bfloat16, 29 against 48 us at 256 keys, but 98 against 70 us at 1024."""
+
 
 class Attention:
     """The attention of one step; masks are made once and shared by the layers."""
@@ -60,8 +64,13 @@ class Attention:
         by_row = (num_rows, num_heads // self._group_size, self._group_size, head_size)
         by_head = (by_row[1], num_rows, self._group_size, head_size)
         grouped = queries.reshape(by_row).transpose(0, 1).reshape(-1, self._group_size, head_size)
-        scores = torch.baddbmm(mask, grouped, keys.transpose(1, 2), alpha=head_size**-0.5)
-        heads = torch.bmm(torch.softmax(scores, dim=-1), values)
+        if num_rows * self._step.context_size <= _FEW_KEYS:
+            heads = F.scaled_dot_product_attention(
+                grouped[None], keys[None], values[None], attn_mask=mask[None]
+            )
+        else:
+            scores = torch.baddbmm(mask, grouped, keys.transpose(1, 2), alpha=head_size**-0.5)
+            heads = torch.bmm(torch.softmax(scores, dim=-1), values)
         return heads.view(by_head).transpose(0, 1).reshape(num_rows, -1)
 
     def _mask(self, window: int, queries: torch.Tensor) -> torch.Tensor:

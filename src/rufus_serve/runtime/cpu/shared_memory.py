@@ -9,18 +9,22 @@ for operation n only once every counter has reached n - 1, by when all have read
 import mmap
 import os
 import threading
+import time
 from collections.abc import Sequence
 
 import torch
 
 from rufus_serve.errors import CollectiveAborted
 from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.cpu import futex
 from rufus_serve.runtime.cpu.meeting import Meeting
-from rufus_serve.runtime.cpu.patience import Patience
 
 _CACHE_LINE_BYTES = 64
 _COUNTER_BYTES = 8
 _SLOT_BYTES = 1 << 20
+# Covers the usual spread between followers; sleeping and waking takes as long.
+_SPIN_S = 50e-6
+_CHECK_S = 0.02
 
 
 class SharedMemoryCommunicator:
@@ -29,7 +33,10 @@ class SharedMemoryCommunicator:
     def __init__(self, group: GroupSpec, *, aborted: threading.Event, deadline_s: float) -> None:
         self._rank = group.node_rank
         self._num_nodes = group.num_nodes
-        self._patience = Patience(aborted, deadline_s=deadline_s)
+        self._aborted = aborted
+        self._deadline_s = deadline_s
+        self.wait_s = 0.0
+        """Seconds spent waiting for peers so far."""
         header_bytes = group.num_nodes * _CACHE_LINE_BYTES
         size_bytes = header_bytes + 2 * group.num_nodes * _SLOT_BYTES
         own_fd = _memory_file(size_bytes) if group.node_rank == 0 else None
@@ -47,7 +54,10 @@ class SharedMemoryCommunicator:
         os.close(memory_fd)
         # A memoryview stores 8 aligned bytes with one instruction and reads them afresh.
         self._counters = memoryview(memory)[:header_bytes].cast("Q")
+        step = _CACHE_LINE_BYTES // _COUNTER_BYTES
+        self._counter_indices = range(0, group.num_nodes * step, step)
         areas = torch.frombuffer(memory, dtype=torch.uint8, offset=header_bytes)
+        self._counters_address = areas.data_ptr() - header_bytes
         self._areas = areas.view(2, group.num_nodes, _SLOT_BYTES)
         self._views: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._operation = 0
@@ -56,11 +66,6 @@ class SharedMemoryCommunicator:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds spent waiting for peers so far."""
-        return self._patience.waited_s
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of the followers' contiguous `tensor`s, added in rank order; in place."""
@@ -114,29 +119,47 @@ class SharedMemoryCommunicator:
 
     def _publish(self, flat: torch.Tensor) -> None:
         """Begin the next operation: write this follower's slot and tell the others."""
-        self._patience.raise_if_aborted()
+        self._raise_if_aborted()
         self._wait_for(self._operation)
         self._operation += 1
         self._slots(flat.numel(), flat.dtype)[self._rank].copy_(flat)
-        self._counters[self._rank * _CACHE_LINE_BYTES // _COUNTER_BYTES] = self._operation
+        index = self._counter_indices[self._rank]
+        self._counters[index] = self._operation
+        futex.wake_all(self._counters_address + index * _COUNTER_BYTES)
 
     def _wait_for(self, operation: int) -> None:
         """Wait until every follower has published `operation`."""
-        step = _CACHE_LINE_BYTES // _COUNTER_BYTES
-        counters = self._counters
-        for index in range(0, self._num_nodes * step, step):
-            if counters[index] >= operation:
-                continue
-            self._patience.wait(
-                lambda index=index: counters[index] >= operation,  # type: ignore[misc]
-                check=lambda index=index: self._check_peers(index, operation),  # type: ignore[misc]
-            )
+        for index in self._counter_indices:
+            if self._counters[index] < operation:
+                self._wait_for_one(index, operation)
 
-    def _check_peers(self, index: int, operation: int) -> None:
-        """Raise if a peer is gone and the awaited counter will not move any more."""
+    def _wait_for_one(self, index: int, operation: int) -> None:
+        counters, started = self._counters, time.perf_counter()
+        try:
+            while counters[index] < operation and time.perf_counter() - started < _SPIN_S:
+                pass
+            while (value := counters[index]) < operation:
+                self._raise_if_over(started, index, operation)
+                address = self._counters_address + index * _COUNTER_BYTES
+                futex.wait_while(address, value, timeout_s=_CHECK_S)
+        finally:
+            self.wait_s += time.perf_counter() - started
+
+    def _raise_if_over(self, started: float, index: int, operation: int) -> None:
+        """Raise if the awaited counter will not move any more, or has not for too long."""
+        self._raise_if_aborted()
         lost = self._meeting.lost_peer()
         if lost is not None and self._counters[index] < operation:
             raise CollectiveAborted(f"follower {lost} left the group")
+        if time.perf_counter() - started > self._deadline_s:
+            rank = index // (_CACHE_LINE_BYTES // _COUNTER_BYTES)
+            raise CollectiveAborted(
+                f"follower {rank} did not come to a collective within {self._deadline_s:g} s"
+            )
+
+    def _raise_if_aborted(self) -> None:
+        if self._aborted.is_set():
+            raise CollectiveAborted("the collective was aborted on this follower")
 
 
 def _memory_file(size_bytes: int) -> int:
