@@ -18,7 +18,9 @@ def conflicts(config: ServeConfig) -> list[Conflict]:
     """Everything in `config` that cannot work, whatever the model is."""
     found = [*_buckets(config), *_blocks(config), *_deadlines(config), *_artifacts(config)]
     if config.runtime == "neuron":
-        found += [*_neuron_degrees(config), *_neuron_prefill(config)]
+        found += _neuron_degrees(config)
+    if config.is_neuron_shaped:
+        found += _neuron_prefill(config)
     return found
 
 
@@ -137,4 +139,4 @@ def _artifacts(config: ServeConfig) -> Iterator[Conflict]:
 
 
 def _one_line_per_sequence(config: ServeConfig) -> bool:
-    return config.runtime == "neuron" and config.neuron.kv_layout == "contiguous"
+    return config.is_neuron_shaped and config.neuron.kv_layout == "contiguous"

@@ -147,7 +147,7 @@ class CpuRuntimeConfig(Section):
     kv_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Memory for each follower's KV cache, in GiB."""
     strict_neuron: bool = False
-    """Enforce the device's rules (exact compiled shapes, one prompt per prefill, …)."""
+    """Keep a Neuron device's rules: `neuron.kv_layout`, exact compiled shapes, equal calls."""
 
 
 class NeuronRuntimeConfig(Section):
@@ -164,7 +164,7 @@ class NeuronRuntimeConfig(Section):
     attention_dp_degree: Annotated[int, Field(gt=0)] = 1
     """Data parallelism over the decode batch in attention."""
     max_prefills_per_decode: Annotated[int, Field(gt=0)] = 1
-    """Prefill steps that may run before waiting decodes get a turn."""
+    """Prompts prefilled between two decode steps: 1 stalls decodes least, more start sooner."""
     neuron_config: dict[str, Any] = Field(default_factory=dict)
     """Further NxD Inference NeuronConfig fields; unknown ones are refused."""
 
@@ -217,9 +217,14 @@ class ServeConfig(Section):
     cpu: CpuRuntimeConfig = CpuRuntimeConfig()
     """Settings of runtime `cpu`."""
     neuron: NeuronRuntimeConfig = NeuronRuntimeConfig()
-    """Settings of runtime `neuron`."""
+    """Settings of runtime `neuron`; of runtime `cpu` too with `cpu.strict_neuron`."""
     vllm_args: dict[str, Any] = Field(default_factory=dict)
     """vLLM engine and server options by their own names, checked at start."""
+
+    @property
+    def is_neuron_shaped(self) -> bool:
+        """Whether followers keep a Neuron device's rules, be it on a device or on CPU."""
+        return self.runtime == "neuron" or self.cpu.strict_neuron
 
     def group_hash(self) -> str:
         """Hash of what a follower's state depends on; leader and followers must agree on it.

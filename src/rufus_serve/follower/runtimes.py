@@ -18,6 +18,10 @@ def make_runtime(config: ServeConfig, node_rank: int, *, num_followers_on_host: 
         from rufus_serve.runtime.neuron import NeuronRuntime
 
         return NeuronRuntime(config, node_rank, num_followers_on_host=num_followers_on_host)
+    if config.cpu.strict_neuron:
+        from rufus_serve.runtime.cpu.strict import StrictCpuRuntime
+
+        return StrictCpuRuntime(config, node_rank, num_followers_on_host=num_followers_on_host)
     from rufus_serve.runtime.cpu import CpuRuntime
 
     return CpuRuntime(config, node_rank, num_followers_on_host=num_followers_on_host)

@@ -257,7 +257,7 @@ def _identity(config: ServeConfig, leader_id: str) -> HelloInfo:
 
 
 def _max_prefills(config: ServeConfig) -> int:
-    return config.neuron.max_prefills_per_decode if config.runtime == "neuron" else 0
+    return config.neuron.max_prefills_per_decode if config.is_neuron_shaped else 0
 
 
 def _failure(failed: GroupFailed) -> RufusError:

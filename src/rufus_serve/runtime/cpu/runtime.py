@@ -23,7 +23,7 @@ from rufus_serve.shard.decoder import Decoder
 from rufus_serve.shard.kv_cache import KvCache
 from rufus_serve.shard.model_config import ModelConfig, read_model_config
 from rufus_serve.shard.partition import Partition
-from rufus_serve.shard.step_inputs import pad_step
+from rufus_serve.shard.step_inputs import StepInputs, pad_step
 from rufus_serve.shard.weights import WeightLoader
 
 _LOGGER = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class CpuRuntime:
         )
         cache = KvCache(
             loaded.model.num_layers,
-            num_blocks=group.num_blocks,
+            num_blocks=self._num_cache_blocks(group),
             block_size=self._config.block_size,
             num_kv_heads=loaded.partition.kv_heads.size,
             head_size=loaded.model.head_size,
@@ -181,6 +181,11 @@ class CpuRuntime:
             num_blocks=joined.group.num_blocks,
             vocab_size=loaded.model.vocab_size,
         )
+        return self._compute(inputs, want_logits=step.want_logits)
+
+    def _compute(self, inputs: StepInputs, *, want_logits: bool) -> np.ndarray | None:
+        """Run the model with the other followers; whole rows of logits on node rank 0."""
+        loaded, joined = self._require_loaded(), self._require_joined()
         communicator = joined.communicator
         waited_s = communicator.wait_s
         try:
@@ -188,7 +193,7 @@ class CpuRuntime:
                 inputs,
                 joined.cache,
                 all_reduce=communicator.all_reduce,
-                want_logits=step.want_logits,
+                want_logits=want_logits,
             )
             return None if logits is None else self._gather(logits, loaded, communicator)
         except BaseException:
@@ -211,6 +216,10 @@ class CpuRuntime:
         for share, part in zip(shares, parts, strict=True):
             target[:, share.start : share.stop] = part
         return whole
+
+    def _num_cache_blocks(self, group: GroupSpec) -> int:
+        """Blocks of the KV cache for `group`."""
+        return group.num_blocks
 
     def _leave(self) -> None:
         """End the epoch: peers learn of it, and the KV cache is freed."""

@@ -1,0 +1,170 @@
+"""Step sequences that every runtime must answer alike, planned the way the leader plans them.
+
+Needs no runtime: `Sequences` is given a function that runs one step request, on one group of
+followers or on several that are compared.
+"""
+
+from itertools import count
+
+import numpy as np
+
+from rufus_serve.leader.step_builder import Row, StepBuilder
+
+CONTIGUOUS = {
+    "max_model_len": 128,
+    "buckets": {"prefill": [16, 64, 128], "context": [32, 64, 128]},
+    "neuron": {"kv_layout": "contiguous"},
+}
+BLOCK = {
+    "max_model_len": 512,
+    "block_size": 32,
+    "buckets": {"prefill": [64, 128], "context": [128, 256, 512]},
+    "neuron": {"kv_layout": "block"},
+}
+LAYOUTS = {"contiguous": CONTIGUOUS, "block": BLOCK}
+"""Settings by KV layout; with `max_num_seqs` 4."""
+
+
+class Sequences:
+    """Token sequences in KV blocks, run through a group the way a leader would."""
+
+    def __init__(self, run, info):
+        self._run, self._info = run, info
+        self._builder = StepBuilder.for_runtime(info)
+        self._step_id = count(1)
+        self._free = list(range(1, info.num_blocks))
+        self.tokens, self.blocks, self.computed = {}, {}, {}
+
+    def add(self, name, tokens, *, shared=(), computed=0, blocks=None):
+        """A sequence; its first blocks may be `shared`, its first tokens `computed` there."""
+        self.tokens[name] = list(tokens)
+        self.blocks[name] = list(shared) if blocks is None else list(blocks)
+        self.computed[name] = computed
+
+    def run(self, *names):
+        """One scheduler step: logits by name, of each sequence's last token."""
+        rows = [self._row(name) for name in names]
+        planned = self._builder.build(rows, epoch=1, first_step_id=next(self._step_id))
+        logits = {}
+        for step in planned:
+            result = self._run(step.request)
+            for position, row in enumerate(step.rows):
+                logits[names[row]] = result[position]
+        for name in names:
+            self.computed[name] = len(self.tokens[name])
+        return logits
+
+    def decode(self, *names):
+        """As `run`; each sequence goes on with the best token."""
+        for name, logits in self.run(*names).items():
+            self.tokens[name].append(int(np.argmax(logits)))
+
+    def free(self, name):
+        self._free = self.blocks.pop(name) + self._free
+        del self.tokens[name], self.computed[name]
+
+    def _row(self, name):
+        tokens, done = self.tokens[name], self.computed[name]
+        blocks = self.blocks[name]
+        while len(blocks) * self._info.block_size < len(tokens):
+            blocks.append(self._free.pop(0))
+        new = len(tokens) - done
+        return Row(np.array(tokens, np.int32), done, new, blocks, is_prefill=new > 1)
+
+
+def at_the_edges_of_buckets(sequences, prompt):
+    for length in (1, 2, 15, 16, 17, 63, 64, 65, 127):
+        sequences.add("a", prompt(length))
+        sequences.decode("a")
+        sequences.decode("a")
+        sequences.free("a")
+
+
+def full_and_partial_batches(sequences, prompt):
+    for name, length in (("a", 1), ("b", 17), ("c", 64), ("d", 100)):
+        sequences.add(name, prompt(length))
+    for names in ("dba", "ab", "cabd", "c", "dcba", "bd", "acdb"):
+        sequences.decode(*names)
+
+
+def sequences_that_come_and_go(sequences, prompt):
+    for name, length in (("a", 5), ("b", 17), ("c", 30)):
+        sequences.add(name, prompt(length))
+    sequences.decode(*"bca")
+    sequences.decode(*"ca")
+    sequences.add("d", prompt(41))
+    sequences.decode(*"dbac")
+    sequences.free("b")
+    sequences.add("e", prompt(1))
+    sequences.decode(*"ead")
+    sequences.decode(*"ceda")
+
+
+def up_to_the_last_position(sequences, prompt):
+    sequences.add("a", prompt(125))
+    sequences.add("b", prompt(3))
+    for _ in range(3):
+        sequences.decode(*"ab")
+
+
+def a_sequence_preempted_and_resumed(sequences, prompt):
+    sequences.add("a", prompt(20))
+    sequences.add("b", prompt(9))
+    for _ in range(4):
+        sequences.decode(*"ab")
+    tokens = sequences.tokens["a"]
+    sequences.free("a")
+    sequences.decode("b")
+    sequences.add("a", tokens)
+    for _ in range(2):
+        sequences.decode(*"ba")
+
+
+def a_prompt_in_segments(sequences, prompt):
+    sequences.add("short", prompt(40))
+    sequences.decode("short")
+    sequences.add("long", prompt(400))
+    for _ in range(2):
+        sequences.decode("short", "long")
+
+
+def cached_beginnings(sequences, prompt):
+    """Beginnings that lie within the prefill bucket, fill the prefix bucket, or neither."""
+    tokens = prompt(450)
+    sequences.add("first", tokens[:400])
+    sequences.decode("first")
+    for cached, length in ((32, 50), (96, 97), (128, 256), (128, 200), (160, 260), (320, 430)):
+        shared = sequences.blocks["first"][: cached // 32]
+        sequences.add("hit", tokens[:length], shared=shared, computed=cached)
+        sequences.decode("hit")
+        sequences.decode("first", "hit")
+        sequences.blocks["hit"] = sequences.blocks["hit"][cached // 32 :]
+        sequences.free("hit")
+
+
+_ANY = (
+    at_the_edges_of_buckets,
+    full_and_partial_batches,
+    sequences_that_come_and_go,
+    up_to_the_last_position,
+    a_sequence_preempted_and_resumed,
+)
+SCHEDULES = {
+    "contiguous": _ANY,
+    "block": (*_ANY, a_prompt_in_segments, cached_beginnings),
+}
+"""By KV layout; each takes `Sequences` and a maker of prompts of a length."""
+
+
+def agreeing(*groups, atol):
+    """Runs a step on all groups and compares; the first one's logits."""
+
+    def run(step):
+        first, *others = [group.step(step) for group in groups]
+        for other in others:
+            assert (first is None) == (other is None)
+            if first is not None:
+                np.testing.assert_allclose(other, first, atol=atol, rtol=0)
+        return first
+
+    return run
