@@ -1,7 +1,9 @@
 """What executor and scheduler share inside the engine process."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rufus_serve.leader.epoch_gate import EpochGate
 
@@ -21,3 +23,14 @@ class Engine:
     """New prompts admitted per step beside running requests; 0 leaves it to vLLM."""
     request_counts: Callable[[], tuple[int, int]] = _no_requests
     """Running and waiting requests."""
+
+    def token_limit(self, running: Sequence[Any]) -> int:
+        """Tokens that one step may hold beside or with the `running` requests of vLLM."""
+        return self.prefill_tokens_per_step + len(running)
+
+    def request_limit(self, running: Sequence[Any]) -> int:
+        """Requests that may run in a step; a prompt that is not through is one of the prefills."""
+        if not self.max_prefills_per_step or not running:
+            return sys.maxsize
+        unfinished = sum(1 for each in running if each.num_computed_tokens < each.num_prompt_tokens)
+        return len(running) + max(0, self.max_prefills_per_step - unfinished)

@@ -18,11 +18,15 @@ class GroupShape:
     info: RuntimeInfo
     num_blocks: int
     """KV blocks that vLLM may use, null block included."""
+    prefills_per_step: int = 1
+    """Prefill steps' worth of new tokens that one scheduler step may bring."""
 
     @classmethod
     def of(cls, info: RuntimeInfo, config: ServeConfig) -> "GroupShape":
         """The shape of a group of `info`, within the configured number of blocks."""
-        return cls(info, min(info.num_blocks, config.num_blocks or info.num_blocks))
+        num_blocks = min(info.num_blocks, config.num_blocks or info.num_blocks)
+        prefills = config.neuron.max_prefills_per_decode if config.is_neuron_shaped else 1
+        return cls(info, num_blocks, prefills)
 
     def longest_context(self, asked: int) -> int:
         """Tokens of one request that every follower step can hold, at most `asked`.
@@ -36,8 +40,10 @@ class GroupShape:
         return min(limits)
 
     def prefill_tokens_per_step(self, max_model_len: int) -> int:
-        """New prompt tokens that one scheduler step may bring: what one prefill step holds."""
-        return max(self.info.prefill_buckets) if self.info.segmented_prefill else max_model_len
+        """New prompt tokens that one scheduler step may bring."""
+        segmented = self.info.segmented_prefill
+        largest = max(self.info.prefill_buckets) if segmented else max_model_len
+        return self.prefills_per_step * largest
 
     def check_memory(self, max_model_len: int) -> None:
         """Raise ConfigError unless one request of `max_model_len` fits the KV cache."""

@@ -78,13 +78,9 @@ class _Recovering:
 
     def _limit_prefills(self) -> None:
         """Keep prompts from holding up running requests longer than configured."""
-        running = len(self.running)  # type: ignore[attr-defined]
-        budget = self._engine.prefill_tokens_per_step + running
-        self.max_num_scheduled_tokens = min(self._max_tokens, budget)
-        limit = self._engine.max_prefills_per_step
-        self.max_num_active_reqs = (
-            min(self._max_active, running + limit) if limit and running else self._max_active
-        )
+        engine, requests = self._engine, self.running  # type: ignore[attr-defined]
+        self.max_num_scheduled_tokens = min(self._max_tokens, engine.token_limit(requests))
+        self.max_num_active_reqs = min(self._max_active, engine.request_limit(requests))
 
 
 class RecoveringScheduler(_Recovering, Scheduler):  # type: ignore[misc]

@@ -59,6 +59,14 @@ def test_without_segments_a_context_must_fit_the_largest_prefill_bucket() -> Non
     assert config.scheduler_config.max_num_batched_tokens == 256 + 8
 
 
+def test_several_prefills_between_decodes_take_as_many_tokens() -> None:
+    for strict, tokens in ((True, 3 * 256), (False, 256)):
+        config = vllm_config(1024)
+        settings = {"cpu": {"strict_neuron": strict}, "neuron": {"max_prefills_per_decode": 3}}
+        shape(**settings).apply_to(config)
+        assert config.scheduler_config.max_num_batched_tokens == tokens + 8
+
+
 def test_prefix_caching_ends_where_followers_cannot_do_it() -> None:
     config = vllm_config(1024)
     shape(msgspec.structs.replace(INFO, prefix_caching=False)).apply_to(config)
