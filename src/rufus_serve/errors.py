@@ -12,8 +12,9 @@
     ├── LeaderError                10   the vLLM process failed
     ├── LeaderLost                 11   a follower lost its leader (on_leader_loss: exit)
     ├── ArtifactError              12   compiled artifacts are absent, stale or damaged
-    └── RuntimeStepError           13   a step was refused or failed in the runtime
-        └── CollectiveAborted      13   a peer of the collective is gone
+    ├── RuntimeStepError           13   a step was refused or failed in the runtime
+    │   └── CollectiveAborted      13   a peer of the collective is gone
+    └── DoctorWarning              14   `doctor --strict` found warnings, and no error
 
 Messages say what happened, with the values, and what to do next.
 """
@@ -99,3 +100,9 @@ class RuntimeStepError(RufusError):
 
 class CollectiveAborted(RuntimeStepError):
     """A collective was given up because a peer is gone or `abort` was called."""
+
+
+class DoctorWarning(RufusError):
+    """`doctor --strict` found warnings; errors it finds have the code `serve` would end with."""
+
+    exit_code = 14

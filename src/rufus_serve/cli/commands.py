@@ -39,6 +39,7 @@ COMMANDS = (
     Command("config", "show, check or document the settings"),
     Command("plan", "tell whether a model fits Trainium nodes, and how fast it would be"),
     Command("compile", "make followers' shards and compiled graphs ahead of time"),
+    Command("doctor", "examine this host, or all nodes, before anything is started"),
     Command("status", "show the group of a running server"),
     Command("drain", "let a running server finish, and end it"),
     Command("restart-follower", "replace one follower of a running server"),

@@ -117,6 +117,23 @@ class AdoptedProcess:
 
 
 def _spawn(python: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
+    interpreter, environ = interpreter_of(python)
+    return subprocess.Popen(
+        [interpreter, "-m", "rufus_serve.follower"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+        env=environ,
+        start_new_session=True,
+    )
+
+
+def interpreter_of(python: str) -> tuple[str, dict[str, str]]:
+    """The followers' interpreter, and the environment variables to start it with.
+
+    Raises:
+        ConfigError: there is no such interpreter on this host.
+    """
     interpreter = shutil.which(python)
     if interpreter is None:
         raise ConfigError(
@@ -126,11 +143,4 @@ def _spawn(python: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
     environ["PYTHONUNBUFFERED"] = "1"
     if Path(interpreter).resolve() != Path(sys.executable).resolve():
         environ.pop("PYTHONPATH", None)
-    return subprocess.Popen(
-        [interpreter, "-m", "rufus_serve.follower"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=log,
-        env=environ,
-        start_new_session=True,
-    )
+    return interpreter, environ

@@ -1,0 +1,217 @@
+"""`RayProbes`: one child process on every node of a group's Ray cluster, asked line by line.
+
+Joins the Ray of a running server or starts one, as `RayCluster` does, but takes no resources: a
+node whose follower is running can be examined too.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rufus_serve.cluster.addresses import await_listener, choose_address
+from rufus_serve.cluster.line_child import LineChild
+from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE
+from rufus_serve.cluster.ray_head import RayHead
+from rufus_serve.errors import ClusterError, RufusError
+
+_POLL_S = 0.5
+_START_S = 60.0
+_MARGIN_S = 5.0
+
+
+class ProbedNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node with a probe on it."""
+
+    name: str
+    """Its host name, made unique by a number where several nodes share it."""
+    address: str
+    is_here: bool
+    """Whether it is the host that the doctor runs on."""
+    followers: int
+    """Followers that it may run."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What `RayProbes` needs of the configuration."""
+
+    module: str
+    """Run by each node's interpreter, as `python -m MODULE`."""
+    python: str
+    """That interpreter; empty for the node's own."""
+    address: str
+    """This host's address."""
+    existing: str
+    """Address of a running Ray cluster; empty to start one here."""
+    port: int
+    """Port of the Ray head that is started."""
+    local_slots: int
+    """Followers that this host may run."""
+    nodes: int
+    """Nodes to wait for, this one included."""
+    join_s: float
+
+
+class _ProbeActor:
+    """Owns a node's probe."""
+
+    def __init__(self, module: str, python: str) -> None:
+        self._child = LineChild(module, python=python)
+
+    def describe(self, towards: str) -> tuple[str, str]:
+        """Host name, and the address that reaches `towards`."""
+        address = os.environ.get(ADDRESS_VARIABLE) or choose_address(towards=towards)
+        return socket.gethostname(), address
+
+    def ask(self, line: bytes, timeout_s: float) -> bytes:
+        """See `LineChild.ask`."""
+        return self._child.ask(line, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """End the probe."""
+        self._child.close()
+
+
+_RemoteProbe = ray.remote(max_restarts=0, num_cpus=0)(_ProbeActor)
+
+
+class RayProbes:
+    """The probes of all nodes; a context manager."""
+
+    def __init__(self, settings: ProbeSettings) -> None:
+        self._settings = settings
+        self._head: RayHead | None = None
+        self._actors: dict[str, Any] = {}
+        self.nodes: tuple[ProbedNode, ...] = ()
+        self.absent: dict[str, str] = {}
+        """Nodes that Ray has but on which no probe could be started: name to reason."""
+
+    def __enter__(self) -> "RayProbes":
+        try:
+            self._connect()
+            self._start(self._await_nodes())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask_all(self, lines: Mapping[str, bytes], *, timeout_s: float) -> dict[str, bytes | str]:
+        """Ask nodes by name, all at once: each one's answer, or as text why there is none."""
+        calls = {
+            name: self._actors[name].ask.remote(line, timeout_s) for name, line in lines.items()
+        }
+        deadline = time.monotonic() + timeout_s + _MARGIN_S
+        return {name: _answer(call, deadline) for name, call in calls.items()}
+
+    def close(self) -> None:
+        """End the probes and leave Ray; a Ray of ours ends with that. May be called twice."""
+        if ray.is_initialized():
+            with suppress(RayError):
+                ray.get(
+                    [actor.close.remote() for actor in self._actors.values()], timeout=_MARGIN_S
+                )
+            ray.shutdown()
+        self._actors = {}
+        if self._head is not None:
+            self._head.stop()
+            self._head = None
+
+    def _connect(self) -> None:
+        settings = self._settings
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        existing = settings.existing
+        if existing:
+            await_listener(existing, timeout_s=settings.join_s)
+        else:
+            resources = f'{{"{RESOURCE}": {settings.local_slots}}}'
+            self._head = RayHead(address=settings.address, port=settings.port, resources=resources)
+            self._head.wait_ready()
+            existing = f"{settings.address}:{settings.port}"
+        try:
+            ray.init(
+                address=existing,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                configure_logging=False,
+                namespace="rufus-serve",
+            )
+        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ClusterError(f"Ray at {existing} cannot be joined: {error}") from error
+
+    def _await_nodes(self) -> list[dict[str, Any]]:
+        """Nodes that run followers, and this one; those there are once the deadline is over."""
+        deadline = time.monotonic() + self._settings.join_s
+        while True:
+            found = [
+                node
+                for node in ray.nodes()
+                if node["Alive"] and (node["Resources"].get(RESOURCE) or self._is_here(node))
+            ]
+            if len(found) >= self._settings.nodes or time.monotonic() > deadline:
+                return sorted(found, key=lambda node: not self._is_here(node))
+            time.sleep(_POLL_S)
+
+    @staticmethod
+    def _is_here(node: Mapping[str, Any]) -> bool:
+        return bool(node["NodeID"] == ray.get_runtime_context().get_node_id())
+
+    def _start(self, found: list[dict[str, Any]]) -> None:
+        settings = self._settings
+        actors = [
+            _RemoteProbe.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(settings.module, settings.python)
+            for node in found
+        ]
+        calls = [actor.describe.remote(settings.address) for actor in actors]
+        nodes: list[ProbedNode] = []
+        for node, actor, call in zip(found, actors, calls, strict=True):
+            try:
+                host, address = ray.get(call, timeout=_START_S)
+            except GetTimeoutError:
+                self.absent[node["NodeManagerHostname"]] = f"not started within {_START_S:g} s"
+                continue
+            except RayError as error:
+                self.absent[node["NodeManagerHostname"]] = _cause(error)
+                continue
+            same = sum(each.name.partition(" ")[0] == host for each in nodes)
+            name = f"{host} ({same + 1})" if same else host
+            slots = int(node["Resources"].get(RESOURCE, 0))
+            nodes.append(
+                ProbedNode(name=name, address=address, is_here=self._is_here(node), followers=slots)
+            )
+            self._actors[name] = actor
+        self.nodes = tuple(nodes)
+
+
+def _answer(call: Any, deadline: float) -> bytes | str:
+    """The answer that `call` brings, or as text why there is none."""
+    try:
+        return bytes(ray.get(call, timeout=max(0.0, deadline - time.monotonic())))
+    except GetTimeoutError:
+        return "the node does not answer"
+    except RayError as error:
+        return _cause(error)
+
+
+def _cause(error: RayError) -> str:
+    """What went wrong on the node, in one line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RufusError | OSError):
+        return str(cause)
+    return str(error).strip().splitlines()[-1]

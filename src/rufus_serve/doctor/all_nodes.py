@@ -1,0 +1,289 @@
+"""The doctor over all nodes: every host by itself, then every pair."""
+
+import logging
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.doctor.comparison import (
+    compare_models,
+    compare_versions,
+    judge_clocks,
+    judge_links,
+    judge_mtu,
+)
+from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.finding import Finding, Findings
+from rufus_serve.doctor.messages import (
+    Examine,
+    Failed,
+    Link,
+    Listen,
+    Listening,
+    NodeReport,
+    Order,
+    Reach,
+    Reached,
+    Reply,
+    Target,
+    decode_reply,
+    encode,
+)
+from rufus_serve.doctor.model import check_folder
+from rufus_serve.doctor.network import CONTROL, RENDEZVOUS, STEP, spread_ports
+from rufus_serve.doctor.one_host import PROBE, examine_host, group_plan, own_placement
+from rufus_serve.doctor.report import Report, on_node
+from rufus_serve.doctor.system import HostSystem
+from rufus_serve.doctor.versions import common_facts, leader_versions
+from rufus_serve.errors import ClusterError, FollowerError
+from rufus_serve.supervisor.plan import GroupPlan
+
+_log = logging.getLogger(__name__)
+_LISTEN_S = 10.0
+_CONNECT_S = 3.0
+_REACH_S = 60.0
+_FREE = "a free port"
+
+
+class Node(Protocol):
+    """What is known of a host with a probe on it."""
+
+    @property
+    def name(self) -> str:
+        """Unique among all."""
+
+    @property
+    def address(self) -> str:
+        """By which the others reach it."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the leader's host, on which the doctor runs."""
+
+    @property
+    def followers(self) -> int:
+        """Followers that it may run."""
+
+
+class Probes(Protocol):
+    """Probes on several hosts."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The hosts, the leader's first."""
+
+    def ask_all(self, lines: Mapping[str, bytes], *, timeout_s: float) -> dict[str, bytes | str]:
+        """Ask hosts by name, all at once: each one's answer, or as text why there is none."""
+
+
+def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
+    """Examine every host of the group, joining or starting its Ray cluster.
+
+    Raises:
+        RufusError: the settings cannot be used at all, or Ray cannot be started or joined.
+    """
+    plan = group_plan(config)
+    if not plan.spread:
+        report = examine_host(config, quick=quick)
+        note = Findings("nodes").note(
+            f"all {config.nodes} followers run on this host, as neither cluster.token_file nor "
+            "cluster.ray_address is set",
+            why="there are no other hosts to examine",
+        )
+        return Report.of(report.nodes, [*report.findings, *on_node(report.nodes[0], [note])])
+    check_folder(Path(config.model))
+    here = own_placement(config, plan)
+    return _examine_spread(config, plan, here, quick=quick)
+
+
+def _examine_spread(
+    config: ServeConfig, plan: GroupPlan, here: Placement, *, quick: bool
+) -> Report:
+    from rufus_serve.cluster.ray_token import export_ray_environment
+
+    export_ray_environment(plan.token)
+    # Imported late: Ray reads its environment when it is imported.
+    from rufus_serve.cluster.ray_probes import ProbeSettings, RayProbes
+
+    followers = config.nodes + config.recovery.standby_nodes
+    expected = followers + (not config.cluster.follower_on_leader_host)
+    settings = ProbeSettings(
+        module=PROBE,
+        python=config.cluster.python,
+        address=plan.address,
+        existing=_existing(config, plan),
+        port=config.cluster.ray_port,
+        local_slots=int(config.cluster.follower_on_leader_host),
+        nodes=expected,
+        join_s=config.timeouts.join_s,
+    )
+    _log.info("waiting for %d nodes, at most %g s", expected, config.timeouts.join_s)
+    with RayProbes(settings) as probes:
+        absent = _absent(config, plan, expected, [node.name for node in probes.nodes])
+        failed = [_no_probe(name, reason) for name, reason in probes.absent.items()]
+        report = examine_probes(config, probes, here, quick=quick)
+    return Report.of(report.nodes, [*absent, *failed, *report.findings])
+
+
+def _existing(config: ServeConfig, plan: GroupPlan) -> str:
+    """Address of the Ray that runs already; empty if there is none."""
+    if config.cluster.ray_address:
+        return config.cluster.ray_address
+    try:
+        socket.create_connection((plan.address, config.cluster.ray_port), _CONNECT_S).close()
+    except OSError:
+        return ""
+    return f"{plan.address}:{config.cluster.ray_port}"
+
+
+def _absent(
+    config: ServeConfig, plan: GroupPlan, expected: int, names: Sequence[str]
+) -> Iterator[Finding]:
+    if len(names) >= expected:
+        return
+    yield Findings("nodes").error(
+        f"{len(names)} of {expected} nodes came within {config.timeouts.join_s:g} s: "
+        f"{', '.join(names)}",
+        why="every follower needs a node",
+        fix=f"on the others: rufus-serve follower --leader {plan.address}:"
+        f"{config.cluster.ray_port} --token-file FILE",
+        code=ClusterError.exit_code,
+    )
+
+
+def _no_probe(node: str, reason: str) -> Finding:
+    (finding,) = on_node(node, [
+        Findings("nodes").error(
+            f"the followers' environment does not start: {reason}",
+            why="followers run in it as the probe would",
+            fix="set cluster.python to an interpreter with rufus-serve on every host",
+            code=FollowerError.exit_code,
+        )
+    ])  # fmt: skip
+    return finding
+
+
+def examine_probes(config: ServeConfig, probes: Probes, here: Placement, *, quick: bool) -> Report:
+    """Examine the hosts of `probes`, each by itself and each pair; `here` is the leader's part."""
+    nodes = probes.nodes
+    placements = {node.name: _placement(node, nodes, here) for node in nodes}
+    dump = config.model_dump(mode="json")
+    _log.info("examining %s", ", ".join(placements))
+    orders: dict[str, Order] = {
+        name: Examine(node=name, config=dump, placement=placement, quick=quick)
+        for name, placement in placements.items()
+    }
+    replies, failed = _ask(probes, orders, config.timeouts.load_s)
+    reports = [reply for reply in replies.values() if isinstance(reply, NodeReport)]
+    links = _links(config, probes, placements)
+    leader = next(node.name for node in nodes if node.is_here)
+    system = HostSystem()
+    findings = [*failed, *on_node(leader, leader_versions(system))]
+    for report in reports:
+        findings += on_node(report.node, report.findings)
+    if reports:
+        findings += compare_versions(reports, common_facts(system))
+        findings += compare_models(reports)
+    findings += [*judge_links(links), *judge_mtu(reports, links), *judge_clocks(links, leader)]
+    return Report.of(placements, findings)
+
+
+def _placement(node: Node, nodes: Sequence[Node], here: Placement) -> Placement:
+    """`node`'s part; followers of one address share a host, and what it has."""
+    beside = sum(each.followers for each in nodes if each.address == node.address)
+    return msgspec.structs.replace(
+        here,
+        is_leader=node.is_here,
+        spread=True,
+        followers=beside if node.followers else 0,
+        address=node.address,
+        ray_is_up=True,
+    )
+
+
+def _ask(
+    probes: Probes, orders: Mapping[str, Order], timeout_s: float
+) -> tuple[dict[str, Reply], list[Finding]]:
+    """Replies by host, and a finding for each host without one."""
+    lines = {name: encode(order) for name, order in orders.items()}
+    replies: dict[str, Reply] = {}
+    failed: list[Finding] = []
+    for name, answer in probes.ask_all(lines, timeout_s=timeout_s).items():
+        reply = (
+            Failed(reason=answer, exit_code=0) if isinstance(answer, str) else decode_reply(answer)
+        )
+        if isinstance(reply, Failed):
+            failed.append(_no_probe(name, reply.reason))
+        else:
+            replies[name] = reply
+    return replies, failed
+
+
+def _links(
+    config: ServeConfig, probes: Probes, placements: Mapping[str, Placement]
+) -> tuple[Link, ...]:
+    """How every host reaches every other."""
+    nonce = secrets.token_hex(16)
+    listens: dict[str, Order] = {
+        name: Listen(
+            node=name, address=placement.address, nonce=nonce, ports=_awaited(config, placement)
+        )
+        for name, placement in placements.items()
+    }
+    replies, _ = _ask(probes, listens, _LISTEN_S)
+    listening = {name: r for name, r in replies.items() if isinstance(r, Listening)}
+    reaches: dict[str, Order] = {
+        source: Reach(
+            node=source,
+            nonce=nonce,
+            timeout_s=_CONNECT_S,
+            targets=tuple(
+                target
+                for name, state in listening.items()
+                if name != source
+                for target in _targets(config, name, state, placements)
+                if _needs(target.purpose, placements[source])
+            ),
+        )
+        for source in listening
+    }
+    replies, _ = _ask(probes, reaches, _REACH_S)
+    return tuple(link for r in replies.values() if isinstance(r, Reached) for link in r.links)
+
+
+def _awaited(config: ServeConfig, placement: Placement) -> dict[str, int]:
+    """Purpose to port of what a probe listens on; a running group keeps its own ports."""
+    if placement.served_by:
+        return {_FREE: 0}
+    ports = {name: port for name, (_, port) in spread_ports(config, placement).items()}
+    return {_FREE: 0} | ports
+
+
+def _targets(
+    config: ServeConfig, name: str, state: Listening, placements: Mapping[str, Placement]
+) -> Iterator[Target]:
+    """What the others may try to reach of host `name`."""
+    placement = placements[name]
+    for purpose, port in state.ports.items():
+        yield Target(node=name, address=placement.address, port=port, purpose=purpose)
+    if not placement.served_by:
+        return
+    for purpose, (_, port) in spread_ports(config, placement).items():
+        if purpose in (CONTROL, STEP):
+            yield Target(
+                node=name, address=placement.address, port=port, purpose=purpose, talks=False
+            )
+
+
+def _needs(purpose: str, source: Placement) -> bool:
+    """Whether a host of this part ever connects to a port of that purpose."""
+    if purpose == STEP:
+        return source.is_leader
+    if purpose in (CONTROL, RENDEZVOUS):
+        return source.followers > 0
+    return True
