@@ -16,6 +16,7 @@ from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from rufus_serve.leader.engine import Engine
+from rufus_serve.leader.truncation import TruncatedSampler
 from rufus_serve.protocol.messages import RuntimeInfo
 
 __all__ = ["EMPTY_MODEL_RUNNER_OUTPUT", "StepLost"]
@@ -76,8 +77,10 @@ def request_state(new: Any) -> Any:
 
 
 def make_sampler(vllm_config: Any) -> Any:
-    """vLLM's sampler in the configured logprobs mode."""
-    return Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
+    """vLLM's sampler in the configured logprobs mode, spared from sorting vocabularies."""
+    sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
+    sampler.topk_topp_sampler = TruncatedSampler(sampler.topk_topp_sampler)
+    return sampler
 
 
 def apply_grammar(scheduler_output: Any, grammar_output: Any, batch: Any, logits: Any) -> None:
