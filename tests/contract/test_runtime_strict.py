@@ -85,6 +85,22 @@ def test_the_leader_is_told_what_a_neuron_follower_would_tell_it(start):
     assert info.segmented_prefill
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", [CPU, STRICT], ids=["cpu", "strict"])
+def test_a_group_may_warm_up_after_its_first_step(start, kind, layout, folder):
+    """As after a loss, when nobody warms up; torch guards what was made in inference mode."""
+    group = start(kind, layout, 2)
+    group.all_of([("join", spec) for spec in group.specs(2)])
+    tokens = prompt_maker()(20)
+    for _ in range(2):
+        sequences = Sequences(group.step, group.info)
+        sequences.add("a", tokens)
+        sequences.decode("a")
+        sequences.decode("a")
+        assert sequences.tokens["a"] == tokens + reference(folder).greedy(tokens, 2)
+        group.all("warm_up")
+
+
 def test_a_chunked_prefill_is_refused_in_the_contiguous_layout(start):
     group = start(STRICT, "contiguous")
     sequences = RawSequences(group)

@@ -87,7 +87,6 @@ class StrictCpuRuntime(CpuRuntime):
     def _num_cache_blocks(self, group: GroupSpec) -> int:  # noqa: ARG002 - it is compiled in
         return self._device.num_cells
 
-    @torch.inference_mode()
     def _run(self, step: StepRequest) -> np.ndarray | None:
         vocab_size = self._require_loaded().model.vocab_size
         check_token_ids(step, vocab_size)
@@ -102,6 +101,7 @@ class StrictCpuRuntime(CpuRuntime):
                 logits[list(call.rows)] = result
         return logits
 
+    @torch.inference_mode()  # Warming up as well: the KV cache's buffers outlive the call.
     def _forward(self, call: Call) -> np.ndarray | None:
         """A device's `forward`: logits [rows, V] of each row's last position on node rank 0."""
         prepared = self._device.prepare(call.arguments)
