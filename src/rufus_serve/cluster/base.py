@@ -1,5 +1,6 @@
 """`Cluster`: where follower processes come from and how their end is noticed."""
 
+import signal
 from collections.abc import Callable
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import msgspec
 from rufus_serve.protocol.specs import FollowerSpec
 
 LOG_TAIL_LINES = 40
+_LAST_LINES = 10
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,18 @@ class FollowerExit(msgspec.Struct, frozen=True, kw_only=True):
         """One line for people."""
         how = f"killed by signal {-self.code}" if self.code < 0 else f"exited with {self.code}"
         lines = [line for line in self.log_tail.splitlines() if " ERROR " in line]
-        return f"{how}: {lines[0].split(' ERROR ', 1)[1].strip()}" if lines else how
+        if lines:
+            return f"{how}: {lines[0].split(' ERROR ', 1)[1].strip()}"
+        # What an interpreter that cannot start, or a crash in native code, leaves behind.
+        own_end = self.code not in (0, -signal.SIGKILL, -signal.SIGTERM)
+        return f"{how}: {self.log_tail.splitlines()[-1]}" if own_end and self.log_tail else how
+
+    @property
+    def last_words(self) -> str:
+        """Its end and its last log lines."""
+        lines = self.log_tail.splitlines()[-_LAST_LINES:]
+        wrote = "\n  ".join(["; it wrote last:", *lines]) if lines else ""
+        return f"the first follower that failed was {self.follower_id}, {self.reason}{wrote}"
 
 
 OnExit = Callable[[FollowerExit], None]

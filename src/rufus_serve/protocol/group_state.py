@@ -43,6 +43,8 @@ from rufus_serve.protocol.group_events import (
 )
 from rufus_serve.protocol.messages import RuntimeInfo
 
+_MAY_PASS = (7, 11, 13)
+"""Exit codes of a follower that was killed, lost its leader or failed a step: see `errors`."""
 _FORMING = (MemberPhase.GROUPING, MemberPhase.WARMING)
 
 
@@ -58,7 +60,8 @@ class GroupState:
         self.phase_since = now
         self.epoch = epoch
         self.members: dict[str, Member] = {}
-        self.restarts: deque[float] = deque()
+        self.restarts: deque[tuple[float, str]] = deque()
+        """When the last ones were begun, and why."""
         self.total_restarts = 0
         self.failure = ""
         self._consecutive = 0
@@ -179,7 +182,9 @@ class GroupState:
             self._announce()
 
     def _on_failed(self, member: Member, event: Failed, now: float) -> None:
-        if event.fatal:
+        # At the first start whatever a follower says would come back; later it may pass.
+        first_start = self.phase is GroupPhase.STARTING
+        if event.fatal or (first_start and event.exit_code not in _MAY_PASS):
             self._fail(f"{self._name(member)}: {event.reason}", event.exit_code, now)
         else:
             self._on_lost(member, event.reason, now)
@@ -319,13 +324,14 @@ class GroupState:
 
     def _spend(self, reason: str, now: float) -> bool:
         """Take one restart out of the budget; False, and the group fails, if none is left."""
-        while self.restarts and now - self.restarts[0] > self.settings.window_s:
+        while self.restarts and now - self.restarts[0][0] > self.settings.window_s:
             self.restarts.popleft()
         if len(self.restarts) >= self.settings.max_restarts:
             limit = f"{self.settings.max_restarts} restarts in {self.settings.window_s:g} s"
-            self._fail(f"restart budget spent ({limit}); last: {reason}", 9, now)
+            first = f"first: {self.restarts[0][1]}; " if self.restarts else ""
+            self._fail(f"restart budget spent ({limit}); {first}last: {reason}", 9, now)
             return False
-        self.restarts.append(now)
+        self.restarts.append((now, reason))
         self.total_restarts += 1
         return True
 

@@ -38,6 +38,12 @@ class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
         partial.replace(path)
 
     @property
+    def last_serial(self) -> int:
+        """The highest number given to one of its followers."""
+        numbers = [int(each.follower_id.rpartition(".")[2]) for each in self.followers]
+        return max(numbers, default=0)
+
+    @property
     def alive(self) -> bool:
         """Whether its supervisor still runs."""
         try:

@@ -1,6 +1,7 @@
 """The supervisor's side of the link to the leader's two processes."""
 
 import logging
+from collections.abc import Mapping
 
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.protocol.messages import AnyMessage, LeaderHello, LeaderProgress
@@ -17,6 +18,8 @@ class LeaderLink:
         self._peers: dict[str, bytes] = {}
         self.progress: LeaderProgress | None = None
         self.progress_at = 0.0
+        self.moved_at = 0.0
+        """When the engine last did a step, had one under way, or had nothing to do."""
         self.lag = LagWatch()
 
     def hello(self, peer: bytes, message: LeaderHello) -> None:
@@ -25,10 +28,13 @@ class LeaderLink:
         if message.role == "engine":
             self.progress = None
 
-    def took_progress(self, message: LeaderProgress, now: float) -> None:
-        """The engine's heartbeat."""
-        self.progress, self.progress_at = message, now
-        for warning in self.lag.take(message.follower_step_s):
+    def took_progress(self, message: LeaderProgress, now: float, hosts: Mapping[int, str]) -> None:
+        """The engine's heartbeat; `hosts` are the followers' by rank."""
+        before, self.progress, self.progress_at = self.progress, message, now
+        stuck = message.num_running > 0 and not message.steps_in_flight
+        if before is None or before.steps_done != message.steps_done or not stuck:
+            self.moved_at = now
+        for warning in self.lag.take(message.follower_step_s, hosts):
             _log.warning("%s", warning)
 
     def forget(self) -> None:

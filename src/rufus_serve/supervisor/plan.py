@@ -12,7 +12,8 @@ from rufus_serve.cluster.base import Cluster
 from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, EndpointError
-from rufus_serve.protocol.group_events import GroupSettings
+from rufus_serve.protocol.group_events import Form, GroupSettings
+from rufus_serve.protocol.messages import FormGroup
 from rufus_serve.supervisor.group_file import GroupFile, load, path_for
 
 _log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 CONTROL_PORT, STEP_PORT, RENDEZVOUS_PORT = 6400, 6401, 6402
 """Taken where the configuration leaves a port open but hosts must find each other."""
+_RENDEZVOUS_PORTS = 16
+"""Consecutive ports that epochs take in turn: the last one's may not be free yet."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +78,21 @@ def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
         token=token, address=address, control_port=port, spread=spread, run_dir=run_dir
     )
     plan.log_dir.mkdir(exist_ok=True, parents=True)
+    if spread and not cluster.ray_address:
+        _log.info("%s", invitation(config, address))
     return plan
+
+
+def invitation(config: ServeConfig, address: str) -> str:
+    """What to run on the other hosts."""
+    cluster = config.cluster
+    others = config.nodes + config.recovery.standby_nodes - int(cluster.follower_on_leader_host)
+    asked = "as told" if cluster.interface else "chosen; cluster.interface decides otherwise"
+    return (
+        f"this host is {address} ({asked}); on {others} other{'s' if others > 1 else ''} run: "
+        f"rufus-serve follower --leader {address}:{cluster.ray_port} "
+        f"--token-file {cluster.token_file}"
+    )
 
 
 def kept_group(config: ServeConfig) -> GroupFile | None:
@@ -113,6 +130,33 @@ def group_settings(config: ServeConfig) -> GroupSettings:
         backoff_s=recovery.backoff_s,
         max_backoff_s=recovery.max_backoff_s,
         deadline_s=recovery.deadline_s,
+    )
+
+
+def form_orders(
+    config: ServeConfig, plan: GroupPlan, action: Form
+) -> tuple[tuple[str, FormGroup], ...]:
+    """What each member, by its id, is told of an epoch."""
+    same_host = len(set(action.addresses)) == 1
+    port = config.cluster.rendezvous_port or RENDEZVOUS_PORT
+    if same_host:
+        rendezvous = f"{plan.run_dir.name}-{action.epoch}"
+    else:
+        rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % _RENDEZVOUS_PORTS}"
+    return tuple(
+        (
+            follower_id,
+            FormGroup(
+                epoch=action.epoch,
+                node_rank=node_rank,
+                num_nodes=len(action.members),
+                rendezvous=rendezvous,
+                same_host=same_host,
+                num_blocks=action.num_blocks,
+                warm_up=action.warm_up,
+            ),
+        )
+        for follower_id, node_rank in action.members
     )
 
 

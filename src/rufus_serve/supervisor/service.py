@@ -22,13 +22,13 @@ from rufus_serve.protocol.messages import (
     AnyMessage,
     Drain,
     FollowerSuspected,
-    FormGroup,
     GroupFailed,
     GroupLost,
     GroupReady,
     LeaderHello,
     LeaderProgress,
     RestartFollower,
+    Status,
     StatusRequest,
     Welcome,
 )
@@ -38,8 +38,8 @@ from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
 from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.plan import (
-    RENDEZVOUS_PORT,
     STEP_PORT,
+    form_orders,
     group_settings,
     kept_group,
     make_cluster,
@@ -52,7 +52,6 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _ADOPTION_BEATS = 5
 _LEADER_STOP_S = 10.0
-_SHM_EPOCHS = 16
 
 
 class Supervisor:
@@ -73,7 +72,7 @@ class Supervisor:
             group_settings(config),
             now=time.monotonic(),
             epoch=self._kept.epoch if self._kept else 0,
-            serial=_last_serial(self._kept),
+            serial=self._kept.last_serial if self._kept else 0,
         )
         self._report = Report()
         self._desk = FollowerDesk(self._control, config, self._state, self._report)
@@ -194,15 +193,13 @@ class Supervisor:
                 if message.role == "engine":
                     await self._handle(ev.EngineJoined(leader_id=message.leader_id))
             case LeaderProgress():
-                self._link.took_progress(message, time.monotonic())
+                hosts = {rank: member.host for rank, member in self._state.by_rank().items()}
+                self._link.took_progress(message, time.monotonic(), hosts)
             case FollowerSuspected():
                 _log.warning("the leader gave up epoch %d: %s", message.epoch, message.reason)
                 await self._handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
             case StatusRequest():
-                status = status_of(
-                    self._state, self._link, draining=self._draining, serving=self._leader.serving
-                )
-                await self._link_server.send(peer, status)
+                await self._link_server.send(peer, self._status())
             case RestartFollower():
                 known = message.node_rank in self._state.by_rank()
                 await self._handle(ev.RestartAsked(node_rank=message.node_rank))
@@ -216,6 +213,15 @@ class Supervisor:
                 self._drained.set()
             case _:
                 _log.debug("ignored %s on the link", type(message).__name__)
+
+    def _status(self) -> Status:
+        return status_of(
+            self._state,
+            self._link,
+            draining=self._draining,
+            serving=self._leader.serving,
+            engine_silent_s=2 * self._config.timeouts.heartbeat_lost_s,
+        )
 
     def _follower_ended(self, news: FollowerExit) -> None:
         if self._ended.is_set() or self._state.phase is ev.GroupPhase.STOPPED:
@@ -293,24 +299,9 @@ class Supervisor:
         return max(1, sum(node.slots for node in self._nodes if node.address == address))
 
     async def _form(self, action: ev.Form) -> None:
-        same_host = len(set(action.addresses)) == 1
-        if same_host:
-            rendezvous = f"{self._plan.run_dir.name}-{action.epoch}"
-        else:
-            port = self._config.cluster.rendezvous_port or RENDEZVOUS_PORT
-            rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % _SHM_EPOCHS}"
         self._report.step(f"weights loaded, forming epoch {action.epoch}")
         self._note_group()
-        for follower_id, node_rank in action.members:
-            order = FormGroup(
-                epoch=action.epoch,
-                node_rank=node_rank,
-                num_nodes=len(action.members),
-                rendezvous=rendezvous,
-                same_host=same_host,
-                num_blocks=action.num_blocks,
-                warm_up=action.warm_up,
-            )
+        for follower_id, order in form_orders(self._config, self._plan, action):
             await self._desk.send(follower_id, order)
 
     async def _announce(self, epoch: int) -> None:
@@ -321,6 +312,7 @@ class Supervisor:
         loads = ", ".join(f"{m.node_rank}: {m.load_count}" for m in members)
         self._report.step(f"epoch {epoch} ready; weights loaded by follower (times) {loads}")
         await self._link.to_engine(GroupReady(epoch=epoch, endpoints=endpoints, info=info))
+        self._desk.exits.clear()
 
     def _fail(self, error: RufusError, exit_code: int) -> None:
         if self._failure is None:
@@ -331,6 +323,8 @@ class Supervisor:
 
     async def _end_failed(self, error: RufusError) -> None:
         """Let the engine answer every open request with an error, then end."""
+        if self._desk.exits:
+            _log.error("%s", self._desk.exits[0].last_words)
         await self._link.to_engine(GroupFailed(reason=str(error), exit_code=error.exit_code))
         deadline = time.monotonic() + _LEADER_STOP_S
         while self._leader.running and self._leader.serving and time.monotonic() < deadline:
@@ -403,9 +397,3 @@ class Supervisor:
         else:
             _log.error("a task of the supervisor failed", exc_info=error)
             self._fail(RufusError(f"the supervisor failed: {error}"), 1)
-
-
-def _last_serial(kept: GroupFile | None) -> int:
-    """The highest number given to a follower of `kept`."""
-    ids = [follower.follower_id for follower in kept.followers] if kept else []
-    return max((int(name.rpartition(".")[2]) for name in ids), default=0)

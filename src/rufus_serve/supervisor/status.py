@@ -7,23 +7,20 @@ from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import FollowerStatus, Status
 from rufus_serve.supervisor.leader_link import LeaderLink
 
-_ENGINE_SILENT_S = 10.0
 
-
-def status_of(state: GroupState, link: LeaderLink, *, draining: bool, serving: bool) -> Status:
-    """The group's status now."""
+def status_of(
+    state: GroupState, link: LeaderLink, *, draining: bool, serving: bool, engine_silent_s: float
+) -> Status:
+    """The group's status now; an engine that stands still `engine_silent_s` is unhealthy."""
     now = time.monotonic()
-    silent = bool(link.progress) and now - link.progress_at > _ENGINE_SILENT_S
-    detail = state.failure
-    if silent:
-        detail = f"the engine has been silent for {now - link.progress_at:.0f} s"
-    ready = state.phase is GroupPhase.READY and serving and not draining and not silent
+    fault = _fault_of_engine(state, link, now, engine_silent_s)
+    ready = state.phase is GroupPhase.READY and serving and not draining and not fault
     return Status(
         state="draining" if draining else state.phase.value,
         epoch=state.epoch,
-        healthy=state.healthy(now) and not silent,
+        healthy=state.healthy(now) and not fault,
         ready=ready,
-        detail=detail,
+        detail=fault or state.failure,
         restarts=state.total_restarts,
         followers=tuple(
             FollowerStatus(
@@ -38,3 +35,20 @@ def status_of(state: GroupState, link: LeaderLink, *, draining: bool, serving: b
             for member in state.by_rank().values()
         ),
     )
+
+
+def _fault_of_engine(state: GroupState, link: LeaderLink, now: float, limit_s: float) -> str:
+    """Why the engine counts as wedged; empty if it does not."""
+    if link.progress is None:
+        return ""
+    silent_s = now - link.progress_at
+    if silent_s > limit_s:
+        return f"the engine has been silent for {silent_s:.0f} s"
+    # While there is no group, no step can be done; a hung one is a step's deadline's to find.
+    idle_s = link.progress_at - max(link.moved_at, state.phase_since)
+    if state.phase is GroupPhase.READY and idle_s > limit_s:
+        return (
+            f"the engine has done no step for {idle_s:.0f} s, "
+            f"though {link.progress.num_running} requests are running"
+        )
+    return ""

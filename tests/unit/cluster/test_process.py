@@ -108,6 +108,15 @@ def test_the_first_error_in_the_log_is_the_reason(script, tmp_path):
     assert exits.next().reason == "exited with 3: follower 0 a.b: no weights"
 
 
+def test_without_an_error_in_the_log_its_last_line_is_the_reason(script, tmp_path):
+    exits = Exits()
+    python = script('echo "Traceback" >&2; echo "ModuleNotFoundError: torch" >&2; exit 1')
+    FollowerProcess(spec(), python=python, log_file=tmp_path / "log", on_exit=exits.put)
+    news = exits.next()
+    assert news.reason == "exited with 1: ModuleNotFoundError: torch"
+    assert news.last_words.endswith("wrote last:\n  Traceback\n  ModuleNotFoundError: torch")
+
+
 def test_only_the_last_lines_are_kept(script, tmp_path):
     exits = Exits()
     python = script('i=0; while [ $i -lt 100 ]; do echo "line $i" >&2; i=$((i+1)); done')

@@ -91,14 +91,15 @@ def test_the_backoff_doubles_up_to_its_bound_and_is_forgotten_once_ready():
 
 def test_one_loss_more_than_the_budget_fails_the_group_for_good():
     history = GroupHistory(max_restarts=2).serve()
-    for _ in range(2):
-        history.lose(1)
+    for reason in ("a broken link", "a cold"):
+        history.lose(1, reason)
         history.wait(1.0)
         history.advance()
     (failed,) = of(ev.FailGroup, history.lose(1, "out of memory"))
     assert failed.exit_code == 9
     assert "2 restarts in 600 s" in failed.reason
-    assert "out of memory" in failed.reason
+    assert "first: follower 1 on h: a broken link; last: follower 1" in failed.reason
+    assert failed.reason.endswith("out of memory")
     assert history.state.phase is Phase.FAILED
 
 
@@ -321,6 +322,17 @@ def test_a_fatal_failure_ends_the_group_with_its_own_exit_code():
     assert isinstance(action, ev.FailGroup)
     assert action.exit_code == 3
     assert "no such file" in action.reason
+
+
+@pytest.mark.parametrize(("exit_code", "is_fatal"), [(12, True), (6, True), (7, False)])
+def test_an_error_at_the_first_start_is_fatal_unless_it_may_pass(exit_code, is_fatal):
+    history = GroupHistory()
+    history.state.start((), 0.0)
+    failed = ev.Failed(follower_id=history.id_of(0), reason="stale", exit_code=exit_code)
+    assert bool(of(ev.FailGroup, history.happen(failed))) == is_fatal
+    history = GroupHistory().serve()
+    failed = ev.Failed(follower_id=history.id_of(0), reason="stale", exit_code=exit_code)
+    assert not of(ev.FailGroup, history.happen(failed))
 
 
 def test_news_of_a_replaced_process_is_ignored():

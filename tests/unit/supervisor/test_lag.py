@@ -2,7 +2,7 @@ from rufus_serve.supervisor.lag import LagWatch
 
 
 def warnings_of(watch: LagWatch, report: tuple[float, ...], *, times: int) -> list[str]:
-    return [text for _ in range(times) for text in watch.take(report)]
+    return [text for _ in range(times) for text in watch.take(report, {1: "host-b"})]
 
 
 def test_even_followers_are_never_warned_about() -> None:
@@ -12,7 +12,7 @@ def test_even_followers_are_never_warned_about() -> None:
 def test_a_slow_follower_is_named_once() -> None:
     found = warnings_of(LagWatch(), (0.020, 0.050, 0.020), times=100)
     assert len(found) == 1
-    assert "follower 1 is slow: 50.0 ms" in found[0]
+    assert "follower 1 on host-b is slow: 50.0 ms" in found[0]
 
 
 def test_a_follower_that_recovered_is_named_again_when_it_lags_again() -> None:

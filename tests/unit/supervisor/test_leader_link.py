@@ -44,7 +44,7 @@ def test_an_api_process_that_hung_up_is_told_of():
 def test_a_new_engine_starts_without_progress():
     link = LeaderLink(FakePeerServer())
     link.hello(b"e", hello("engine"))
-    link.took_progress(PROGRESS, 7.0)
+    link.took_progress(PROGRESS, 7.0, {})
     assert (link.progress, link.progress_at) == (PROGRESS, 7.0)
     link.hello(b"a", hello("api"))
     assert link.progress is PROGRESS
@@ -56,7 +56,7 @@ def test_a_leader_that_ended_is_forgotten():
     server = FakePeerServer()
     link = LeaderLink(server)
     link.hello(b"e", hello("engine"))
-    link.took_progress(PROGRESS, 7.0)
+    link.took_progress(PROGRESS, 7.0, {})
     link.forget()
     asyncio.run(link.to_engine(LOST))
     assert server.take() == []

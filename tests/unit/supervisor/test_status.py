@@ -6,8 +6,8 @@ from fake_peers import FakePeerServer
 from rufus_serve.protocol import group_events as ev
 from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import LeaderProgress
+from rufus_serve.supervisor import status as module
 from rufus_serve.supervisor.leader_link import LeaderLink
-from rufus_serve.supervisor.status import status_of
 
 
 @pytest.fixture
@@ -22,13 +22,17 @@ def link() -> LeaderLink:
     return LeaderLink(FakePeerServer())
 
 
+def status_of(state, link, **more):
+    return module.status_of(state, link, engine_silent_s=10.0, **more)
+
+
 def serve(state: GroupState) -> None:
     state.phase, state.phase_since, state.epoch = ev.GroupPhase.READY, time.monotonic(), 3
 
 
 def progress(link: LeaderLink, *, age_s: float) -> None:
     message = LeaderProgress(epoch=3, steps_done=1, steps_in_flight=0)
-    link.took_progress(message, time.monotonic() - age_s)
+    link.took_progress(message, time.monotonic() - age_s, {})
 
 
 def test_a_group_that_starts_is_healthy_and_not_ready(state, link):
@@ -75,3 +79,36 @@ def test_a_failed_group_tells_why(state, link):
     status = status_of(state, link, draining=False, serving=False)
     assert (status.state, status.healthy) == ("failed", False)
     assert "bad checkpoint" in status.detail
+
+
+def reports(link: LeaderLink, *ages_s: float, done: int = 5, running: int = 2, in_flight: int = 0):
+    for age_s in ages_s:
+        message = LeaderProgress(
+            epoch=3, steps_done=done, steps_in_flight=in_flight, num_running=running
+        )
+        link.took_progress(message, time.monotonic() - age_s, {})
+
+
+def test_an_engine_that_reports_but_does_no_step_is_unhealthy(state, link):
+    serve(state)
+    state.phase_since -= 60.0
+    reports(link, 12.0, 6.0, 0.0)
+    status = status_of(state, link, draining=False, serving=True)
+    assert (status.healthy, status.ready) == (False, False)
+    assert status.detail == "the engine has done no step for 12 s, though 2 requests are running"
+    reports(link, 0.0, done=6)
+    assert status_of(state, link, draining=False, serving=True).healthy
+
+
+@pytest.mark.parametrize("change", [{"running": 0}, {"in_flight": 1}])
+def test_an_engine_without_work_or_with_a_step_under_way_is_healthy(state, link, change):
+    serve(state)
+    state.phase_since -= 60.0
+    reports(link, 12.0, 0.0, **change)
+    assert status_of(state, link, draining=False, serving=True).healthy
+
+
+def test_an_engine_may_stand_still_while_there_is_no_group(state, link):
+    serve(state)
+    reports(link, 30.0, 0.0)
+    assert status_of(state, link, draining=False, serving=True).healthy
