@@ -31,22 +31,32 @@ def print_report(report: Report) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, _WIDTH))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
     several = len(report.nodes) > 1
-    if several:
-        table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    for finding in report.findings:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for wraps in (False, False, *([True] * several), True):
+        table.add_column(no_wrap=not wraps, overflow="fold")
+    for finding, nodes in _alike(report).items():
         if finding.level != "skipped":
-            node = [Text(finding.node)] if several else []
-            style = _STYLES[finding.level]
-            table.add_row(Text(finding.level, style), finding.check, *node, _told(finding))
+            where = [_where(nodes, report)] if several else []
+            level = Text(finding.level, _STYLES[finding.level])
+            table.add_row(level, finding.check, *where, _told(finding))
     console.print(table)
     _print_skipped(console, report)
     counts = ", ".join(f"{count} {level}" for level, count in report.counts.items() if count)
     console.print(f"\n{', '.join(report.nodes)}: {counts}", markup=False)
+
+
+def _alike(report: Report) -> dict[Finding, list[str]]:
+    """Findings that differ in nothing but the host, with their hosts."""
+    hosts: dict[Finding, list[str]] = {}
+    for finding in report.findings:
+        common = msgspec.structs.replace(finding, node="")
+        hosts.setdefault(common, []).append(finding.node)
+    return hosts
+
+
+def _where(nodes: list[str], report: Report) -> str:
+    return "all" if len(nodes) == len(report.nodes) else ", ".join(nodes)
 
 
 def _told(finding: Finding) -> Text:

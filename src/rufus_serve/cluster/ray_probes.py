@@ -10,11 +10,11 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,6 +40,8 @@ class ProbedNode(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is the host that the doctor runs on."""
     followers: int
     """Followers that it may run."""
+    ray_ports: tuple[int, ...] = ()
+    """Ports that its raylet listens on."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,23 @@ class _ProbeActor:
         """See `LineChild.ask`."""
         return self._child.ask(line, timeout_s=timeout_s)
 
-    def close(self) -> None:
-        """End the probe."""
+    def close(self, leave: bool) -> None:
+        """End the probe; and if told to `leave`, this host's part in the cluster.
+
+        Left alone its raylet would look for the ended head for a minute (Ray's
+        gcs_rpc_server_reconnect_timeout_s), and the host could not join the next one.
+        """
         self._child.close()
+        if leave:
+            _leave()
+
+
+def _leave() -> None:
+    """End the `ray start` above us: it started the raylet, which started this worker."""
+    for process in psutil.Process().parents():
+        if "start" in process.cmdline()[1:3] and "ray" in process.cmdline()[1]:
+            process.terminate()
+            return
 
 
 _RemoteProbe = ray.remote(max_restarts=0, num_cpus=0)(_ProbeActor)
@@ -120,10 +136,13 @@ class RayProbes:
     def close(self) -> None:
         """End the probes and leave Ray; a Ray of ours ends with that. May be called twice."""
         if ray.is_initialized():
-            with suppress(RayError):
-                ray.get(
-                    [actor.close.remote() for actor in self._actors.values()], timeout=_MARGIN_S
-                )
+            here = {node.name for node in self.nodes if node.is_here}
+            ends = [
+                actor.close.remote(self._head is not None and name not in here)
+                for name, actor in self._actors.items()
+            ]
+            if ends:
+                ray.wait(ends, num_returns=len(ends), timeout=_MARGIN_S)
             ray.shutdown()
         self._actors = {}
         if self._head is not None:
@@ -192,8 +211,15 @@ class RayProbes:
             same = sum(each.name.partition(" ")[0] == host for each in nodes)
             name = f"{host} ({same + 1})" if same else host
             slots = int(node["Resources"].get(RESOURCE, 0))
+            ports = (int(node["NodeManagerPort"]), int(node["ObjectManagerPort"]))
             nodes.append(
-                ProbedNode(name=name, address=address, is_here=self._is_here(node), followers=slots)
+                ProbedNode(
+                    name=name,
+                    address=address,
+                    is_here=self._is_here(node),
+                    followers=slots,
+                    ray_ports=ports,
+                )
             )
             self._actors[name] = actor
         self.nodes = tuple(nodes)

@@ -35,7 +35,7 @@ from rufus_serve.doctor.messages import (
     encode,
 )
 from rufus_serve.doctor.model import check_folder
-from rufus_serve.doctor.network import CONTROL, RENDEZVOUS, STEP, spread_ports
+from rufus_serve.doctor.network import CONTROL, FREE, RAY, RENDEZVOUS, STEP, spread_ports
 from rufus_serve.doctor.one_host import PROBE, examine_host, group_plan, own_placement
 from rufus_serve.doctor.report import Report, on_node
 from rufus_serve.doctor.system import HostSystem
@@ -47,7 +47,6 @@ _log = logging.getLogger(__name__)
 _LISTEN_S = 10.0
 _CONNECT_S = 3.0
 _REACH_S = 60.0
-_FREE = "a free port"
 
 
 class Node(Protocol):
@@ -68,6 +67,10 @@ class Node(Protocol):
     @property
     def followers(self) -> int:
         """Followers that it may run."""
+
+    @property
+    def ray_ports(self) -> tuple[int, ...]:
+        """Ports that its raylet listens on."""
 
 
 class Probes(Protocol):
@@ -237,6 +240,11 @@ def _links(
     }
     replies, _ = _ask(probes, listens, _LISTEN_S)
     listening = {name: r for name, r in replies.items() if isinstance(r, Listening)}
+    targets = {
+        node.name: list(_targets(config, node, listening[node.name], placements[node.name]))
+        for node in probes.nodes
+        if node.name in listening
+    }
     reaches: dict[str, Order] = {
         source: Reach(
             node=source,
@@ -244,9 +252,9 @@ def _links(
             timeout_s=_CONNECT_S,
             targets=tuple(
                 target
-                for name, state in listening.items()
+                for name in listening
                 if name != source
-                for target in _targets(config, name, state, placements)
+                for target in targets[name]
                 if _needs(target.purpose, placements[source])
             ),
         )
@@ -259,25 +267,27 @@ def _links(
 def _awaited(config: ServeConfig, placement: Placement) -> dict[str, int]:
     """Purpose to port of what a probe listens on; a running group keeps its own ports."""
     if placement.served_by:
-        return {_FREE: 0}
+        return {FREE: 0}
     ports = {name: port for name, (_, port) in spread_ports(config, placement).items()}
-    return {_FREE: 0} | ports
+    return {FREE: 0} | ports
 
 
 def _targets(
-    config: ServeConfig, name: str, state: Listening, placements: Mapping[str, Placement]
+    config: ServeConfig, node: Node, state: Listening, placement: Placement
 ) -> Iterator[Target]:
-    """What the others may try to reach of host `name`."""
-    placement = placements[name]
+    """What the others may try to reach of `node`."""
+
+    def target(purpose: str, port: int, *, talks: bool) -> Target:
+        return Target(node=node.name, address=node.address, port=port, purpose=purpose, talks=talks)
+
     for purpose, port in state.ports.items():
-        yield Target(node=name, address=placement.address, port=port, purpose=purpose)
-    if not placement.served_by:
-        return
-    for purpose, (_, port) in spread_ports(config, placement).items():
-        if purpose in (CONTROL, STEP):
-            yield Target(
-                node=name, address=placement.address, port=port, purpose=purpose, talks=False
-            )
+        yield target(purpose, port, talks=True)
+    for port in node.ray_ports:
+        yield target(RAY, port, talks=False)
+    if placement.served_by:
+        for purpose, (_, port) in spread_ports(config, placement).items():
+            if purpose in (CONTROL, STEP):
+                yield target(purpose, port, talks=False)
 
 
 def _needs(purpose: str, source: Placement) -> bool:

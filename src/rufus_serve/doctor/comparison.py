@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.messages import Link, NodeReport
+from rufus_serve.doctor.network import CONTROL, RAY, RENDEZVOUS, STEP
 from rufus_serve.errors import ClusterError, HandshakeRefused, ModelError
 
 REQUIRED = ("rufus-serve", "Python", "Ray")
@@ -104,12 +105,12 @@ def _where(link: Link) -> str:
 
 
 def _purpose(purpose: str) -> str:
-    reasons = {
-        "cluster.control_port": "followers report to the supervisor there",
-        "cluster.step_port": "followers await step inputs there",
-        "cluster.rendezvous_port": "followers set up their collectives there; any may be first",
-    }
-    return reasons.get(purpose, "Ray and the collectives take free ports on every host")
+    return {
+        CONTROL: "followers report to the supervisor there",
+        STEP: "followers await step inputs there",
+        RENDEZVOUS: "followers set up their collectives there; any of them may be the first",
+        RAY: "Ray's processes on all hosts talk to one another",
+    }.get(purpose, "collectives take free ports on every host")
 
 
 def judge_mtu(reports: Sequence[NodeReport], links: Sequence[Link]) -> Iterator[Finding]:

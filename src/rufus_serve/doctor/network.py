@@ -11,6 +11,8 @@ from rufus_serve.supervisor.plan import CONTROL_PORT, RENDEZVOUS_PORT, STEP_PORT
 CONTROL, STEP = "cluster.control_port", "cluster.step_port"
 RENDEZVOUS = "cluster.rendezvous_port"
 """Settings that name a port which other hosts connect to."""
+RAY, FREE = "Ray", "a free port"
+"""Other purposes of such ports."""
 
 _EC2_MTU = 9001
 """Jumbo frames, as EC2 has them within a VPC."""
