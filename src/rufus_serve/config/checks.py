@@ -94,12 +94,24 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
             f"{product} % neuron.attention_dp_degree {dp} = {degree % dp}, must be 0",
             (*size_keys, "neuron.attention_dp_degree"),
         )
-    if cp % dp:
+    if cp > 1 and cp % dp:
         yield Conflict(
             f"neuron.cp_degree {cp} % neuron.attention_dp_degree {dp} = {cp % dp}, must be 0: "
-            "context parallelism is at least as wide as attention data parallelism, "
-            "and a multiple of it",
+            "context parallelism, if there is any, is at least as wide as attention data "
+            "parallelism, and a multiple of it",
             ("neuron.cp_degree", "neuron.attention_dp_degree"),
+        )
+    if neuron.mode == "nxdi-cpu" and (cp > 1 or dp > 1):
+        yield Conflict(
+            f"neuron.cp_degree {cp} and attention_dp_degree {dp} with neuron.mode nxdi-cpu: NxD "
+            "Inference 0.8's CPU mode does not get through its start-up with them; set both to 1",
+            ("neuron.mode", "neuron.cp_degree", "neuron.attention_dp_degree"),
+        )
+    if dp > 1 and neuron.kv_layout == "block":
+        yield Conflict(
+            f"neuron.attention_dp_degree {dp} with neuron.kv_layout block: NxD Inference 0.8 "
+            "would keep KV lines and ignore the block tables; set kv_layout to contiguous",
+            ("neuron.attention_dp_degree", "neuron.kv_layout"),
         )
     yield from _decode_batches(config, dp)
 

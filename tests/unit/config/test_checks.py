@@ -69,6 +69,18 @@ def test_context_parallelism_is_a_multiple_of_attention_data_parallelism():
     assert message.startswith("neuron.cp_degree 2 % neuron.attention_dp_degree 4 = 2, must be 0")
 
 
+def test_attention_data_parallelism_may_come_alone_but_not_with_kv_blocks():
+    assert neuron(attention_dp_degree=4) == []
+    (message,) = neuron(attention_dp_degree=4, kv_layout="block")
+    assert message.startswith("neuron.attention_dp_degree 4 with neuron.kv_layout block")
+
+
+def test_the_cpu_mode_of_nxd_inference_has_plain_tensor_parallelism_only():
+    for degrees in ({"cp_degree": 2}, {"attention_dp_degree": 2}):
+        (message,) = neuron(4, mode="nxdi-cpu", cores_per_node=1, **degrees)
+        assert "with neuron.mode nxdi-cpu" in message
+
+
 def test_decode_rows_are_divisible_by_the_attention_groups():
     (message,) = neuron(cp_degree=4, attention_dp_degree=4, rows=6)
     assert message.startswith("max_num_seqs 6 % neuron.attention_dp_degree 4 = 2, must be 0")

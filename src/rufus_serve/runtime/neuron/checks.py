@@ -27,6 +27,32 @@ def check_sharding(checkpoint: Checkpoint, topology: Topology) -> None:
             )
 
 
+def check_attention_groups(
+    checkpoint: Checkpoint, topology: Topology, *, cp_degree: int, dp_degree: int
+) -> None:
+    """Raise ModelError unless attention can be cut within its smaller groups.
+
+    With context or data parallelism, a group of tp_degree / degree ranks shares the heads.
+    """
+    tp, kv_heads = topology.tp_degree, checkpoint.num_kv_heads
+    for name, degree in (("cp_degree", cp_degree), ("attention_dp_degree", dp_degree)):
+        group = tp // degree
+        if degree > 1 and group % kv_heads and kv_heads % group:
+            raise ModelError(
+                f"neuron.{name} {degree}: attention groups of {tp} / {degree} = {group} ranks; "
+                f"{group} % {kv_heads} KV heads = {group % kv_heads} and {kv_heads} % {group} = "
+                f"{kv_heads % group}: one must be 0"
+            )
+    whole, group = max(kv_heads // tp, 1), max(kv_heads // (tp // dp_degree), 1)
+    if cp_degree == 1 and whole != group:
+        raise ModelError(
+            f"neuron.attention_dp_degree {dp_degree} without context parallelism: a rank holds "
+            f"{kv_heads} KV heads / {tp} = {whole} in prefill but {kv_heads} / "
+            f"({tp} / {dp_degree}) = {group} in decode, which must be equal; set neuron.cp_degree "
+            "to a multiple of attention_dp_degree"
+        )
+
+
 def _near(tp: int, kv_heads: int) -> str:
     """The possible degrees on either side of `tp`."""
     possible = [n for n in range(1, tp + kv_heads + 1) if n % kv_heads == 0 or kv_heads % n == 0]

@@ -8,7 +8,7 @@ from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.runtime.neuron.application import application_class, build_application
 from rufus_serve.runtime.neuron.checkpoint import Checkpoint, config_overlay, write_overlay
-from rufus_serve.runtime.neuron.checks import check_sharding
+from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
 from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
 from rufus_serve.runtime.neuron.topology import Topology
@@ -36,6 +36,12 @@ class NeuronModel:
         checkpoint = Checkpoint.read(config.model)
         shape = CompiledShape.of(config, checkpoint.max_positions)
         check_sharding(checkpoint, topology)
+        check_attention_groups(
+            checkpoint,
+            topology,
+            cp_degree=config.neuron.cp_degree,
+            dp_degree=config.neuron.attention_dp_degree,
+        )
         dtype = number_format(config, checkpoint.dtype)
         fields = neuron_config_fields(config, shape, topology, dtype)
         return cls(checkpoint, shape, topology, dtype, fields)

@@ -5,7 +5,7 @@ from neuron_sized import configured
 
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.runtime.neuron.checkpoint import Checkpoint
-from rufus_serve.runtime.neuron.checks import check_sharding
+from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
 from rufus_serve.runtime.neuron.topology import Topology
 
 
@@ -39,6 +39,31 @@ def test_the_refusal_names_the_equation_and_the_nearest_degrees():
 def test_an_intermediate_size_that_does_not_divide_is_refused():
     with pytest.raises(ModelError, match=r"intermediate_size 100 % .* = 4, must be 0"):
         check_sharding(model(8, 8, intermediate_size=100), Topology(8, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "degree", "cp", "dp"),
+    [(8, 64, 16, 1), (8, 64, 16, 8), (8, 64, 8, 8), (8, 64, 1, 8), (8, 32, 1, 4)],
+)
+def test_attention_groups_that_divide_or_replicate_kv_heads_pass(kv_heads, degree, cp, dp):
+    check_attention_groups(model(64, kv_heads), Topology(degree, 1, 0), cp_degree=cp, dp_degree=dp)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "degree", "cp", "dp", "equation"),
+    [
+        (3, 6, 3, 1, r"cp_degree 3: .*6 / 3 = 2 ranks; 2 % 3 KV heads = 2 and 3 % 2 = 1"),
+        (3, 6, 3, 3, "cp_degree 3"),
+        (8, 32, 1, 8, r"8 KV heads / 32 = 1 in prefill but 8 / \(32 / 8\) = 2 in decode"),
+    ],
+)
+def test_attention_groups_that_cannot_share_kv_heads_are_refused(
+    kv_heads, degree, cp, dp, equation
+):
+    with pytest.raises(ModelError, match=equation):
+        check_attention_groups(
+            model(9, kv_heads), Topology(degree, 1, 0), cp_degree=cp, dp_degree=dp
+        )
 
 
 def test_nxdi_cpu_is_one_process_per_rank():

@@ -61,6 +61,26 @@ def test_the_leader_samples():
         fields(on_device_sampling_config={"top_k": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allow_input_truncation", True),
+        ("async_mode", True),
+        ("chunked_prefill_config", {"max_num_seqs": 1}),
+        ("enable_fused_speculation", True),
+        ("lora_config", {"max_loras": 1}),
+        ("padding_side", "left"),
+        ("pp_degree", 2),
+        ("speculation_length", 4),
+        ("token_generation_batches", [1]),
+        ("windowed_context_encoding_size", 128),
+    ],
+)
+def test_features_that_would_change_the_calls_are_refused_with_the_reason(name, value):
+    with pytest.raises(ConfigError, match=f"neuron_config.{name} is not possible: "):
+        fields(**{name: value})
+
+
 def test_fields_that_follow_from_settings_name_the_setting():
     with pytest.raises(ConfigError, match="seq_len is set by rufus-serve; use max_model_len"):
         fields(seq_len=4096)
