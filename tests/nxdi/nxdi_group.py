@@ -9,11 +9,9 @@ import warnings
 from itertools import count
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.leader.step_builder import Row, StepBuilder
 from rufus_serve.protocol.messages import StepRequest
 from rufus_serve.runtime.base import GroupSpec
 
@@ -147,48 +145,6 @@ class Group:
             pipe.close()
         self._pipes, self._processes = [], []
         self._store.unlink(missing_ok=True)
-
-
-class Sequences:
-    """Token sequences in KV blocks, run through a group the way a leader would."""
-
-    def __init__(self, run, info):
-        self._run, self._info = run, info
-        self._builder = StepBuilder.for_runtime(info)
-        self._step_id = count(1)
-        self._free = list(range(1, info.num_blocks))
-        self.tokens, self.blocks, self.computed = {}, {}, {}
-
-    def add(self, name, tokens, *, shared=(), computed=0, blocks=None):
-        """A sequence; its first blocks may be `shared`, its first tokens `computed` there."""
-        self.tokens[name] = list(tokens)
-        self.blocks[name] = list(shared) if blocks is None else list(blocks)
-        self.computed[name] = computed
-
-    def run(self, *names):
-        """One scheduler step: logits by name, of each sequence's last token."""
-        rows = [self._row(name) for name in names]
-        planned = self._builder.build(rows, epoch=1, first_step_id=next(self._step_id))
-        logits = {}
-        for step in planned:
-            result = self._run(msgspec.structs.replace(step.request))
-            for position, row in enumerate(step.rows):
-                logits[names[row]] = result[position]
-        for name in names:
-            self.computed[name] = len(self.tokens[name])
-        return logits
-
-    def free(self, name):
-        self._free = self.blocks.pop(name) + self._free
-        del self.tokens[name], self.computed[name]
-
-    def _row(self, name):
-        tokens, done = self.tokens[name], self.computed[name]
-        blocks = self.blocks[name]
-        while len(blocks) * self._info.block_size < len(tokens):
-            blocks.append(self._free.pop(0))
-        new = len(tokens) - done
-        return Row(np.array(tokens, np.int32), done, new, blocks, is_prefill=new > 1)
 
 
 def write_llama(folder):

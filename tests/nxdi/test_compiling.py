@@ -19,8 +19,9 @@ from pathlib import Path
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.runtime.neuron import compiling
 config = ServeConfig(**json.loads(sys.argv[1]))
-compiling.shard_node(config, 1, Path(sys.argv[2]), lambda *_: None)
+compiling.shard_node(config, int(sys.argv[3]), Path(sys.argv[2]), lambda *_: None)
 """
+HEAD_SIZE, KV_HEADS = 16, 3
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +32,51 @@ def settings(model):
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(settings, tmp_path_factory) -> Path:
-    """Shards of node 1, cut in a process of their own: NxD Inference keeps process-wide state."""
+@pytest.fixture(scope="module", params=range(NODES))
+def node(request, settings, tmp_path_factory):
+    """A node and its shards, cut in a process of their own: NxD keeps process-wide state."""
     out = tmp_path_factory.mktemp("artifacts")
     command = [sys.executable, "-W", "ignore", "-c", _SHARD, json.dumps(settings), str(out)]
+    command.append(str(request.param))
     subprocess.run(command, check=True, capture_output=True, timeout=100)
-    return out
+    return request.param, out
 
 
-def test_a_node_gets_the_files_that_are_expected_of_it(folder, settings):
+def test_a_node_gets_the_files_that_are_expected_of_it(node, settings):
+    rank, folder = node
     found = sorted(str(path.relative_to(folder)) for path in folder.glob("weights/*"))
-    assert found == compiling.shard_paths(ServeConfig(**settings), 1)
+    assert found == compiling.shard_paths(ServeConfig(**settings), rank)
 
 
-def test_a_shard_holds_its_columns_of_the_checkpoint(folder, settings, model):
-    whole = load_file(Path(model) / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
-    width = whole.shape[1] // (NODES * CORES)
-    for rank, path in enumerate(compiling.shard_paths(ServeConfig(**settings), 1), start=CORES):
-        shard = load_file(folder / path)["layers.0.mlp.down_proj.weight"]
-        wanted = whole[:, rank * width : (rank + 1) * width].to(shard.dtype)
-        assert shard.equal(wanted)
+def test_each_rank_holds_its_share_of_the_checkpoint(node, settings, model):
+    """Rows or columns by global rank; each KV head is held by two neighbours of six ranks."""
+    node_rank, folder = node
+    whole = load_file(Path(model) / "model.safetensors")
+    paths = compiling.shard_paths(ServeConfig(**settings), node_rank)
+    for rank, path in enumerate(paths, start=node_rank * CORES):
+        shard = load_file(folder / path)
+        assert shard["rank_util.rank"].tolist() == [rank]
+        for layer in (0, 1):
+            name = f"layers.{layer}"
+            mlp = {each: whole[f"model.{name}.mlp.{each}_proj.weight"] for each in
+                   ("gate", "up", "down")}  # fmt: skip
+            expected = {
+                "mlp.gate_proj.weight": share(mlp["gate"], rank, dim=0),
+                "mlp.up_proj.weight": share(mlp["up"], rank, dim=0),
+                "mlp.down_proj.weight": share(mlp["down"], rank, dim=1),
+                "input_layernorm.weight": whole[f"model.{name}.input_layernorm.weight"],
+            }
+            for each in ("k_proj", "v_proj"):
+                heads = whole[f"model.{name}.self_attn.{each}.weight"]
+                head = rank * KV_HEADS // (NODES * CORES)
+                expected[f"self_attn.qkv_proj.{each}.weight"] = heads.narrow(
+                    0, head * HEAD_SIZE, HEAD_SIZE
+                )
+            for key, wanted in expected.items():
+                found = shard[f"{name}.{key}"]
+                assert found.equal(wanted.to(found.dtype)), (rank, name, key)
+
+
+def share(whole, rank, *, dim):
+    width = whole.shape[dim] // (NODES * CORES)
+    return whole.narrow(dim, rank * width, width)

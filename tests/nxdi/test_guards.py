@@ -1,13 +1,11 @@
-"""Each guard against real NxD Inference: its own answer without the guard, then ours."""
-
-import json
-import tempfile
-from pathlib import Path
+"""Calls: real NxD Inference's own answer without each guard, then ours. Table: docs/neuron.md."""
 
 import numpy as np
 import pytest
-from nxdi_group import Failed, Reference, Sequences, as_transformers_5, write_llama
+from msgspec.structs import replace
+from nxdi_group import Failed
 from test_nxdi_runtime import BLOCK, CONTIGUOUS
+from tests.contract.step_sequences import Sequences
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -29,14 +27,6 @@ def with_decode_batches(module):
     module.neuron_config_fields = lambda *args: (
         guarded(*args) | {"apply_seq_ids_mask": False, "token_generation_batches": [2]}
     )
-
-
-def without_overlay(module):
-    module.config_overlay = lambda checkpoint, _: checkpoint.raw
-
-
-def without_sharding_check(module):
-    module.check_sharding = lambda *_: None
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +136,37 @@ def test_a_row_at_position_0_must_not_join_a_decode_batch(contiguous, reference,
         assert off(logits, reference(sequences.tokens[name])) < CLOSE
 
 
+def test_a_line_that_does_not_exist_must_not_be_prefilled(contiguous, reference, prompt):
+    """-1 is taken for the last line, whose sequence is lost."""
+    tokens = prompt(20)
+    raw_prefill(contiguous, tokens, 3)
+    raw_prefill(contiguous, prompt(30), -1)
+    raw = raw_decode(contiguous, [9], [20], [3])
+    assert off(raw[0], reference([*tokens, 9])) > WRONG
+    sequences = Sequences(contiguous.step, contiguous.info)
+    for blocks in ([0], [5]):
+        sequences.add("a", tokens, blocks=blocks)
+        with pytest.raises(Failed, match=r"RuntimeStepError: .* are not all KV lines"):
+            sequences.run("a")
+
+
+def test_a_prefill_must_hold_one_prompt(contiguous, reference, prompt):
+    """With several, a shorter one's logits come from its padding."""
+    short, long = prompt(12), prompt(30)
+    raw = contiguous.call(
+        input_ids=[short + [0] * 18, long], position_ids=[list(range(30))] * 2, seq_ids=[0, 1]
+    )
+    assert off(raw[0], reference(short)) > WRONG
+    steps = []
+    sequences = Sequences(lambda step: steps.append(step) or contiguous.step(step), contiguous.info)
+    sequences.add("long", long)
+    assert off(sequences.run("long")["long"], reference(long)) < CLOSE
+    twice = {name: np.repeat(getattr(steps[0], name), 2, axis=0)
+             for name in ("num_computed_tokens", "context_lens", "block_table")}  # fmt: skip
+    with pytest.raises(Failed, match="RuntimeStepError: a prefill step has one row"):
+        contiguous.step(replace(steps[0], **twice))
+
+
 def raw_block_prefill(group, tokens, table, computed):
     size, count = group.info.block_size, len(tokens)
     slots = [table[i // size] * size + i % size for i in range(computed, count)]
@@ -188,6 +209,64 @@ def blocks_of(runtime, blocks):
     return np.stack([layer.detach().numpy()[blocks] for layer in cache])
 
 
+def test_a_prefill_over_a_prefix_must_not_be_short(block, reference, prompt):
+    tokens, table = prompt(192), list(range(20, 26))
+    sequences = Sequences(block.step, block.info)
+    sequences.add("cached", tokens[:128], blocks=table)
+    sequences.run("cached")
+    with pytest.raises(Failed):
+        raw_block_prefill(block, tokens, table, 128)
+    sequences.add("hit", tokens, blocks=table, computed=128)
+    assert off(sequences.run("hit")["hit"], reference(tokens)) < CLOSE
+
+
+def test_a_hit_within_512_tokens_is_right_though_nxd_inference_takes_another_graph(
+    settings, start_group, reference, prompt
+):
+    buckets = {"prefill": [128, 512], "context": [128, 256, 512]}
+    group = start_group(settings | BLOCK | {"buckets": buckets})
+    tokens = prompt(400)
+    sequences = Sequences(group.step, group.info)
+    sequences.add("cached", tokens[:288])
+    sequences.run("cached")
+    sequences.add("hit", tokens, shared=sequences.blocks["cached"], computed=288)
+    assert off(sequences.run("hit")["hit"], reference(tokens)) < CLOSE
+    group.close()
+
+
+def test_rows_of_kv_blocks_are_numbered_from_0(block, reference, prompt):
+    """In CPU mode results are picked by seq_ids, though a device tells rows by their tables."""
+    prompts = [prompt(20), prompt(30)]
+    sequences = Sequences(block.step, block.info)
+    for name, tokens in enumerate(prompts):
+        sequences.add(name, tokens)
+    sequences.run(0, 1)
+    column = lambda values: np.array(values).reshape(-1, 1)  # noqa: E731
+    raw = block.call(
+        input_ids=column([9, 9]), position_ids=column([20, 30]), seq_ids=[1, 0],
+        slot_mapping=column([sequences.blocks[0][0] * 32 + 20, sequences.blocks[1][0] * 32 + 30]),
+        block_table=[sequences.blocks[0], sequences.blocks[1]],
+        full_context_lens=column([21, 31]), computed_context_lens=column([20, 30]),
+    )  # fmt: skip
+    assert off(raw[0], reference([*prompts[0], 9])) > WRONG
+    for name in (0, 1):
+        sequences.tokens[name].append(9)
+    for name, logits in sequences.run(0, 1).items():
+        assert off(logits, reference([*prompts[name], 9])) < CLOSE
+
+
+def test_a_block_is_cut_into_the_tiles_that_nxd_inference_makes(block):
+    from rufus_serve.runtime.neuron.compiled_shape import block_tile
+
+    blocks, tiles, rest = block.probe(shape_of_the_cache)[:3]
+    assert (blocks, tiles * rest) == (block.info.num_blocks + 1, 32)
+    assert tiles == block_tile(512 // 32)
+
+
+def shape_of_the_cache(runtime):
+    return list(runtime._application.models[0].model.kv_mgr.past_key_values[0].shape)
+
+
 def test_buckets_are_foretold_as_nxd_inference_chooses_them(contiguous):
     foretold, chosen = contiguous.probe(choices)
     assert foretold == chosen
@@ -218,68 +297,3 @@ def test_default_sampling_params_would_not_fit_a_prefill_graph(contiguous):
 
 def default_sampling_rows(runtime):
     return runtime._application.default_sampling_params.shape[0]
-
-
-def test_unknown_fields_are_silent_in_nxd_inference_and_refused_here(
-    contiguous, settings, start_group
-):
-    assert contiguous.probe(accepts_silently, "atn_kernel_enabled")
-    changed = {**CONTIGUOUS["neuron"], "neuron_config": {"atn_kernel_enabled": True}}
-    with pytest.raises(Failed, match=r"atn_kernel_enabled.*did you mean attn_kernel_enabled"):
-        start_group(settings | CONTIGUOUS | {"neuron": changed})
-
-
-def accepts_silently(runtime, name):
-    from neuronx_distributed_inference.models.config import NeuronConfig
-
-    return not hasattr(NeuronConfig(**{name: True}), name)
-
-
-def test_every_field_of_nxd_inference_counts_as_known(contiguous):
-    assert contiguous.probe(unknown_attributes) == set()
-
-
-def unknown_attributes(runtime):
-    from rufus_serve.runtime.neuron.neuron_config import accepted_fields
-
-    config = runtime._application.neuron_config
-    derived = {"enable_long_context_mode", "enable_token_tree", "is_chunked_prefill",
-               "is_hidden_dim_shuffled", "is_intermediate_dim_shuffled", "is_prefill_stage",
-               "kv_cache_tiling", "kv_cache_update_with_kernel", "tile_cc"}  # fmt: skip
-    return set(vars(config)) - accepted_fields(type(config)) - derived
-
-
-def test_degrees_that_nxd_inference_shards_wrongly_are_refused(settings, start_group):
-    with pytest.raises(Failed, match=r"ModelError.*degree 2 .*3 KV heads"):
-        start_group(settings | CONTIGUOUS | {"nodes": 2})
-    with pytest.raises(Failed, match=r"RuntimeError|RuntimeStepError"):
-        start_group(settings | CONTIGUOUS | {"nodes": 2}, unguarded=without_sharding_check)
-
-
-def test_rotary_settings_of_transformers_5_are_rewritten(tmp_path, settings, start_group, prompt):
-    folder = write_llama(tmp_path / "model")
-    reference = Reference(folder)
-    as_transformers_5(folder)
-    tokens = prompt(50)
-    mine = settings | CONTIGUOUS | {"model": str(folder)}
-    unguarded = start_group(mine, unguarded=without_overlay)
-    assert off(raw_prefill(unguarded, tokens, 0), reference(tokens)) > WRONG
-    guarded = start_group(mine)
-    assert off(raw_prefill(guarded, tokens, 0), reference(tokens)) < CLOSE
-
-
-def test_artifacts_of_another_configuration_are_told_apart(contiguous):
-    assert contiguous.probe(saved_differences, {}) == []
-    assert contiguous.probe(saved_differences, {"start_rank_id": 32}) == []
-    assert contiguous.probe(saved_differences, {"seq_len": 4096}) == ["seq_len is 4096, not 128"]
-
-
-def saved_differences(runtime, changes):
-    from rufus_serve.runtime.neuron.artifacts import differences
-
-    config = runtime._application.config
-    with tempfile.TemporaryDirectory() as folder:
-        config.save(folder)
-        saved = json.loads((Path(folder) / "neuron_config.json").read_text())
-    saved["neuron_config"] |= changes
-    return differences(saved, json.loads(config.to_json_string()))

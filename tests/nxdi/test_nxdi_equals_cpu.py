@@ -1,61 +1,59 @@
-"""The same step requests, answered equally by the CPU runtime and by NxD Inference."""
+"""The same schedules, answered alike by the CPU runtime, by it with a device's rules, and by NxD.
+
+`tests/contract/test_runtime_strict.py` runs them without NxD Inference.
+"""
 
 import numpy as np
 import pytest
-from nxdi_group import Sequences
 from test_nxdi_runtime import LAYOUTS
+from tests.contract.step_sequences import SCHEDULES, Sequences, agreeing
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.cpu import CpuRuntime
+from rufus_serve.runtime.cpu.strict import StrictCpuRuntime
 
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture
-def cpu(model):
-    """Makes a CPU runtime that holds blocks of another runtime's shape."""
-    from rufus_serve.runtime.cpu import CpuRuntime
+class Alone:
+    """A CPU runtime in this process, as a group of one."""
 
-    made = []
-
-    def make(info, settings):
+    def __init__(self, runtime_class, settings, *, num_blocks):
         config = ServeConfig(
-            model=str(model), dtype="float32", max_num_seqs=4, block_size=info.block_size,
-            max_model_len=info.max_model_len, buckets=settings["buckets"], cpu={"threads": 1},
-        )  # fmt: skip
-        runtime = CpuRuntime(config, 0)
-        made.append(runtime)
-        assert runtime.load(lambda *_: None).num_blocks >= info.num_blocks
-        runtime.join(
+            runtime="cpu", dtype="float32", max_num_seqs=4, cpu={"threads": 1}, **settings
+        )
+        self.runtime = runtime_class(config, 0)
+        assert self.runtime.load(lambda *_: None).num_blocks >= num_blocks
+        self.runtime.join(
             GroupSpec(
                 epoch=1, node_rank=0, num_nodes=1, rendezvous="rufus-test-alone",
-                same_host=True, num_blocks=info.num_blocks,
+                same_host=True, num_blocks=num_blocks,
             )
         )  # fmt: skip
-        return runtime
 
-    yield make
-    for runtime in made:
-        runtime.close()
+    def step(self, step):
+        return getattr(self.runtime, step.phase.value)(step)
 
 
-@pytest.mark.parametrize(("layout", "ranks"), [("contiguous", 3), ("block", 3), ("block", 1)])
-def test_both_runtimes_answer_a_schedule_alike(layout, ranks, model, cpu, start_group, prompt):
-    settings = LAYOUTS[layout]
-    group = start_group(
-        settings | {"model": str(model), "runtime": "neuron", "nodes": ranks, "max_num_seqs": 4}
-    )
-    other = cpu(group.info, settings)
+@pytest.fixture(scope="module", params=[("contiguous", 3), ("block", 3), ("block", 1)],
+                ids=lambda pair: f"{pair[0]}-tp{pair[1]}")  # fmt: skip
+def runtimes(request, model, start_group):
+    """Layout, and NxD Inference, the CPU runtime and the strict one with blocks of one shape."""
+    layout, ranks = request.param
+    settings = LAYOUTS[layout] | {"model": str(model)}
+    nxdi = start_group(settings | {"runtime": "neuron", "nodes": ranks, "max_num_seqs": 4})
+    num_blocks = nxdi.info.num_blocks
+    cpu = Alone(CpuRuntime, settings | {"block_size": nxdi.info.block_size}, num_blocks=num_blocks)
+    strict = Alone(StrictCpuRuntime, settings, num_blocks=num_blocks)
+    yield layout, nxdi, cpu, strict
+    cpu.runtime.close()
+    strict.runtime.close()
 
-    def both(step):
-        logits = group.step(step)
-        np.testing.assert_allclose(logits, getattr(other, step.phase.value)(step), atol=2e-4)
-        return logits
 
-    sequences = Sequences(both, group.info)
-    for name, length in (("a", 1), ("b", 17), ("c", 64), ("d", 100)):
-        sequences.add(name, prompt(length))
-    for names in ("dba", "ab", "cabd", "c", "dcba", "bd"):
-        for name, logits in sequences.run(*names).items():
-            sequences.tokens[name].append(int(np.argmax(logits)))
-    group.close()
+def test_all_runtimes_answer_every_schedule_alike(runtimes):
+    layout, *groups = runtimes
+    random = np.random.default_rng(11)
+    for schedule in SCHEDULES[layout]:
+        sequences = Sequences(agreeing(*groups, atol=2e-4), groups[0].info)
+        schedule(sequences, lambda length: random.integers(3, 504, length).tolist())

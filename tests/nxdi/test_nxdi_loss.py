@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 import pytest
-from nxdi_group import Failed, Sequences
+from nxdi_group import Failed
 from test_nxdi_runtime import CONTIGUOUS
+from tests.contract.step_sequences import Sequences
 
 pytestmark = pytest.mark.timeout(240)
 

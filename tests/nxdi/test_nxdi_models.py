@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from nxdi_group import Reference, Sequences, as_transformers_5, write_model
+from nxdi_group import Reference, as_transformers_5, write_model
+from tests.contract.step_sequences import Sequences
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -2,22 +2,17 @@
 
 import numpy as np
 import pytest
-from nxdi_group import Sequences
+from tests.contract import step_sequences
+from tests.contract.step_sequences import Sequences
 
 pytestmark = pytest.mark.timeout(240)
 
-CONTIGUOUS = {
-    "max_model_len": 128,
-    "buckets": {"prefill": [16, 64, 128], "context": [32, 64, 128]},
-    "neuron": {"mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": "contiguous"},
+MODE = {"mode": "nxdi-cpu", "cores_per_node": 1}
+LAYOUTS = {
+    name: layout | {"neuron": MODE | layout["neuron"]}
+    for name, layout in step_sequences.LAYOUTS.items()
 }
-BLOCK = {
-    "max_model_len": 512,
-    "block_size": 32,
-    "buckets": {"prefill": [64, 128], "context": [128, 256, 512]},
-    "neuron": {"mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": "block"},
-}
-LAYOUTS = {"contiguous": CONTIGUOUS, "block": BLOCK}
+CONTIGUOUS, BLOCK = LAYOUTS["contiguous"], LAYOUTS["block"]
 
 
 @pytest.fixture(

@@ -12,42 +12,38 @@ import pytest
 pytest.importorskip("vllm", reason="runs in the leader's environment")
 
 import psutil
-from tests.contract.runtime_models import write_model
 from tests.e2e.losses import pids
-from tests.e2e.models import _TOKENIZER, VOCAB, assert_greedy, prompt
+from tests.e2e.models import assert_greedy, prompt
 from tests.e2e.server import DEMO_MODEL, Server
 
 PYTHON = os.environ.get("NXDI_PYTHON", "")
+NUM_BLOCKS = 41
+"""Of 32 tokens, the null block included."""
 pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(not PYTHON, reason="no NXDI_PYTHON: make test-nxdi SOURCES=..."),
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A random Llama that three ranks can share, with the demo model's tokenizer."""
-    folder = write_model(
-        tmp_path_factory.mktemp("llama"), "llama", vocab_size=VOCAB, intermediate_size=48,
-        max_position_embeddings=512,
-    )  # fmt: skip
-    for file in _TOKENIZER:
-        (folder / file).write_bytes((DEMO_MODEL / file).read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="module", params=["contiguous", "block"])
-def server(request, folder, tmp_path_factory):
-    neuron = {"mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": request.param}
+@pytest.fixture(
+    scope="module",
+    params=[("contiguous", 1), ("contiguous", 3), ("block", 1), ("block", 3)],
+    ids=lambda pair: f"{pair[0]}-tp{pair[1]}",
+)
+def server(request, tmp_path_factory):
+    """The demo model; in the block layout with too few blocks for four long requests at once."""
+    layout, ranks = request.param
+    neuron = {"mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": layout}
     settings = {
-        "runtime": "neuron", "nodes": 3, "dtype": "float32", "max_model_len": 512,
+        "runtime": "neuron", "nodes": ranks, "dtype": "float32", "max_model_len": 512,
         "max_num_seqs": 4, "neuron": neuron, "cluster": {"kind": "local", "python": PYTHON},
         "buckets": {"prefill": [64, 128, 512], "context": [128, 512]},
+        "num_blocks": 0 if layout == "contiguous" else NUM_BLOCKS,
     }  # fmt: skip
     path = tmp_path_factory.mktemp("settings") / "settings.yaml"
     path.write_text(json.dumps(settings))
-    server = Server(folder, f"--config={path}")
-    server.layout = request.param
+    server = Server(DEMO_MODEL, f"--config={path}")
+    server.layout, server.ranks = layout, ranks
     try:
         server.wait_ready(deadline_s=300)
         yield server
@@ -68,39 +64,51 @@ def greedy(server, tokens, count):
 
 
 def test_followers_run_in_the_environment_that_is_named(server):
-    assert len(server.followers()) == 3
+    assert len(server.followers()) == server.ranks
     for follower in server.followers():
         assert follower.cmdline()[0] == PYTHON
 
 
-def test_concurrent_prompts_of_all_lengths_give_the_reference_tokens(server, folder):
+def test_concurrent_prompts_of_all_lengths_give_the_reference_tokens(server):
     lengths = (1, 2, 63, 64, 65, 127, 128, 300, 500)
     prompts = [prompt(length, start=100 * index) for index, length in enumerate(lengths)]
     with ThreadPoolExecutor(len(prompts)) as pool:
         outputs = list(pool.map(lambda tokens: greedy(server, tokens, 8), prompts))
     for tokens, output in zip(prompts, outputs, strict=True):
-        assert_greedy(folder, tokens, output)
+        assert_greedy(DEMO_MODEL, tokens, output)
 
 
-def test_cached_beginnings_give_the_reference_tokens(server, folder):
+def test_cached_beginnings_give_the_reference_tokens(server):
     shared = prompt(200, start=1300)
     hits = server.metric("vllm:prefix_cache_hits_total")
     for length in (1, 30, 100, 290):
         tokens = shared + prompt(length, start=1600)
-        assert_greedy(folder, tokens, greedy(server, tokens, 4))
+        assert_greedy(DEMO_MODEL, tokens, greedy(server, tokens, 4))
     hits = server.metric("vllm:prefix_cache_hits_total") - hits
     # Each finds the blocks of 32 that it shares with the longest one before.
     assert hits == (0 if server.layout == "contiguous" else 192 + 224 + 288)
 
 
-def test_a_killed_rank_is_replaced_and_no_token_lost(server, folder):
+def test_preempted_requests_give_the_reference_tokens(server):
+    """Four of 13 blocks each at their end, of which 3 fit. A KV line is never too short."""
+    before = server.metric("vllm:num_preemptions_total")
+    prompts = [prompt(300, start=37 + 450 * index) for index in range(4)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        outputs = list(pool.map(lambda tokens: greedy(server, tokens, 90), prompts))
+    for tokens, output in zip(prompts, outputs, strict=True):
+        assert_greedy(DEMO_MODEL, tokens, output)
+    preempted = server.metric("vllm:num_preemptions_total") - before
+    assert preempted == 0 if server.layout == "contiguous" else preempted > 0
+
+
+def test_a_killed_rank_is_replaced_and_no_token_lost(server):
     tokens = prompt(40, start=2000)
     before = pids(server)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(greedy, server, tokens, 100)
         while server.metric("vllm:num_requests_running") < 1:
             pass
-        psutil.Process(before[1]).kill()
+        psutil.Process(before[server.ranks - 1]).kill()
         output = answer.result()
-    assert_greedy(folder, tokens, output)
+    assert_greedy(DEMO_MODEL, tokens, output)
     assert not set(before.values()) & set(pids(server).values())
