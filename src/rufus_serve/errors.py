@@ -12,6 +12,7 @@
     ├── LeaderError                10   the vLLM process failed
     ├── LeaderLost                 11   a follower lost its leader (on_leader_loss: exit)
     ├── ArtifactError              12   compiled artifacts are absent, stale or damaged
+    │   └── ArtifactsUnreachable   12   their storage does not answer; another try may succeed
     ├── RuntimeStepError           13   a step was refused or failed in the runtime
     │   └── CollectiveAborted      13   a peer of the collective is gone
     └── DoctorWarning              14   `doctor --strict` found warnings, and no error
@@ -90,6 +91,10 @@ class ArtifactError(RufusError):
     """Compiled artifacts are absent, stale or damaged."""
 
     exit_code = 12
+
+
+class ArtifactsUnreachable(ArtifactError):
+    """The storage of artifacts does not answer; another try may succeed."""
 
 
 class RuntimeStepError(RufusError):

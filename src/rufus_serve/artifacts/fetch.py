@@ -1,6 +1,7 @@
 """Brings one node's artifact files to a local folder."""
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -19,7 +20,9 @@ from rufus_serve.artifacts.manifest import (
     write_atomically,
 )
 from rufus_serve.artifacts.verify import Progress, check_files, fault_of
-from rufus_serve.errors import ArtifactError
+from rufus_serve.errors import ArtifactError, ArtifactsUnreachable
+
+_log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _PAUSE_S = 1.0
@@ -44,6 +47,7 @@ def fetch(
         check_files(folder, files, threads=threads, progress=progress)
         return folder
     folder = (cache or default_cache()) / found.manifest.key
+    _log.info("fetching to %s: %s", folder, ", ".join(file.path for file in files))
     _fetch_all(found, files, folder, threads=threads, progress=progress)
     write_atomically(folder / MANIFEST, encode_manifest(found.manifest))
     return folder
@@ -100,7 +104,7 @@ def _bring(location: Location, file: ManifestFile, folder: Path, count: _Count) 
             return
         if attempt < _ATTEMPTS:
             time.sleep(_PAUSE_S * attempt)
-    raise ArtifactError(f"{location.url}/{file.path}: {fault} ({_ATTEMPTS} attempts)")
+    raise ArtifactsUnreachable(f"{location.url}/{file.path}: {fault} ({_ATTEMPTS} attempts)")
 
 
 def _copy(location: Location, file: ManifestFile, target: Path, count: _Count) -> str:

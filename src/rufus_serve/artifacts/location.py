@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rufus_serve.errors import ArtifactError
+from rufus_serve.errors import ArtifactError, ArtifactsUnreachable
 
 _FILE_URL = "file://"
 
@@ -93,4 +93,4 @@ def _as_artifact_error(what: str) -> Iterator[None]:
             f"{what}: {error}; for S3 install rufus-serve with the extra 's3'"
         ) from error
     except STORAGE_ERRORS as error:
-        raise ArtifactError(f"{what}: cannot be reached: {error}") from error
+        raise ArtifactsUnreachable(f"{what}: cannot be reached: {error}") from error

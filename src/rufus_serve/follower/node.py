@@ -12,6 +12,8 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqFollowerChannel
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import (
+    ArtifactError,
+    ArtifactsUnreachable,
     CollectiveAborted,
     ConfigError,
     HandshakeRefused,
@@ -40,6 +42,8 @@ from rufus_serve.runtime.base import GroupSpec, Runtime
 _log = logging.getLogger(__name__)
 _POLL_S = 0.02
 _PROGRESS_S = 0.5
+_LASTING = (ArtifactError, ConfigError, ModelError)
+"""Errors that another try would meet again."""
 
 
 class FollowerNode:
@@ -201,7 +205,7 @@ class FollowerNode:
     def _report_failure(self, error: Exception) -> None:
         known = isinstance(error, RufusError)
         text = str(error) if known else "".join(traceback.format_exception(error)[-3:]).strip()
-        fatal = isinstance(error, ModelError | ConfigError)
+        fatal = isinstance(error, _LASTING) and not isinstance(error, ArtifactsUnreachable)
         code = error.exit_code if isinstance(error, RufusError) else 7
         self._control.send(
             FollowerFailed(phase=self._phase, error=text, fatal=fatal, exit_code=code)
