@@ -1,13 +1,19 @@
 """Hosts made of network namespaces, joined by a bridge; each has an address of its own."""
 
+import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PROGRAM = str(Path(sys.executable).parent / "rufus-serve")
+_CLONE_NEWNET = 0x40000000
+_OUTSIDE = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+"""The namespace that the tests were started in."""
 
 
 def missing() -> str:
@@ -20,7 +26,13 @@ def missing() -> str:
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    """Run it where the bridge is, whatever host this thread is on."""
+    subprocess.run(
+        ["ip", *words],
+        check=True,
+        capture_output=True,
+        preexec_fn=lambda: _set_namespace(_OUTSIDE),
+    )
 
 
 class Host:
@@ -37,29 +49,60 @@ class Host:
         ip("-n", self.name, "link", "set", "eth0", "up")
         ip("-n", self.name, "link", "set", "lo", "up")
 
-    def start(self, *words: str, log: Path) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *words: str, log: Path, environ: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
         """Run a command on this host."""
         with log.open("ab") as out:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                env=os.environ | (environ or {}),
                 start_new_session=True,
             )
 
-    def fetch(self, url: str, body: str = "") -> str:
-        """Status line and body of a request made on this host."""
-        words = ["curl", "-s", "-m", "120", "-w", "\\n%{http_code}", url]
-        if body:
-            words += ["-H", "Content-Type: application/json", "-d", body]
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.name, *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be on this host: this thread, and the threads and processes it starts."""
+        with Path("/proc/thread-self/ns/net").open() as before:
+            _enter(f"/run/netns/{self.name}")
+            try:
+                yield
+            finally:
+                _set_namespace(before.fileno())
+
+    def has(self, pid: int) -> bool:
+        """Whether the process runs on this host."""
+        there, here = Path(f"/proc/{pid}/ns/net"), Path(f"/run/netns/{self.name}")
+        return there.stat().st_ino == here.stat().st_ino
+
+    def listeners(self) -> list[str]:
+        """ADDRESS:PORT of all that listens to TCP here."""
+        words = ["ip", "netns", "exec", self.name, "ss", "-ltnH"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        return [line.split()[3] for line in done.stdout.splitlines()]
 
     def set_link(self, state: str) -> None:
         """Plug the cable in (up) or out (down)."""
         ip("link", "set", self._port, state)
+
+    def move(self, address: str) -> None:
+        """Give the host another address, as a new lease would."""
+        ip("-n", self.name, "addr", "del", f"{self.address}/24", "dev", "eth0")
+        ip("-n", self.name, "addr", "add", f"{address}/24", "dev", "eth0")
+        self.address = address
+
+    def impair(self, *words: str) -> None:
+        """Have the kernel delay and lose packets that this host sends.
+
+        Raises:
+            OSError: it cannot.
+        """
+        command = ["tc", "-n", self.name, "qdisc", "add", "dev", "eth0", "root", "netem", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(done.stderr.strip())
 
     def close(self) -> None:
         """Kill what runs there and remove it."""
@@ -67,7 +110,8 @@ class Host:
             ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
         )
         for pid in pids.stdout.split():
-            subprocess.run(["kill", "-9", pid], check=False, capture_output=True)
+            if int(pid) != os.getpid():
+                subprocess.run(["kill", "-9", pid], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", self.name], check=False)
 
 
@@ -97,3 +141,15 @@ class Network:
         for host in self.hosts:
             host.close()
         subprocess.run(["ip", "link", "del", self.name], check=False)
+
+
+def _enter(path: str) -> None:
+    with Path(path).open() as namespace:
+        _set_namespace(namespace.fileno())
+
+
+def _set_namespace(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

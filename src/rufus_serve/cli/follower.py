@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file", metavar="FILE", type=Path, help="file with the token shared by all hosts"
     )
     parser.add_argument(
-        "--address", metavar="A", default="", help="own IP address, if the chosen one is wrong"
+        "--address",
+        metavar="A",
+        default="",
+        help="own IP address or interface, if the chosen one is wrong",
     )
     parser.add_argument(
         "--log-level",

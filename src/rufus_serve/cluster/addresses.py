@@ -10,6 +10,7 @@ from rufus_serve.errors import ClusterError, ConfigError, EndpointError
 
 _CONNECT_S = 2.0
 _POLL_S = 0.2
+_ELSEWHERE = "198.51.100.1"
 
 
 def own_addresses() -> dict[str, str]:
@@ -40,8 +41,13 @@ def choose_address(*, interface: str = "", towards: str = "") -> str:
         raise ClusterError(f"cluster.interface {interface!r} is not on this host; it has {known}")
     if towards:
         return _source_address(towards)
-    routed = [a for a in addresses.values() if not ipaddress.ip_address(a).is_loopback]
-    return routed[0] if routed else "127.0.0.1"
+    try:
+        # That of the default route: of many interfaces, the one that is not for devices or
+        # containers alone. The address is of a block that is never routed.
+        return _source_address(_ELSEWHERE)
+    except ClusterError:
+        routed = [a for a in addresses.values() if not ipaddress.ip_address(a).is_loopback]
+        return routed[0] if routed else "127.0.0.1"
 
 
 def _source_address(towards: str) -> str:

@@ -19,6 +19,7 @@ from rufus_serve.cluster.addresses import await_listener
 from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
 from rufus_serve.cluster.process import AdoptedProcess
 from rufus_serve.cluster.ray_agent import RESOURCE, RemoteFollowerAgent
+from rufus_serve.cluster.ray_greeting import announce
 from rufus_serve.cluster.ray_head import RayHead
 from rufus_serve.errors import ClusterError, ConfigError
 from rufus_serve.protocol.specs import FollowerSpec
@@ -179,6 +180,8 @@ class RayCluster:
         try:
             if existing:
                 ray.init(address=existing, **common)
+                if settings.existing:
+                    announce(existing)
                 return
             # Without an address, Ray joins whatever cluster this host was last part of.
             ray.init(

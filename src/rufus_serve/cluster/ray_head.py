@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from rufus_serve.cluster.ray_ports import RayPorts
 from rufus_serve.errors import ClusterError
 
 _POLL_S = 0.1
@@ -24,17 +25,18 @@ class RayHead:
 
     def __init__(self, *, address: str, port: int, resources: str) -> None:
         self._address, self._port = address, port
+        self._ports = RayPorts(address)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = subprocess.Popen(
-            ray_command("--head", f"--port={port}", "--include-dashboard=false",
-                        address=address, resources=resources),
+            ray_command("--head", f"--port={port}", "--include-dashboard=false", "--no-monitor",
+                        *self._ports.arguments(head=True), address=address, resources=resources),
             stdout=self._output,
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - only prctl is called there
         )  # fmt: skip
 
     def wait_ready(self) -> None:
-        """Return once nodes may join.
+        """Return once nodes may join, and find our versions there.
 
         Raises:
             ClusterError: it ended or did not come up; with Ray's own last words.
@@ -49,6 +51,9 @@ class RayHead:
                     f"(cluster.ray_port): {' '.join(tail)}"
                 )
             time.sleep(_POLL_S)
+        from rufus_serve.cluster.ray_greeting import announce
+
+        announce(f"{self._address}:{self._port}")
 
     def stop(self) -> None:
         """End it; may be called twice."""
@@ -60,6 +65,7 @@ class RayHead:
                 self._process.kill()
                 self._process.wait()
         self._output.close()
+        self._ports.release()
 
     def _text(self) -> bytes:
         self._output.seek(0)

@@ -5,59 +5,71 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
+import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-from rufus_serve.channel.keys import read_token
 from rufus_serve.cluster.addresses import choose_address
 from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE, TOKEN_VARIABLE
+from rufus_serve.cluster.ray_greeting import greet
 from rufus_serve.cluster.ray_head import die_with_parent, ray_command
-from rufus_serve.cluster.ray_token import ray_environment
-from rufus_serve.errors import ClusterError, ConfigError, LeaderLost
+from rufus_serve.cluster.ray_ports import RayPorts
+from rufus_serve.errors import ClusterError, LeaderLost
 
 _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 15.0
+_WATCH_S = 1.0
+_STOP_S = 10.0
+_SETTLED_S = 10.0
+_MAX_FALSE_STARTS = 3
 
 
-def run_node(*, leader: str, token_file: Path | None, address: str) -> int:
-    """Join the Ray head at `leader`, again whenever it comes back, until told to stop.
+class RayNode:
+    """One raylet, restarted with backoff whenever its leader or this host's address changes.
 
-    Raises:
-        ConfigError: there is no token file.
+    Ray reads its token when it is imported: set `ray_environment` before this module is.
     """
-    if token_file is None:
-        raise ConfigError("a follower on its own host needs --token-file, the leader's token")
-    token = read_token(token_file)
-    host, _, port = leader.rpartition(":")
-    node = _RayNode(host=host, port=int(port), token_file=token_file, token=token)
-    return node.run(address)
 
+    def __init__(self, *, leader: str, token_file: Path, interface: str) -> None:
+        self._leader = leader
+        host, _, port = leader.rpartition(":")
+        self._host, self._port = host, int(port)
+        self._token_file, self._interface = token_file, interface
+        self._stopping = threading.Event()
+        self._false_starts = 0
 
-class _RayNode:
-    """One raylet, restarted with backoff."""
+    def run(self) -> int:
+        """Blocks until SIGTERM or SIGINT; the exit code.
 
-    def __init__(self, *, host: str, port: int, token_file: Path, token: str) -> None:
-        self._host, self._port = host, port
-        self._token_file, self._token = token_file, token
-        self._raylet: subprocess.Popen[bytes] | None = None
-        self._stopping = False
-
-    def run(self, address: str) -> int:
-        """Blocks until SIGTERM or SIGINT; the exit code."""
+        Raises:
+            HandshakeRefused: the leader does not take this host.
+            ClusterError: Ray cannot be started here, tried a few times.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         backoff_s = _FIRST_BACKOFF_S
-        while not self._stopping:
-            if not self._reachable():
-                _log.info("waiting for the leader at %s:%d", self._host, self._port)
-                time.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+        while not self._stopping.is_set():
+            address = self._own_address()
+            if address and self._reachable() and greet(self._leader):
+                backoff_s = _FIRST_BACKOFF_S
+                self._join(address)
                 continue
-            backoff_s = _FIRST_BACKOFF_S
-            self._join(choose_address(interface=address, towards=self._host))
+            _log.info("waiting for the leader at %s", self._leader)
+            self._stopping.wait(backoff_s)
+            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
         return 0
+
+    def _own_address(self) -> str:
+        """What the leader reaches this host by at the moment; empty without a way there."""
+        try:
+            return choose_address(interface=self._interface, towards=self._host)
+        except ClusterError as error:
+            _log.warning("%s", error)
+            return ""
 
     def _reachable(self) -> bool:
         try:
@@ -67,35 +79,78 @@ class _RayNode:
             return False
 
     def _join(self, address: str) -> None:
-        _log.info("joining %s:%d as %s", self._host, self._port, address)
+        """Run a raylet until it ends or has to."""
+        _log.info("joining %s as %s", self._leader, address)
         started = time.monotonic()
-        self._raylet = subprocess.Popen(
+        ports = RayPorts(address)
+        with tempfile.TemporaryFile() as output:
+            raylet = self._start_raylet(address, ports, output)
+            try:
+                moved = self._watch(raylet, address)
+            finally:
+                _stop(raylet)
+                ports.release()
+            if self._stopping.is_set() or moved:
+                return
+            self._false_starts += time.monotonic() - started < _SETTLED_S
+            self._tell_end(raylet.returncode, _last_words(output))
+        self._stopping.wait(_FIRST_BACKOFF_S)
+
+    def _start_raylet(
+        self, address: str, ports: RayPorts, output: IO[bytes]
+    ) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
             ray_command(
-                f"--address={self._host}:{self._port}",
+                f"--address={self._leader}",
+                *ports.arguments(head=False),
                 address=address,
                 resources=f'{{"{RESOURCE}": 1}}',
             ),
-            env=self._environ(address),
+            env=os.environ
+            | {TOKEN_VARIABLE: str(self._token_file.resolve()), ADDRESS_VARIABLE: address},
+            stdout=output,
+            stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - only prctl is called there
         )
-        code = self._raylet.wait()
-        if self._stopping:
-            return
-        if time.monotonic() - started < 10.0 and code:
+
+    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str) -> bool:
+        """Return when it ended or we are to stop (False), or the host's address changed (True)."""
+        started = time.monotonic()
+        while raylet.poll() is None and not self._stopping.wait(_WATCH_S):
+            now = self._own_address()
+            if now and now != address:
+                _log.warning("this host's address changed from %s to %s", address, now)
+                return True
+            if self._false_starts and time.monotonic() - started > _SETTLED_S:
+                self._false_starts = 0
+        return False
+
+    def _tell_end(self, code: int, words: str) -> None:
+        if self._false_starts >= _MAX_FALSE_STARTS:
             raise ClusterError(
-                f"ray start --address={self._host}:{self._port} failed with {code}; its own "
-                "message is above (a wrong token, or another Ray or Python version)"
+                f"Ray failed {_MAX_FALSE_STARTS} times to join {self._leader}, with exit code "
+                f"{code}: {words}"
             )
+        if self._false_starts:
+            _log.warning("Ray did not join %s (exit code %d): %s", self._leader, code, words)
+            return
         _log.warning("%s", LeaderLost(f"the leader's Ray head ended (raylet exit code {code})"))
 
-    def _environ(self, address: str) -> dict[str, str]:
-        return os.environ | {
-            **ray_environment(self._token),
-            TOKEN_VARIABLE: str(self._token_file.resolve()),
-            ADDRESS_VARIABLE: address,
-        }
-
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping = True
-        if self._raylet is not None and self._raylet.poll() is None:
-            self._raylet.terminate()
+        self._stopping.set()
+
+
+def _stop(raylet: "subprocess.Popen[bytes]") -> None:
+    if raylet.poll() is None:
+        raylet.terminate()
+        try:
+            raylet.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            raylet.kill()
+            raylet.wait()
+
+
+def _last_words(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
+    return " ".join(line.strip() for line in lines[-3:]) or "no message"

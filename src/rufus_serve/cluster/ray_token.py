@@ -20,6 +20,8 @@ def ray_environment(group_token: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN": ray_token(group_token),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # By default even the patch must agree, which images of different makers hardly do.
+        "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
         # Short of memory, Ray would kill our agents, which hold none; the kernel knows better.
         "RAY_memory_monitor_refresh_ms": "0",
         # Followers end by themselves, or wait for another leader if told so.

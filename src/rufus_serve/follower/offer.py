@@ -2,15 +2,26 @@
 
 from pathlib import Path
 
+from rufus_serve.channel.keys import read_token
+from rufus_serve.cluster.ray_token import export_ray_environment
+from rufus_serve.errors import ConfigError
+
 
 def join(*, leader: str, token_file: Path | None, address: str) -> int:
-    """Join the leader's cluster and wait until it ends; the exit code.
+    """Join the leader's cluster, again whenever it comes back, until told to stop; the exit code.
 
     Args:
         leader: HOST:PORT of the leader's Ray head.
         token_file: the token shared by all hosts.
-        address: own IP address; empty to choose one that reaches the leader.
-    """
-    from rufus_serve.cluster.ray_node import run_node
+        address: own IP address or interface; empty to choose one that reaches the leader.
 
-    return run_node(leader=leader, token_file=token_file, address=address)
+    Raises:
+        ConfigError: there is no token file.
+        HandshakeRefused: the leader does not take this host.
+    """
+    if token_file is None:
+        raise ConfigError("a follower on its own host needs --token-file, the leader's token")
+    export_ray_environment(read_token(token_file))
+    from rufus_serve.cluster.ray_node import RayNode
+
+    return RayNode(leader=leader, token_file=token_file, interface=address).run()

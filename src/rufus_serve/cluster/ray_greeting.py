@@ -1,0 +1,93 @@
+"""What a leader leaves in its Ray head for hosts that come, so that misfits are told by name.
+
+`ray start` tries a wrong token twenty times, prints pages, and knows no versions but its own.
+"""
+
+import platform
+
+import msgspec
+import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError
+
+from rufus_serve import __version__
+from rufus_serve.errors import ClusterError, HandshakeRefused
+from rufus_serve.protocol.messages import PROTOCOL_VERSION
+
+_NAMESPACE, _KEY = b"rufus-serve", b"leader"
+_CALL_S = 5.0
+
+
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    """What must agree between the hosts of a group."""
+
+    protocol: int
+    package: str
+    python: str
+    ray: str
+
+
+def own_versions() -> Versions:
+    """This process's."""
+    return Versions(
+        protocol=PROTOCOL_VERSION,
+        package=__version__,
+        python=platform.python_version(),
+        ray=str(ray.__version__),
+    )
+
+
+def difference(ours: Versions, leaders: Versions) -> str:
+    """Why a host with `ours` cannot follow that leader; empty if it can.
+
+    Of Python the minor counts: Ray's processes exchange pickled byte code.
+    """
+    for name, here, there in (
+        ("rufus-serve", ours.package, leaders.package),
+        ("step protocol", str(ours.protocol), str(leaders.protocol)),
+        ("Python", _minor(ours.python), _minor(leaders.python)),
+        ("Ray", ours.ray, leaders.ray),
+    ):
+        if here != there:
+            return f"this host has {name} {here}, the leader {there}; install the leader's here"
+    return ""
+
+
+def announce(address: str) -> None:
+    """Leave our versions in the Ray head at `address` (HOST:PORT), by this process's Ray token.
+
+    Raises:
+        ClusterError: it does not take them.
+    """
+    value = msgspec.json.encode(own_versions())
+    try:
+        GcsClient(address=address).internal_kv_put(_KEY, value, True, _NAMESPACE, timeout=_CALL_S)
+    except RayError as error:
+        raise ClusterError(f"the Ray head at {address} takes no greeting: {error}") from error
+
+
+def greet(address: str) -> bool:
+    """Whether the leader of the Ray head at `address` (HOST:PORT) is there and takes this host.
+
+    Raises:
+        HandshakeRefused: it holds another token, or runs other versions.
+    """
+    try:
+        found = GcsClient(address=address).internal_kv_get(_KEY, _NAMESPACE, timeout=_CALL_S)
+    except AuthenticationError as error:
+        raise HandshakeRefused(
+            f"the leader at {address} refuses this host's token: it was started with another "
+            "one; give every host the same token file"
+        ) from error
+    except RayError:
+        return False
+    if found is None:
+        return False
+    unlike = difference(own_versions(), msgspec.json.decode(found, type=Versions))
+    if unlike:
+        raise HandshakeRefused(f"the leader at {address} cannot take this host: {unlike}")
+    return True
+
+
+def _minor(python_version: str) -> str:
+    return ".".join(python_version.split(".")[:2])
