@@ -37,6 +37,11 @@ class LineChild:
         )
         threading.Thread(target=self._pump, name="child", daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        """Process id on this host."""
+        return self._process.pid
+
     def ask(self, line: bytes, *, timeout_s: float) -> bytes:
         """The answer to `line`.
 
