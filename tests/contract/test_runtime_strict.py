@@ -156,6 +156,23 @@ def test_the_cpu_runtime_alone_would_answer_from_different_tokens(start):
     assert np.abs(futures[0].result(30) - good).max() > 0.01
 
 
+def test_calls_are_counted_anew_in_the_next_epoch(start, folder):
+    group = start(STRICT, "block", 2)
+    sequences = RawSequences(group)
+    sequences.add("a", prompt_maker()(20))
+    missed = sequences.prefill_request("a", 20)
+    waiting = group.workers[0].submit("prefill", missed)
+    group.all("abort")
+    assert isinstance(waiting.exception(30), CollectiveAborted)
+    group.join(2)
+    tokens = prompt_maker()(20)
+    sequences = Sequences(group.step, group.info)
+    sequences.add("a", tokens)
+    for _ in range(3):
+        sequences.decode("a")
+    assert sequences.tokens["a"] == tokens + reference(folder).greedy(tokens, 3)
+
+
 def test_windowed_attention_is_refused(start, tmp_path):
     folder = write_model(tmp_path / "model", "mistral")
     with pytest.raises(ModelError, match="sliding_window 24 < max_model_len 128"):

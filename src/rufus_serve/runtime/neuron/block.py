@@ -64,7 +64,7 @@ class BlockLayout:
         for size in self.shape.prefill:
             for prefix in (0, *self.shape.prefix):
                 if prefix == 0 or size >= SMALLEST_PREFIX_BUCKET:
-                    end = prefix + size
+                    end = min(prefix + size, self.shape.seq_len)
                     nothing = np.full(end, NOT_WRITTEN, dtype=np.int32)
                     segment = Segment(prefix, size, end, end)
                     yield self._segment(segment, np.zeros(end), table, nothing, ())

@@ -72,6 +72,12 @@ def test_warm_up_runs_each_graph_and_writes_no_block():
     assert all((call.arguments["slot_mapping"] == -1).all() for call in calls)
 
 
+def test_warm_up_stays_within_the_longest_sequence():
+    layout = BlockLayout(shaped("block", buckets={"prefill": [128, 512]}))
+    for call in layout.warm_up():
+        assert call.arguments["position_ids"].max() < layout.shape.seq_len
+
+
 def test_blocks_that_do_not_exist_are_refused():
     with pytest.raises(RuntimeStepError, match=r"blocks up to 99 of"):
         LAYOUT.prefill(prefill([1, 2], [99], block_size=SIZE))
