@@ -45,12 +45,12 @@ def test_followers_serve_from_their_own_shards_alone(
     with serving(bare_model, *FLAGS, "--require-artifacts", *made) as server:
         tokens = prompt(40)
         assert_greedy(DEMO_MODEL, tokens, server.greedy(tokens, 16))
-        for rank in (0, 1):
-            brought = [line for line in server.log.splitlines()
-                       if f"follower {rank} " in line and " fetching to " in line]  # fmt: skip
-            assert [line.rpartition(": ")[2] for line in brought] == [
-                f"shards/node-00{rank}.safetensors"
-            ]
+        lines = [line for line in server.log.splitlines() if ": fetching to " in line]
+    fetched = sorted(line.partition(" node ")[2] for line in lines)
+    folder = next(cache.iterdir())
+    assert fetched == [
+        f"{rank}: fetching to {folder}: shards/node-00{rank}.safetensors" for rank in (0, 1)
+    ]
     assert len(list(cache.glob("*/shards/*.safetensors"))) == 2
 
 

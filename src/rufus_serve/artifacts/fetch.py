@@ -47,7 +47,8 @@ def fetch(
         check_files(folder, files, threads=threads, progress=progress)
         return folder
     folder = (cache or default_cache()) / found.manifest.key
-    _log.info("fetching to %s: %s", folder, ", ".join(file.path for file in files))
+    names = ", ".join(file.path for file in files)
+    _log.info("node %d: fetching to %s: %s", node_rank, folder, names)
     _fetch_all(found, files, folder, threads=threads, progress=progress)
     write_atomically(folder / MANIFEST, encode_manifest(found.manifest))
     return folder
