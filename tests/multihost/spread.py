@@ -38,11 +38,11 @@ class SpreadServer(Server):
             "--cpu.threads=1", *flags, environ=environ,
         )  # fmt: skip
 
-    def offer(self, host: Host, *flags: str) -> "subprocess.Popen[bytes]":
+    def offer(self, host: Host, *flags: str, program: str = PROGRAM) -> "subprocess.Popen[bytes]":
         """Run `rufus-serve follower` on `host`."""
         self.offers[host.name] = offered = offer(
             host, *flags, leader=self.network.hosts[0].address, token=self.token,
-            log=self.offer_log(host),
+            log=self.offer_log(host), program=program,
             environ={_TAG: self.tag, "TMPDIR": str(self.temporary)},
         )  # fmt: skip
         return offered

@@ -38,7 +38,7 @@ class FollowerProcess:
         on_exit: OnExit,
     ) -> None:
         self._follower_id = spec.follower_id
-        self._log_file = log_file
+        self._log_file, self._log_begin = log_file, 0
         self._on_exit = on_exit
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
         interpreter = python or sys.executable
@@ -47,6 +47,8 @@ class FollowerProcess:
         else:
             # The follower writes the file itself, so that it can outlive this process.
             with log_file.open("ab") as log:
+                # An earlier group's follower of the same name may have written there.
+                self._log_begin = log.tell()
                 self._process = _spawn(interpreter, log)
         assert self._process.stdin is not None
         # A process that ended at once is told of like any other, by `_watch`.
@@ -91,8 +93,8 @@ class FollowerProcess:
 
     def _read_tail(self) -> str:
         if self._log_file is not None and self._log_file.exists():
-            lines = self._log_file.read_text(errors="replace").splitlines()
-            self._tail.extend(lines[-LOG_TAIL_LINES:])
+            text = self._log_file.read_bytes()[self._log_begin :].decode(errors="replace")
+            self._tail.extend(text.splitlines()[-LOG_TAIL_LINES:])
         return "\n".join(self._tail)
 
 
@@ -141,6 +143,7 @@ def interpreter_of(python: str) -> tuple[str, dict[str, str]]:
         )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environ["PYTHONUNBUFFERED"] = "1"
-    if Path(interpreter).resolve() != Path(sys.executable).resolve():
+    # Virtual environments are told by their folder: their interpreters may be one file.
+    if Path(interpreter).parent.resolve() != Path(sys.executable).parent.resolve():
         environ.pop("PYTHONPATH", None)
     return interpreter, environ

@@ -1,5 +1,6 @@
 """`RayCluster`: Ray places one agent per node, each running that node's follower."""
 
+import ipaddress
 import logging
 import os
 import sys
@@ -87,6 +88,8 @@ class RayCluster:
         self._await_placement()
         for slot in self._slots:
             self._place(slot)
+        with self._lock:
+            self._slots.sort(key=self._nearness)
         nodes = [slot.node for slot in self._slots if slot.node is not None]
         return tuple(nodes)
 
@@ -231,6 +234,12 @@ class RayCluster:
         except RayError as error:
             raise ClusterError(f"the agent of bundle {slot.bundle} failed: {error}") from error
         slot.node = NodeInfo(host=host, address=address, slots=1)
+
+    def _nearness(self, slot: _Slot) -> tuple[bool, int]:
+        """Ranks go by this: rank 0 sends the logits, and had best sit beside the leader."""
+        assert slot.node is not None
+        address = slot.node.address
+        return address != self._settings.address, int(ipaddress.ip_address(address))
 
     # ---- one follower ----
 

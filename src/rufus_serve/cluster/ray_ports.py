@@ -7,11 +7,10 @@ import errno
 import socket
 import sys
 
+from rufus_serve.config.ports import RAY_PORTS
 from rufus_serve.errors import EndpointError
 
-FIRST_PORT = 6500
-_BLOCK, _BLOCKS = 40, 8
-LAST_PORT = FIRST_PORT + _BLOCK * _BLOCKS - 1
+_BLOCK = 40
 _SINGLE = (
     "node-manager-port",
     "object-manager-port",
@@ -33,15 +32,14 @@ class RayPorts:
         Raises:
             EndpointError: none is, or `address` is not this host's.
         """
-        for number in range(_BLOCKS):
-            self.first = FIRST_PORT + number * _BLOCK
+        for self.first in RAY_PORTS[::_BLOCK]:
             claim = _claim(address, self.first)
             if claim is not None:
                 self._claim = claim
                 return
         raise EndpointError(
-            f"ports {FIRST_PORT} to {LAST_PORT} of {address} are taken by others; Ray needs "
-            f"{_BLOCK} of them in a row"
+            f"ports {RAY_PORTS.start} to {RAY_PORTS.stop - 1} of {address} are taken by others; "
+            f"Ray needs {_BLOCK} of them in a row"
         )
 
     def arguments(self, *, head: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from rufus_serve.config.ports import clashes
 from rufus_serve.config.schema import ServeConfig
 
 
@@ -17,6 +18,8 @@ class Conflict(NamedTuple):
 def conflicts(config: ServeConfig) -> list[Conflict]:
     """Everything in `config` that cannot work, whatever the model is."""
     found = [*_buckets(config), *_blocks(config), *_deadlines(config), *_artifacts(config)]
+    if config.cluster.token_file or config.cluster.ray_address:
+        found += [Conflict(*clash) for clash in clashes(config)]
     if config.runtime == "neuron":
         found += _neuron_degrees(config)
     if config.is_neuron_shaped:

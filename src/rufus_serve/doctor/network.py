@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from rufus_serve.config.ports import CONTROL_PORT, RENDEZVOUS_PORT, STEP_PORT
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.context import Context, Placement
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ClusterError, EndpointError
-from rufus_serve.supervisor.plan import CONTROL_PORT, RENDEZVOUS_PORT, STEP_PORT
 
 CONTROL, STEP = "cluster.control_port", "cluster.step_port"
 RENDEZVOUS = "cluster.rendezvous_port"

@@ -11,18 +11,13 @@ from rufus_serve.channel.keys import new_token, read_token
 from rufus_serve.cluster.base import Cluster
 from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
+from rufus_serve.config.ports import CONTROL_PORT, NUM_RENDEZVOUS_PORTS, RENDEZVOUS_PORT
 from rufus_serve.errors import ConfigError, EndpointError
 from rufus_serve.protocol.group_events import Form, GroupSettings
 from rufus_serve.protocol.messages import FormGroup
 from rufus_serve.supervisor.group_file import GroupFile, load, path_for
 
 _log = logging.getLogger(__name__)
-
-
-CONTROL_PORT, STEP_PORT, RENDEZVOUS_PORT = 6400, 6401, 6402
-"""Taken where the configuration leaves a port open but hosts must find each other."""
-_RENDEZVOUS_PORTS = 16
-"""Consecutive ports that epochs take in turn: the last one's may not be free yet."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +137,7 @@ def form_orders(
     if same_host:
         rendezvous = f"{plan.run_dir.name}-{action.epoch}"
     else:
-        rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % _RENDEZVOUS_PORTS}"
+        rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % NUM_RENDEZVOUS_PORTS}"
     return tuple(
         (
             follower_id,

@@ -14,6 +14,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.config import ServeConfig
+from rufus_serve.config.ports import STEP_PORT
 from rufus_serve.errors import ClusterError, FollowerError, RufusError
 from rufus_serve.protocol import group_events as ev
 from rufus_serve.protocol.group_state import GroupState
@@ -38,7 +39,6 @@ from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
 from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.plan import (
-    STEP_PORT,
     form_orders,
     group_settings,
     kept_group,

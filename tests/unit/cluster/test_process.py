@@ -12,7 +12,7 @@ import pytest
 
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.cluster.local import LocalCluster
-from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess
+from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess, interpreter_of
 from rufus_serve.errors import RufusError
 from rufus_serve.protocol.specs import FollowerSpec
 
@@ -125,6 +125,13 @@ def test_only_the_last_lines_are_kept(script, tmp_path):
     assert (lines[0], lines[-1]) == ("line 60", "line 99")
 
 
+def test_an_earlier_followers_lines_in_the_same_file_are_not_told_as_its_own(script, tmp_path):
+    exits, log = Exits(), tmp_path / "log"
+    log.write_text("follower ERROR of last week\n")
+    FollowerProcess(spec(), python=script("exit 7"), log_file=log, on_exit=exits.put)
+    assert exits.next().log_tail == ""
+
+
 def test_an_interpreter_that_is_not_there_is_named():
     with pytest.raises(RufusError, match=r"cluster\.python '/no/python'"):
         FollowerProcess(spec(), python="/no/python", on_exit=print)
@@ -182,3 +189,12 @@ def test_python_of_this_environment_is_the_default(tmp_path):
     assert psutil.Process(process.pid).exe() == str(Path(sys.executable).resolve())
     process.kill()
     exits.next()
+
+
+def test_an_environment_of_the_same_python_does_not_see_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/leader/site-packages")
+    other = tmp_path / "bin" / "python"
+    other.parent.mkdir()
+    other.symlink_to(Path(sys.executable).resolve())
+    assert "PYTHONPATH" not in interpreter_of(str(other))[1]
+    assert interpreter_of(sys.executable)[1]["PYTHONPATH"] == "/leader/site-packages"
