@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rufus_serve.config import ServeConfig
+from rufus_serve.config.ports import ports
 from rufus_serve.config.sources import resolve
-from tests.deploy.chart import CHART, GOLDEN, PROFILES, SECRETS, TOOLS, one, render
+from tests.deploy.chart import CHART, GOLDEN, PROFILES, ROOT, SECRETS, TOOLS, one, render
 from tests.deploy.conftest import need
 from tests.deploy.lws_schema import LWS_SCHEMA
 
@@ -177,6 +179,36 @@ def test_clients_reach_leaders_alone(helm):
     assert selector["leaderworkerset.sigs.k8s.io/name"] == name
     # LeaderWorkerSet makes a headless Service of its own name.
     assert one(documents, "Service")["metadata"]["name"] != name
+
+
+def allowed_within_the_release(rules, side):
+    """Ports that the policy's rule for the release's own pods names."""
+    (rule,) = [each for each in rules if "podSelector" in str(each.get(side)) and len(each) == 2]
+    return {range(each["port"], each.get("endPort", each["port"]) + 1) for each in rule["ports"]}
+
+
+def test_pods_of_a_group_reach_each_other_by_the_firewall_tables_ports(helm, tmp_path):
+    sets = ["config.cluster.rendezvous_port=7000", "networkPolicy.clients=null"]
+    documents = render(*sets, values=PROFILES["cpu"])
+    file = tmp_path / "config.yaml"
+    file.write_text(one(documents, "ConfigMap")["data"]["config.yaml"])
+    expected = set(ports(resolve(file=file, environ={}, flags={}).config).values())
+    policy = one(documents, "NetworkPolicy")["spec"]
+    assert allowed_within_the_release(policy["ingress"], "from") == expected
+    assert allowed_within_the_release(policy["egress"], "to") == expected
+
+
+@pytest.mark.parametrize("profile", ["trn1.32xlarge", "trn1.32xlarge-halves"])
+def test_the_neuron_runtime_may_use_any_port_within_the_release(helm, profile):
+    policy = one(render(values=PROFILES[profile]), "NetworkPolicy")["spec"]
+    assert allowed_within_the_release(policy["egress"], "to") == {range(1, 65536)}
+
+
+def test_the_firewall_table_has_every_port(helm):
+    table = (ROOT / "deploy" / "README.md").read_text()
+    for span in ports(ServeConfig(model="m")).values():
+        last = f"\N{EN DASH}{span[-1]}" if len(span) > 1 else ""
+        assert f"| {span[0]}{last}/tcp |" in table
 
 
 def test_probes_and_grace_follow_the_deadlines(helm):

@@ -90,6 +90,16 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
             "config.timeouts.shutdown_grace_s 120 = 135",
         ),
         (None, ["config.cluster.step_port=8000"], "config.cluster.step_port and config.port"),
+        (
+            None,
+            ["config.port=6410"],
+            "config.port 6410 is among config.cluster.rendezvous_port 6402 to 6417",
+        ),
+        (
+            None,
+            ["config.cluster.control_port=6500"],
+            "config.cluster.control_port 6500 is among 6500 to 6819",
+        ),
         (None, ["groupToken.generate=false"], "groupToken.existingSecret is empty"),
         (None, ["apiKeys.generate=false"], "apiKeys.existingSecret is empty"),
         (

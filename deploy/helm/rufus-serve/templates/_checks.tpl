@@ -59,6 +59,16 @@
 {{- end -}}
 {{- $_ := set $seen $key $name -}}
 {{- end -}}
+{{- $last := add $cluster.rendezvous_port 15 | int -}}
+{{- range $key, $name := $seen -}}
+{{- $port := int $key -}}
+{{- if and (gt $port (int $cluster.rendezvous_port)) (le $port $last) -}}
+{{- fail (printf "%s %d is among config.cluster.rendezvous_port %d to %d, which epochs use in turn: choose another" $name $port (int $cluster.rendezvous_port) $last) -}}
+{{- end -}}
+{{- if and (ge $port 6500) (le $port 6819) -}}
+{{- fail (printf "%s %d is among 6500 to 6819, which Ray's processes use: choose another" $name $port) -}}
+{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "rufus-serve.checkSecrets" -}}

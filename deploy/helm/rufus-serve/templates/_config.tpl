@@ -33,6 +33,7 @@
   "neuron" $neuron
   "followers" $followers
   "size" $size
+  "perPod" $perPod
   "ranks" (mul $config.nodes $config.neuron.cores_per_node | int)
   "podCores" (mul $config.neuron.cores_per_node $perPod | int)
   "deviceCores" (mul $v.accelerator.neuronDevices $v.accelerator.coresPerDevice | int)
