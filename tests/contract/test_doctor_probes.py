@@ -57,13 +57,13 @@ class ChildProbes:
         self._children = {node.name: LineChild(PROBE) for node in self.nodes}
 
     def ask_all(self, lines: Mapping[str, bytes], *, timeout_s: float) -> dict[str, bytes | str]:
-        answers: dict[str, bytes | str] = {}
-        for name, line in lines.items():
-            try:
-                answers[name] = self._children[name].ask(line, timeout_s=timeout_s)
-            except FollowerError as error:
-                answers[name] = str(error)
-        return answers
+        return {name: self._ask(name, line, timeout_s) for name, line in lines.items()}
+
+    def _ask(self, name: str, line: bytes, timeout_s: float) -> bytes | str:
+        try:
+            return self._children[name].ask(line, timeout_s=timeout_s)
+        except FollowerError as error:
+            return str(error)
 
     def kill(self, name: str) -> None:
         os.kill(self._children[name].pid, signal.SIGKILL)

@@ -70,6 +70,11 @@ def _examine(config: ServeConfig, order: Examine) -> NodeReport:
         child = LineChild(PROBE, python=config.cluster.python)
         try:
             reply = decode_reply(child.ask(encode(order), timeout_s=config.timeouts.load_s))
+        except FollowerError as error:
+            raise FollowerError(
+                f"the followers' environment cannot be examined: {error}; install rufus-serve "
+                "in it, or set cluster.python to one that has it"
+            ) from error
         finally:
             child.close()
     if isinstance(reply, Failed):

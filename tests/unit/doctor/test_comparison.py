@@ -17,7 +17,8 @@ TARGET = Target(node="b", address="10.0.0.2", port=6401, purpose="cluster.step_p
 
 def report(node: str, **fields: Any) -> NodeReport:
     common = {
-        "node": node, "address": "10.0.0.1", "findings": (), "facts": FACTS, "model": "m", "mtu": 9001,
+        "node": node, "address": "10.0.0.1", "findings": (), "facts": FACTS, "model": "m",
+        "mtu": 9001,
     }  # fmt: skip
     return NodeReport(**(common | fields))
 

@@ -73,7 +73,7 @@ def test_libfabric_that_is_not_installed_is_an_error_with_the_installer():
     (found,) = efa_provider(neuron_context(system))
     assert found.level == "error"
     assert "aws-efa-installer-latest.tar.gz" in found.fix
-    system.commands["/opt/amazon/efa/bin/fi_info", *FI_INFO[1:]] = answer
+    system.commands[("/opt/amazon/efa/bin/fi_info", *FI_INFO[1:])] = answer
     assert [finding.level for finding in efa_provider(neuron_context(system))] == ["ok"]
 
 
