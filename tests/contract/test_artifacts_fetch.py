@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from artifact_folder import content, identity, make, nothing
 
@@ -57,6 +59,26 @@ def test_an_error_that_stays_is_told_with_its_attempts(tmp_path, monkeypatch):
     monkeypatch.setattr(Location, "open", broken)
     with pytest.raises(ArtifactError, match=r"reset by peer \(3 attempts\)"):
         fetched(tmp_path / "store", tmp_path / "cache")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    made = make(tmp_path / "store")
+    real, is_full = Path.open, [True]
+
+    def open_(self, *arguments, **options):
+        file = real(self, *arguments, **options)
+        if is_full[0] and self.suffix == ".part":
+            file.close()
+            return real(Path("/dev/full"), "wb", buffering=0)
+        return file
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(ArtifactError, match=r"No space left on device \(3 attempts\)"):
+        fetched(tmp_path / "store", tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    is_full[0] = False
+    folder = fetched(tmp_path / "store", tmp_path / "cache")
+    assert (folder / "files/node-0").read_bytes() == (made / "files/node-0").read_bytes()
 
 
 def test_an_unknown_kind_of_url_is_told():

@@ -25,20 +25,30 @@ class Host:
         self._folder = folder
         self.servers: list[Server] = []
 
-    def start(self) -> Server:
-        """A ready server; later ones take the first one's port."""
+    def start(self, *, version: str = "") -> Server:
+        """A ready server, of package `version`; later ones take the first one's port."""
         flags = [
             "--nodes=2", "--dtype=float32", "--max-model-len=1024",
             "--recovery.on-leader-loss=wait", f"--cluster.state-dir={self._folder}",
         ]  # fmt: skip
         if self.servers:
             flags.append(f"--port={self.servers[0].port}")
-        server = Server(DEMO_MODEL, *flags)
+        server = Server(DEMO_MODEL, *flags, environ=self._as_version(version))
         if self.servers:
             server.port = self.servers[0].port
         self.servers.append(server)
         server.wait_ready()
         return server
+
+    def _as_version(self, version: str) -> dict[str, str]:
+        """Environment in which the package calls itself `version`."""
+        if not version:
+            return {}
+        (self._folder / "sitecustomize.py").write_text(
+            "import importlib.metadata as m\nreal = m.version\n"
+            f"m.version = lambda name: {version!r} if name == 'rufus-serve' else real(name)\n"
+        )
+        return {"PYTHONPATH": str(self._folder)}
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `rufus-serve WORDS` against the endpoint."""
@@ -95,11 +105,12 @@ def test_followers_keep_their_weights_through_every_change_of_leader(host: Host)
     assert second.ask("Name three rivers.", max_tokens=24) == answer
     assert "adopting follower 0" in second.log
 
-    # A planned change of the leader.
+    # A planned change of the leader, for one of a newer package that speaks the same protocol.
     drained = host.command("drain", "--keep-followers")
     assert (drained.returncode, second.process.wait(30)) == (0, 0), drained.stderr
-    third = host.start()
+    third = host.start(version="99.1.0")
     assert third.ask("Name three rivers.", max_tokens=24) == answer
+    assert "rufus-serve 99.1.0" in third.log
 
     now = host.followers()
     assert [follower["pid"] for follower in now] == before

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,28 @@ def test_an_unreachable_ray_cluster_is_named(tiny_model: Path) -> None:
     )
     assert code == 5
     assert "127.0.0.1:1" in last
+
+
+def test_a_follower_of_another_version_is_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import rufus_serve.protocol.messages as m\nm.PROTOCOL_VERSION = 99\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    code, last = failed_start(tiny_model, LOCAL, "--nodes=2", f"--cluster.python={python}")
+    assert code == 6
+    assert "speaks protocol 99 (rufus-serve " in last
+    assert "install the same version on both" in last
+
+
+def test_artifacts_that_are_not_there_are_named_without_another_try(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--require-artifacts", f"--artifacts.location={tmp_path / 'absent'}")
+    code, last = failed_start(tiny_model, LOCAL, *flags)
+    assert code == 12
+    assert f"{tmp_path}/absent" in last
 
 
 @pytest.mark.parametrize(

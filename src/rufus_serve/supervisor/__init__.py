@@ -1,9 +1,13 @@
 """The owner of the group and of the leader process; imports no vllm and no torch."""
 
 import asyncio
+import logging
 import signal
 
+from rufus_serve import __version__
 from rufus_serve.config import ServeConfig
+
+_log = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> int:
@@ -15,6 +19,7 @@ def serve(config: ServeConfig) -> int:
     early: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: early.append(number))
+    _log.info("rufus-serve %s: %s, followers: %d", __version__, config.model, config.nodes)
     from rufus_serve.supervisor.service import Supervisor
 
     return asyncio.run(Supervisor(config, early_signals=early).run())
