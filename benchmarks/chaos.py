@@ -8,6 +8,7 @@ keeps the record (`make chaos` does: benchmarks/results/chaos.json).
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -36,6 +37,8 @@ RECOVERY_FLAGS = (
 )  # fmt: skip
 MODEL_FLAGS = ("--dtype=float32", "--max-model-len=1024", "--buckets.prefill=64,256")
 HANG_SHARE, DISCONNECT_SHARE = 0.2, 0.15
+SETTLED_S = 15.0
+"""Age of a follower from which its memory should not grow."""
 TOPICS = ("the sea", "tea", "Rome", "wolves", "glass", "chess", "rain", "the number seven")
 
 
@@ -104,7 +107,13 @@ class Client:
 
 
 def strike_now_and_then(
-    server: Server, tally: Tally, dice: random.Random, *, interval_s: float, ends_at: float
+    server: Server,
+    tally: Tally,
+    dice: random.Random,
+    *,
+    memory: "FollowerMemory",
+    interval_s: float,
+    ends_at: float,
 ) -> list[float]:
     """Blows at random moments, also while the group recovers from the last; when they fell."""
     blows: list[float] = []
@@ -112,6 +121,7 @@ def strike_now_and_then(
         time.sleep(dice.uniform(0, 2 * interval_s))
         if time.monotonic() > ends_at:
             return blows
+        memory.look()
         number = signal.SIGSTOP if dice.random() < HANG_SHARE else signal.SIGKILL
         victim = dice.choice(list(pids(server).values()))
         try:
@@ -145,6 +155,31 @@ def memory_mb(server: Server) -> dict[str, float]:
     return found
 
 
+class FollowerMemory:
+    """Memory of follower processes over their lives, looked at now and then."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._first: dict[psutil.Process, float] = {}
+        self._longest = (0.0, 0.0)
+
+    def look(self) -> None:
+        """Note each follower's memory once it has served for a while, and how it grew since."""
+        for process in self._server.followers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                age_s = time.time() - process.create_time()
+                if age_s < SETTLED_S:
+                    continue
+                rss_mb = process.memory_info().rss / 1e6
+                first_mb = self._first.setdefault(process, rss_mb)
+                self._longest = max(self._longest, (age_s, rss_mb - first_mb))
+
+    def report(self) -> dict[str, float]:
+        """Of the follower that lived longest, in megabytes and minutes; empty if none settled."""
+        age_s, grown_mb = self._longest
+        return {"lived_min": round(age_s / 60, 1), "grown_mb": round(grown_mb, 1)} if age_s else {}
+
+
 def percentiles(values: list[float]) -> dict[str, float]:
     if not values:
         return {}
@@ -158,20 +193,21 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     answers: list[Answer] = []
     for start in range(0, len(asks), 8):
         answers += Streams(server.port, server.name, asks[start : start + 8]).finish()
-    before, log_length = memory_mb(server), len(server.log)
+    before, log_length, memory = memory_mb(server), len(server.log), FollowerMemory(server)
     ends_at = time.monotonic() + 60 * arguments.minutes
     client = Client(server, list(zip(asks, answers, strict=True)), tally)
     with ThreadPoolExecutor(arguments.clients) as pool:
         runs = [pool.submit(client.run, seed, ends_at) for seed in range(arguments.clients)]
         strike_now_and_then(
             server, tally, random.Random(arguments.seed),
-            interval_s=arguments.interval, ends_at=ends_at,
+            memory=memory, interval_s=arguments.interval, ends_at=ends_at,
         )  # fmt: skip
         for run in runs:
             run.result()
     wait_ready(server)
     time.sleep(1.0)
     after = memory_mb(server)
+    memory.look()
     counts = tally.counts
     return {
         "minutes": arguments.minutes,
@@ -190,6 +226,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         "recovery_s": percentiles(outages(supervisor_lines(server.log[log_length:]))),
         "longest_pause_of_a_stream_s": percentiles(tally.pauses_s),
         "memory_growth_mb": {role: round(after[role] - before[role], 1) for role in before},
+        "longest_living_follower": memory.report(),
         "failures": tally.failures,
     }
 
