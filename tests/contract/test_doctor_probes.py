@@ -109,7 +109,7 @@ def test_two_hosts_that_are_well_reach_each_other_on_every_port(
     report = examine_probes(config, two_probes, Placement(spread=True), quick=False)
     assert report.nodes == ("a", "b")
     (reached,) = of(report.findings, "reachability")
-    # Each way: a free port and the rendezvous; the step port of b, and the control port of a.
+    # Each way: two ports of the rendezvous; the step port of b, and the control port of a.
     assert (reached.level, reached.what.split(",")[0]) == ("ok", "6 connections")
     (clock,) = of(report.findings, "clock")
     assert clock.level == "ok"

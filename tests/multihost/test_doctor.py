@@ -91,10 +91,10 @@ def test_hosts_that_are_well_reach_each_other_on_the_ports_of_the_firewall_table
 ) -> None:
     found = pair.examine(code=0)
     (reached,) = found["reachability"]
-    # Each way: a free port, the rendezvous and two of Ray's; one way each: step and control.
+    # Each way: two of the rendezvous and two of Ray's; one way each: step and control.
     assert (reached["level"], reached["what"].split(",")[0]) == ("ok", "10 connections")
     ports = " ".join(finding["what"] for finding in found["ports"])
-    assert "8000, 6400, 6401, 6402 can be listened on" in ports
+    assert "8000, 6400, 6401, 6402, 6417 can be listened on" in ports
     assert "1500 everywhere, least path MTU 1500" in found["mtu"][0]["what"]
     assert found["clock"][0]["level"] == "ok"
 
@@ -116,7 +116,7 @@ def test_a_running_group_is_examined_and_not_disturbed(pair: Pair) -> None:
     try:
         found = pair.examine(code=0)
         (reached,) = found["reachability"]
-        # Each way: a free port and two of Ray's; the server's own step and control port.
+        # Each way: the last rendezvous and two of Ray's; the server's own step and control port.
         assert (reached["level"], reached["what"].split(",")[0]) == ("ok", "8 connections")
         (held,) = {finding["what"] for finding in found["ports"]}
         assert held.startswith("held by the running server, process")

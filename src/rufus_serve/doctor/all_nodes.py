@@ -35,7 +35,15 @@ from rufus_serve.doctor.messages import (
     encode,
 )
 from rufus_serve.doctor.model import check_folder
-from rufus_serve.doctor.network import CONTROL, FREE, RAY, RENDEZVOUS, STEP, spread_ports
+from rufus_serve.doctor.network import (
+    CONTROL,
+    FREE,
+    LAST_RENDEZVOUS,
+    RAY,
+    RENDEZVOUS,
+    STEP,
+    spread_ports,
+)
 from rufus_serve.doctor.one_host import PROBE, examine_host, group_plan, own_placement
 from rufus_serve.doctor.report import Report, on_node
 from rufus_serve.doctor.system import HostSystem
@@ -265,11 +273,14 @@ def _links(
 
 
 def _awaited(config: ServeConfig, placement: Placement) -> dict[str, int]:
-    """Purpose to port of what a probe listens on; a running group keeps its own ports."""
-    if placement.served_by:
-        return {FREE: 0}
+    """Purpose to port of what a probe listens on, beside the running group's if there is one."""
     ports = {name: port for name, (_, port) in spread_ports(config, placement).items()}
-    return {FREE: 0} | ports
+    if placement.served_by:
+        ports = {name: port for name, port in ports.items() if name == LAST_RENDEZVOUS}
+    # Only the Neuron runtime takes any free port; followers that share a host have no other.
+    if config.runtime == "neuron" or placement.followers > 1:
+        ports[FREE] = 0
+    return ports
 
 
 def _targets(
@@ -294,6 +305,6 @@ def _needs(purpose: str, source: Placement) -> bool:
     """Whether a host of this part ever connects to a port of that purpose."""
     if purpose == STEP:
         return source.is_leader
-    if purpose in (CONTROL, RENDEZVOUS):
+    if purpose in (CONTROL, RENDEZVOUS, LAST_RENDEZVOUS):
         return source.followers > 0
     return True

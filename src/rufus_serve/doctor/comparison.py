@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.messages import Link, NodeReport
-from rufus_serve.doctor.network import CONTROL, RAY, RENDEZVOUS, STEP
+from rufus_serve.doctor.network import CONTROL, LAST_RENDEZVOUS, RAY, RENDEZVOUS, STEP
 from rufus_serve.errors import ClusterError, HandshakeRefused, ModelError
 
 REQUIRED = ("rufus-serve", "Python", "Ray")
@@ -109,8 +109,9 @@ def _purpose(purpose: str) -> str:
         CONTROL: "followers report to the supervisor there",
         STEP: "followers await step inputs there",
         RENDEZVOUS: "followers set up their collectives there; any of them may be the first",
+        LAST_RENDEZVOUS: "epochs take 16 ports in turn to set up their collectives",
         RAY: "Ray's processes on all hosts talk to one another",
-    }.get(purpose, "collectives take free ports on every host")
+    }.get(purpose, "the Neuron runtime takes free ports to set up its rings")
 
 
 def judge_mtu(reports: Sequence[NodeReport], links: Sequence[Link]) -> Iterator[Finding]:

@@ -9,11 +9,13 @@ from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ClusterError, EndpointError
 
 CONTROL, STEP = "cluster.control_port", "cluster.step_port"
-RENDEZVOUS = "cluster.rendezvous_port"
+RENDEZVOUS, LAST_RENDEZVOUS = "cluster.rendezvous_port", "cluster.rendezvous_port + 15"
 """Settings that name a port which other hosts connect to."""
 RAY, FREE = "Ray", "a free port"
 """Other purposes of such ports."""
 
+_TURNS = 16
+"""Epochs take this many ports in turn."""
 _EC2_MTU = 9001
 """Jumbo frames, as EC2 has them within a VPC."""
 
@@ -94,5 +96,7 @@ def spread_ports(config: ServeConfig, placement: Placement) -> dict[str, tuple[s
             wanted["cluster.ray_port"] = (own, cluster.ray_port)
     if placement.followers == 1:
         wanted[STEP] = (own, cluster.step_port or STEP_PORT)
-        wanted[RENDEZVOUS] = (own, cluster.rendezvous_port or RENDEZVOUS_PORT)
+        first = cluster.rendezvous_port or RENDEZVOUS_PORT
+        wanted[RENDEZVOUS] = (own, first)
+        wanted[LAST_RENDEZVOUS] = (own, first + _TURNS - 1)
     return wanted

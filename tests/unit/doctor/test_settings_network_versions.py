@@ -93,7 +93,7 @@ def test_an_address_that_others_cannot_reach_is_an_error():
 def test_a_taken_port_is_named_with_its_setting():
     system = trn1_32xlarge()
     assert next(ports(neuron_context(system))).what == (
-        "8000, 6400, 6379, 6401, 6402 can be listened on"
+        "8000, 6400, 6379, 6401, 6402, 6417 can be listened on"
     )
     system.taken = {("10.0.1.10", 6401): "Address already in use"}
     (found,) = ports(neuron_context(system))
