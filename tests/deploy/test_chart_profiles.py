@@ -1,7 +1,9 @@
 """Every shipped profile: its manifests, their schemas, and the settings they lead to."""
 
 import json
+import shutil
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tests.deploy.chart import CHART, GOLDEN, PROFILES, ROOT, SECRETS, TOOLS, on
 from tests.deploy.conftest import need
 from tests.deploy.lws_schema import LWS_SCHEMA
 
+WORKLOAD = "LeaderWorkerSet"
 NEURON, EFA = "aws.amazon.com/neuron", "vpc.amazonaws.com/efa"
 CRD_GROUPS = ("leaderworkerset", "monitoring.coreos", "keda", "inference.networking")
 
@@ -220,10 +223,27 @@ def test_probes_and_grace_follow_the_deadlines(helm):
     probe = pods["leader"]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 60 + 1000 + 500 + 180
     assert pods["leader"]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "20"]
-    assert pods["follower"]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "60"]
+    assert pods["follower"]["lifecycle"]["preStop"]["exec"]["command"][-1] == "60"
     for template in ("leaderTemplate", "workerTemplate"):
         spec = lws["spec"]["leaderWorkerTemplate"][template]["spec"]
         assert spec["terminationGracePeriodSeconds"] == 90
+
+
+def test_a_follower_is_stopped_once_ray_has_left_it(helm, tmp_path):
+    lws = one(render("drain.preStopSeconds=2", "config.timeouts.shutdown_grace_s=0"), WORKLOAD)
+    hook = containers(lws, "workerTemplate")["follower"]["lifecycle"]["preStop"]["exec"]["command"]
+    stand_in = shutil.copy(shutil.which("sleep"), tmp_path / "stand-in-rl")
+    hook = [word.replace("raylet", "stand-in-rl") for word in hook]
+    assert seconds_of(hook) < 0.5
+    with subprocess.Popen([stand_in, "30"]) as raylet:
+        assert 1.5 < seconds_of(hook) < 5.0
+        raylet.kill()
+
+
+def seconds_of(command):
+    began = time.monotonic()
+    subprocess.run(command, check=True, timeout=30)
+    return time.monotonic() - began
 
 
 def test_secrets_are_not_readable_by_everyone(helm):

@@ -17,8 +17,10 @@ ray=$(sed -n 's/^ray==//p' requirements/follower.txt)
 missing=()
 
 follower() {
-  PYTHON=$python TORCH_INDEX=${TORCH_INDEX-} docker/install-follower.sh .venv-follower \
-    && .venv-follower/bin/python -m pip install --quiet --no-deps transformers==4.57.6
+  [ -e .venv-follower/bin/rufus-serve ] \
+    || PYTHON=$python TORCH_INDEX=${TORCH_INDEX-} docker/install-follower.sh .venv-follower \
+    || return 1
+  .venv-follower/bin/python -m pip install --quiet --no-deps transformers==4.57.6
 }
 
 misfit() { # FOLDER PYTHON RAY
@@ -27,7 +29,7 @@ misfit() { # FOLDER PYTHON RAY
     && "$1/bin/rufus-serve" --version
 }
 
-[ -e .venv-follower/bin/rufus-serve ] || follower || missing+=(.venv-follower)
+follower || missing+=(.venv-follower)
 [ -e .venv-other-python/bin/rufus-serve ] \
   || misfit .venv-other-python "$other_python" "$ray" || missing+=(.venv-other-python)
 [ -e .venv-other-ray/bin/rufus-serve ] \

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 ALONE = (
-    "--cluster.follower-on-leader-host=false", "--max-model-len=256", "--dtype=float32",
+    "--no-cluster.follower-on-leader-host", "--max-model-len=256", "--dtype=float32",
     "--buckets.prefill=64",
 )  # fmt: skip
 

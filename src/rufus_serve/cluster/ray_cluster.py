@@ -27,6 +27,8 @@ from rufus_serve.protocol.specs import FollowerSpec
 
 _log = logging.getLogger(__name__)
 _CALL_S = 30.0
+_KILL_S = 5.0
+"""One that a cut link keeps alive is refused, and ends, when it says hello again."""
 _POLL_S = 0.5
 _FREE_S = 5.0
 _FREE_POLL_S = 0.01
@@ -121,7 +123,7 @@ class RayCluster:
         if slot.agent is None:
             return
         try:
-            ray.get(slot.agent.kill.remote(), timeout=_CALL_S)
+            ray.get(slot.agent.kill.remote(), timeout=_KILL_S)
         except RayError as error:
             _log.warning("the agent of follower %s does not answer: %s", follower_id, error)
 

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 15.0
 _WATCH_S = 1.0
+_CONNECT_S = 2.0
+_REFUSALS = 2
 _STOP_S = 10.0
 _SETTLED_S = 10.0
 _MAX_FALSE_STARTS = 3
@@ -73,8 +75,18 @@ class RayNode:
 
     def _reachable(self) -> bool:
         try:
-            with socket.create_connection((self._host, self._port), timeout=2.0):
+            with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
                 return True
+        except OSError:
+            return False
+
+    def _is_gone(self) -> bool:
+        """Whether the leader's host says that no head runs there; a cut link says nothing."""
+        try:
+            with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
+                return False
+        except ConnectionRefusedError:
+            return True
         except OSError:
             return False
 
@@ -86,11 +98,13 @@ class RayNode:
         with tempfile.TemporaryFile() as output:
             raylet = self._start_raylet(address, ports, output)
             try:
-                moved = self._watch(raylet, address)
+                over = self._watch(raylet, address)
             finally:
                 _stop(raylet)
                 ports.release()
-            if self._stopping.is_set() or moved:
+            if over:
+                _log.warning("%s", over)
+            if self._stopping.is_set() or over:
                 return
             self._false_starts += time.monotonic() - started < _SETTLED_S
             self._tell_end(raylet.returncode, _last_words(output))
@@ -113,17 +127,22 @@ class RayNode:
             preexec_fn=die_with_parent,  # noqa: PLW1509 - only prctl is called there
         )
 
-    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str) -> bool:
-        """Return when it ended or we are to stop (False), or the host's address changed (True)."""
-        started = time.monotonic()
+    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str) -> str:
+        """Return when it ended or we are to stop, or why it has to end.
+
+        By itself Ray would wait for a minute for a head that is gone.
+        """
+        started, refusals = time.monotonic(), 0
         while raylet.poll() is None and not self._stopping.wait(_WATCH_S):
             now = self._own_address()
             if now and now != address:
-                _log.warning("this host's address changed from %s to %s", address, now)
-                return True
+                return f"this host's address changed from {address} to {now}"
+            refusals = refusals + 1 if self._is_gone() else 0
+            if refusals >= _REFUSALS:
+                return str(LeaderLost(f"the leader's Ray head at {self._leader} is gone"))
             if self._false_starts and time.monotonic() - started > _SETTLED_S:
                 self._false_starts = 0
-        return False
+        return ""
 
     def _tell_end(self, code: int, words: str) -> None:
         if self._false_starts >= _MAX_FALSE_STARTS:

@@ -74,8 +74,9 @@
     - {name: rendezvous, containerPort: {{ $shape.config.cluster.rendezvous_port }}}
   lifecycle:
     preStop:
-      # Serves on while the leader drains; ends earlier, as soon as the leader stops it.
-      exec: {command: [sleep, {{ $shape.drain | quote }}]}
+      # Serves on while the leader drains; ends earlier, a moment after the leader's Ray has gone.
+      exec:
+        command: [sh, -c, 'left=$0; while [ "$left" -gt 0 ] && grep -qsx raylet /proc/[0-9]*/comm; do sleep 1; left=$((left - 1)); done', {{ $shape.drain | quote }}]
   securityContext: {{- toYaml $v.securityContext | nindent 4 }}
   resources: {{- include "rufus-serve.followerResources" . | nindent 4 }}
   volumeMounts:
