@@ -5,9 +5,13 @@ Numbers in a list are separated by commas. Values in [] are defaults.
 """
 
 import argparse
+from pathlib import Path
 
 from rufus_serve.cli.setting_flags import add_setting_arguments, resolve_arguments
+from rufus_serve.errors import ModelError
 from rufus_serve.log import configure_logging
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until stopped."""
     config = resolve_arguments(args).config
+    refuse_missing_files(Path(config.model))
     configure_logging("supervisor", level=config.log_level)
     from rufus_serve.supervisor import serve
 
     return serve(config)
+
+
+def refuse_missing_files(folder: Path) -> None:
+    """See at once what the leader would miss only after followers have loaded for minutes.
+
+    Raises:
+        ModelError: `folder` is no checkpoint with a tokenizer.
+    """
+    advice = "give `model` a Hugging Face checkpoint folder"
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; {advice}")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json in it; {advice}")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(f"{folder}: no tokenizer in it ({', '.join(_TOKENIZERS)}); {advice}")

@@ -29,6 +29,7 @@ def served(monkeypatch: pytest.MonkeyPatch):
     given = []
     monkeypatch.setattr(supervisor, "serve", lambda config: given.append(config) or 0)
     monkeypatch.setattr(serve, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(serve, "refuse_missing_files", lambda folder: None)
     return given
 
 
