@@ -1,6 +1,6 @@
 # rufus-serve: `make run` serves the demo model, `make test` runs all tests, `make check` the linters.
-# PYTHON names the interpreter that .venv is made with; the pins are for 3.11. pip's own settings
-# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, ...) are honoured.
+# PYTHON names the interpreter that .venv is made with; the pins are for 3.11 and 3.12. pip's own
+# settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, ...) are honoured.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,6 +10,7 @@ MODEL := .models/smollm2-135m-instruct
 PORT ?= 8000
 # Length of `make chaos`.
 MINUTES ?= 30
+E2E_ON_HOSTS := $(addprefix tests/e2e/test_,chat.py identity.py sampling.py structured_output.py recovery.py chaos.py)
 LONG_TESTS := tests/e2e/test_load.py tests/e2e/test_chaos.py
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
@@ -91,7 +92,9 @@ test-nxdi: $(MADE_DEV) demo-model
 
 # Hosts are network namespaces: needs root and iproute2.
 test-multihost: $(MADE_DEV) demo-model
+	tests/multihost/environments.sh $(PYTHON)
 	$(BIN)/python -m pytest tests/multihost
+	$(BIN)/python -m pytest -p tests.multihost.e2e_on_hosts $(E2E_ON_HOSTS)
 
 check: $(MADE_DEV)
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 PACKAGE = "rufus-serve"
+PYTHONS = ("3.11", "3.12")
+"""Minors that the pins are for: tests run on the first, images on the second."""
 
 
 def closure(extras: set[str]) -> dict[str, str]:
@@ -28,11 +30,21 @@ def closure(extras: set[str]) -> dict[str, str]:
         found[name] = Version(package.version).public
         for text in package.requires or ():
             needed = Requirement(text)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+            if is_needed(needed, extra):
                 target = str(canonicalize_name(needed.name))
                 queue += [(target, each) for each in ("", *needed.extras)]
     del found[PACKAGE]
     return found
+
+
+def is_needed(needed: Requirement, extra: str) -> bool:
+    """Whether any of our Pythons needs it."""
+    if needed.marker is None:
+        return True
+    environments = [
+        {"python_version": each, "python_full_version": f"{each}.0"} for each in PYTHONS
+    ]
+    return any(needed.marker.evaluate({"extra": extra, **each}) for each in environments)
 
 
 def main() -> None:

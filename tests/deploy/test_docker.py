@@ -1,9 +1,11 @@
 """Dockerfiles and install scripts: linted, pinned, non-root; and `run-followers` at work."""
 
+import importlib.util
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,6 +54,28 @@ def test_what_is_copied_exists_and_reaches_the_build(file):
         for source in sources:
             assert (ROOT / source).exists(), source
             assert "!" + source.split("/")[0] in ignore, source
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_images_have_a_python_that_the_pins_are_for(file):
+    (minor,) = re.findall(r"^ARG \w+_IMAGE=.*py(?:thon:)?(3\.?\d+)", file.read_text(), re.MULTILINE)
+    lock = (ROOT / "requirements" / "lock.py").read_text()
+    (pythons,) = re.findall(r"^PYTHONS = \((.*)\)$", lock, re.MULTILINE)
+    assert minor.replace(".", "") in pythons.replace(".", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("leader", "leader cpu demo"), ("follower", "cpu"), ("dev", "leader cpu demo dev")],
+)
+def test_pins_are_all_that_each_python_needs(name, extras):
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed here")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "requirements" / "lock.py"), *extras.split()],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == (ROOT / "requirements" / f"{name}.txt").read_text(), "run `make lock`"
 
 
 def followers(tmp_path: Path, body: str, count: str = "2") -> "subprocess.Popen[bytes]":

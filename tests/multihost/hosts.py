@@ -10,6 +10,9 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.e2e.server import ROOT
+from tests.multihost.bad_cable import send_plain_frames
+
 PROGRAM = str(Path(sys.executable).parent / "rufus-serve")
 _CLONE_NEWNET = 0x40000000
 _OUTSIDE = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -42,6 +45,8 @@ class Host:
         self.name = f"{network.name}-{number}"
         self.address = f"10.213.77.{number + 1}"
         self._port = f"{network.name}p{number}"
+        self._network = network
+        self._cable: subprocess.Popen[bytes] | None = None
         ip("netns", "add", self.name)
         ip("link", "add", "eth0", "netns", self.name, "type", "veth", "peer", "name", self._port)
         ip("link", "set", self._port, "master", network.name, "up")
@@ -77,11 +82,14 @@ class Host:
         there, here = Path(f"/proc/{pid}/ns/net"), Path(f"/run/netns/{self.name}")
         return there.stat().st_ino == here.stat().st_ino
 
+    def run(self, *words: str) -> str:
+        """What a command prints on this host."""
+        command = ["ip", "netns", "exec", self.name, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def listeners(self) -> list[str]:
         """ADDRESS:PORT of all that listens to TCP here."""
-        words = ["ip", "netns", "exec", self.name, "ss", "-ltnH"]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        return [line.split()[3] for line in done.stdout.splitlines()]
+        return [line.split()[3] for line in self.run("ss", "-ltnH").splitlines()]
 
     def set_link(self, state: str) -> None:
         """Plug the cable in (up) or out (down)."""
@@ -93,19 +101,33 @@ class Host:
         ip("-n", self.name, "addr", "add", f"{address}/24", "dev", "eth0")
         self.address = address
 
-    def impair(self, *words: str) -> None:
-        """Have the kernel delay and lose packets that this host sends.
-
-        Raises:
-            OSError: it cannot.
-        """
-        command = ["tc", "-n", self.name, "qdisc", "add", "dev", "eth0", "root", "netem", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(done.stderr.strip())
+    def impair(self, *, delay_ms: float, loss: float) -> None:
+        """Delay and lose what this host sends and is sent, by the kernel if it can."""
+        done = subprocess.run(
+            ["tc", "-n", self.name, "qdisc", "add", "dev", "eth0", "root", "netem",
+             "delay", f"{2 * delay_ms}ms", "loss", f"{200 * loss}%"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            return
+        inner, outer = f"{self._port}i", f"{self._port}o"
+        for host in self._network.hosts:
+            with host.entered():
+                send_plain_frames("eth0")
+        ip("link", "add", inner, "type", "veth", "peer", "name", outer)
+        ip("link", "set", self._port, "nomaster")
+        ip("link", "set", inner, "up")
+        ip("link", "set", outer, "master", self._network.name, "up")
+        words = (self._port, inner, str(delay_ms / 1000), str(loss))
+        self._cable = subprocess.Popen(
+            [sys.executable, "-m", "tests.multihost.bad_cable", *words], cwd=ROOT
+        )
 
     def close(self) -> None:
         """Kill what runs there and remove it."""
+        if self._cable is not None:
+            self._cable.kill()
+            self._cable.wait()
         pids = subprocess.run(
             ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
         )

@@ -38,12 +38,18 @@ class SpreadServer(Server):
             "--cpu.threads=1", *flags, environ=environ,
         )  # fmt: skip
 
-    def offer(self, host: Host, *flags: str, program: str = PROGRAM) -> "subprocess.Popen[bytes]":
+    def offer(
+        self,
+        host: Host,
+        *flags: str,
+        program: str = PROGRAM,
+        environ: dict[str, str] | None = None,
+    ) -> "subprocess.Popen[bytes]":
         """Run `rufus-serve follower` on `host`."""
         self.offers[host.name] = offered = offer(
             host, *flags, leader=self.network.hosts[0].address, token=self.token,
             log=self.offer_log(host), program=program,
-            environ={_TAG: self.tag, "TMPDIR": str(self.temporary)},
+            environ={_TAG: self.tag, "TMPDIR": str(self.temporary)} | (environ or {}),
         )  # fmt: skip
         return offered
 
@@ -56,12 +62,15 @@ class SpreadServer(Server):
         offered.terminate()
         return offered.wait(30)
 
-    def remove(self) -> None:
+    def end_offers(self) -> None:
         for offered in self.offers.values():
             offered.terminate()
         for offered in self.offers.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 offered.wait(15)
+
+    def remove(self) -> None:
+        self.end_offers()
         super().remove()
 
 
@@ -98,7 +107,7 @@ def on_hosts(
 
 
 def wait_until(
-    happened: Callable[[], bool], log: Callable[[], str], *, deadline_s: float = 60.0
+    happened: Callable[[], object], log: Callable[[], str], *, deadline_s: float = 60.0
 ) -> None:
     give_up = time.monotonic() + deadline_s
     while not happened():
