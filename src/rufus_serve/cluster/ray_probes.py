@@ -6,6 +6,7 @@ node whose follower is running can be examined too.
 
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rufus_serve.cluster.addresses import await_listener, choose_address
 from rufus_serve.cluster.line_child import LineChild
 from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE
+from rufus_serve.cluster.ray_greeting import greet
 from rufus_serve.cluster.ray_head import RayHead
 from rufus_serve.errors import ClusterError, RufusError
 
@@ -80,23 +81,9 @@ class _ProbeActor:
         """See `LineChild.ask`."""
         return self._child.ask(line, timeout_s=timeout_s)
 
-    def close(self, leave: bool) -> None:
-        """End the probe; and if told to `leave`, this host's part in the cluster.
-
-        Left alone its raylet would look for the ended head for a minute (Ray's
-        gcs_rpc_server_reconnect_timeout_s), and the host could not join the next one.
-        """
+    def close(self) -> None:
+        """End the probe."""
         self._child.close()
-        if leave:
-            _leave()
-
-
-def _leave() -> None:
-    """End the `ray start` above us: it started the raylet, which started this worker."""
-    for process in psutil.Process().parents():
-        if "start" in process.cmdline()[1:3] and "ray" in process.cmdline()[1]:
-            process.terminate()
-            return
 
 
 _RemoteProbe = ray.remote(max_restarts=0, num_cpus=0)(_ProbeActor)
@@ -136,11 +123,7 @@ class RayProbes:
     def close(self) -> None:
         """End the probes and leave Ray; a Ray of ours ends with that. May be called twice."""
         if ray.is_initialized():
-            here = {node.name for node in self.nodes if node.is_here}
-            ends = [
-                actor.close.remote(self._head is not None and name not in here)
-                for name, actor in self._actors.items()
-            ]
+            ends = [actor.close.remote() for actor in self._actors.values()]
             if ends:
                 ray.wait(ends, num_returns=len(ends), timeout=_MARGIN_S)
             ray.shutdown()
@@ -156,6 +139,8 @@ class RayProbes:
         existing = settings.existing
         if existing:
             await_listener(existing, timeout_s=settings.join_s)
+            # Says at once, and by name, what Ray would repeat for minutes: another token.
+            greet(existing)
         else:
             resources = f'{{"{RESOURCE}": {settings.local_slots}}}'
             self._head = RayHead(address=settings.address, port=settings.port, resources=resources)
@@ -240,4 +225,5 @@ def _cause(error: RayError) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(cause, RufusError | OSError):
         return str(cause)
-    return str(error).strip().splitlines()[-1]
+    last = str(error).strip().splitlines()[-1]
+    return re.sub(r"^[\w.]+(Error|Refused|Timeout): ", "", last)

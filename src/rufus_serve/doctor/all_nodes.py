@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from rufus_serve.cluster.process import interpreter_of
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import (
     compare_models,
@@ -108,6 +109,8 @@ def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
         )
         return Report.of(report.nodes, [*report.findings, *on_node(report.nodes[0], [note])])
     check_folder(Path(config.model))
+    if config.cluster.python and config.cluster.follower_on_leader_host:
+        interpreter_of(config.cluster.python)
     here = own_placement(config, plan)
     return _examine_spread(config, plan, here, quick=quick)
 
@@ -135,10 +138,11 @@ def _examine_spread(
     )
     _log.info("waiting for %d nodes, at most %g s", expected, config.timeouts.join_s)
     with RayProbes(settings) as probes:
-        absent = _absent(config, plan, expected, [node.name for node in probes.nodes])
+        came = [*(node.name for node in probes.nodes), *probes.absent]
+        absent = [*_absent(config, plan, expected, came)]
         failed = [_no_probe(name, reason) for name, reason in probes.absent.items()]
         report = examine_probes(config, probes, here, quick=quick)
-    return Report.of(report.nodes, [*absent, *failed, *report.findings])
+    return Report.of(came, [*absent, *failed, *report.findings])
 
 
 def _existing(config: ServeConfig, plan: GroupPlan) -> str:
@@ -192,7 +196,7 @@ def examine_probes(config: ServeConfig, probes: Probes, here: Placement, *, quic
     replies, failed = _ask(probes, orders, config.timeouts.load_s)
     reports = [reply for reply in replies.values() if isinstance(reply, NodeReport)]
     links = _links(config, probes, placements)
-    leader = next(node.name for node in nodes if node.is_here)
+    leader = next((node.name for node in nodes if node.is_here), socket.gethostname())
     system = HostSystem()
     findings = [*failed, *on_node(leader, leader_versions(system))]
     for report in reports:

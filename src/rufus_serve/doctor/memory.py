@@ -13,7 +13,7 @@ from rufus_serve.errors import ArtifactError, ConfigError, FollowerError
 
 _LEADER_BYTES = 2 * GIB
 _FOLLOWER_BYTES = GIB
-"""Python, torch and vLLM, without weights; assumptions, about twice what the demo model takes."""
+"""Python, torch and vLLM, without weights; assumptions."""
 _GRAPH_FILES_BYTES = 2 * GIB
 _OBJECT_STORE_BYTES = 80_000_000
 """Ray's object store, as we start it."""

@@ -12,7 +12,7 @@ from rufus_serve.plan.model_shape import ModelShape, read_model_shape
 
 _CODE = ModelError.exit_code
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors, README)."""
 
