@@ -1,18 +1,18 @@
 """`rufus-serve doctor --all-nodes` over two hosts: well, behind a firewall, with another MTU."""
 
 import json
-import secrets
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.e2e.losses import status_of
 from tests.e2e.server import DEMO_MODEL
 from tests.multihost import hosts
-from tests.multihost.hosts import PROGRAM, Network
+from tests.multihost.hosts import PROGRAM, Host, Network
+from tests.multihost.spread import on_hosts, write_token
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -29,52 +29,38 @@ class Pair:
     def __init__(self, network: Network, folder: Path) -> None:
         self.first, self.second = network.hosts
         self.folder = folder
-        self.token = folder / "token"
-        self.token.touch(mode=0o600)
-        self.token.write_text(secrets.token_hex(32))
+        self.token = write_token(folder / "token")
         self.follower = self.second.start(
             PROGRAM, "follower", f"--leader={self.first.address}:{RAY_PORT}",
             f"--token-file={self.token}", log=folder / "follower.log",
         )  # fmt: skip
 
-    def _settings(self) -> tuple[str, ...]:
-        return (
-            str(DEMO_MODEL), "--nodes=2", "--max-model-len=512",
-            f"--cluster.token-file={self.token}", "--cluster.interface=eth0",
-            f"--cluster.state-dir={self.folder}", f"--cluster.ray-port={RAY_PORT}",
-        )  # fmt: skip
-
     def examine(self, *, code: int) -> dict[str, list[dict[str, Any]]]:
         """Findings by check, as the doctor on the first host has them."""
-        done = subprocess.run(
-            [
-                "ip", "netns", "exec", self.first.name, PROGRAM, "doctor", "--all-nodes",
-                "--json", *self._settings(),
-            ],
-            capture_output=True, text=True, check=False, timeout=200,
+        return examine(
+            self.first, "--nodes=2", f"--cluster.token-file={self.token}",
+            "--cluster.interface=eth0", f"--cluster.state-dir={self.folder}",
+            f"--cluster.ray-port={RAY_PORT}", code=code,
         )  # fmt: skip
-        assert done.returncode == code, (done.stdout, done.stderr)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for finding in json.loads(done.stdout)["findings"]:
-            found.setdefault(finding["check"], []).append(finding)
-        return found
-
-    def serve(self) -> "subprocess.Popen[bytes]":
-        """A server over both hosts, once it is ready."""
-        log = self.folder / "serve.log"
-        server = self.first.start(PROGRAM, "serve", *self._settings(), log=log)
-        deadline = time.monotonic() + 150
-        while not self.is_ready():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.25)
-        return server
-
-    def is_ready(self) -> bool:
-        return self.first.fetch("http://127.0.0.1:8000/ready").endswith("200")
 
     def on_second(self, *words: str) -> None:
         subprocess.run(["ip", "netns", "exec", self.second.name, *words], check=True)
+
+
+def examine(host: Host, *words: str, code: int) -> dict[str, list[dict[str, Any]]]:
+    """Findings by check of a doctor over all nodes, run on `host`."""
+    done = subprocess.run(
+        [
+            "ip", "netns", "exec", host.name, PROGRAM, "doctor", str(DEMO_MODEL), "--all-nodes",
+            "--json", *words,
+        ],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == code, (done.stdout, done.stderr)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(done.stdout)["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    return found
 
 
 @pytest.fixture
@@ -111,18 +97,20 @@ def test_a_port_that_a_firewall_drops_and_another_mtu_are_named(pair: Pair) -> N
     assert (mtu["level"], "1500" in mtu["what"], "1400" in mtu["what"]) == ("warning", True, True)
 
 
-def test_a_running_group_is_examined_and_not_disturbed(pair: Pair) -> None:
-    server = pair.serve()
-    try:
-        found = pair.examine(code=0)
-        (reached,) = found["reachability"]
-        # Each way: the last rendezvous and two of Ray's; the server's own step and control port.
-        assert (reached["level"], reached["what"].split(",")[0]) == ("ok", "8 connections")
-        (held,) = {finding["what"] for finding in found["ports"]}
-        assert held.startswith("held by the running server, process")
-        assert pair.is_ready()
-        log = (pair.folder / "serve.log").read_text()
-        assert "is over" not in log, log
-    finally:
-        server.terminate()
-        server.wait(60)
+def test_a_running_group_is_examined_and_not_disturbed(tmp_path: Path) -> None:
+    flags = ("--max-model-len=512", "--buckets.prefill=64")
+    with Network(2) as network, on_hosts(network, tmp_path, *flags) as server:
+        words = (
+            "--nodes=2", f"--port={server.port}", "--cluster.interface=eth0",
+            f"--cluster.token-file={server.token}", *flags,
+        )  # fmt: skip
+        before = status_of(server)
+        found = examine(network.hosts[0], *words, code=0)
+        after = status_of(server)
+        assert "Paris" in server.ask()
+    (reached,) = found["reachability"]
+    # Each way: the last rendezvous and two of Ray's; the server's own step and control port.
+    assert (reached["level"], reached["what"].split(",")[0]) == ("ok", "8 connections")
+    (held,) = {finding["what"] for finding in found["ports"]}
+    assert held == f"held by the running server, process {server.process.pid}"
+    assert (after.ready, after.epoch, after.restarts) == (True, before.epoch, before.restarts)

@@ -28,10 +28,12 @@ head.wait_ready()
 print("announced", flush=True)
 time.sleep(600)
 """
-_OTHER_PACKAGE = """
+_OTHER_VERSION = """
 import sys
 import rufus_serve
 rufus_serve.__version__ = "9.9.9"
+import rufus_serve.protocol.messages
+rufus_serve.protocol.messages.PROTOCOL_VERSION = 99
 from rufus_serve.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -94,18 +96,11 @@ def test_another_token(network: Network, token: Path, tmp_path: Path) -> None:
     assert "refuses this host's token" in line
 
 
-def test_another_version_of_the_package(network: Network, token: Path, tmp_path: Path) -> None:
-    line = refused(network, token, tmp_path, program(tmp_path, _OTHER_PACKAGE))
-    assert "this host has rufus-serve 9.9.9, the leader" in line
-
-
-def test_another_version_of_the_protocol(network: Network, token: Path, tmp_path: Path) -> None:
-    code = _OTHER_PACKAGE.replace(
-        'rufus_serve.__version__ = "9.9.9"',
-        "import rufus_serve.protocol.messages as m; m.PROTOCOL_VERSION = 99",
-    )
-    line = refused(network, token, tmp_path, program(tmp_path, code))
-    assert "this host has step protocol 99, the leader" in line
+def test_another_protocol_is_refused_with_the_packages_versions(
+    network: Network, token: Path, tmp_path: Path
+) -> None:
+    line = refused(network, token, tmp_path, program(tmp_path, _OTHER_VERSION))
+    assert "speaks protocol 99 (rufus-serve 9.9.9), the leader" in line
 
 
 def test_another_minor_of_python(network: Network, token: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 `ray start` tries a wrong token twenty times, prints pages, and knows no versions but its own.
 """
 
+import logging
 import platform
 
 import msgspec
@@ -14,6 +15,7 @@ from rufus_serve import __version__
 from rufus_serve.errors import ClusterError, HandshakeRefused
 from rufus_serve.protocol.messages import PROTOCOL_VERSION
 
+_log = logging.getLogger(__name__)
 _NAMESPACE, _KEY = b"rufus-serve", b"leader"
 _CALL_S = 5.0
 
@@ -40,11 +42,15 @@ def own_versions() -> Versions:
 def difference(ours: Versions, leaders: Versions) -> str:
     """Why a host with `ours` cannot follow that leader; empty if it can.
 
-    Of Python the minor counts: Ray's processes exchange pickled byte code.
+    Of the package the protocol counts, so that a leader can be upgraded by itself; of Python the
+    minor: Ray's processes exchange pickled byte code.
     """
+    if ours.protocol != leaders.protocol:
+        return (
+            f"this host speaks protocol {ours.protocol} (rufus-serve {ours.package}), the leader "
+            f"{leaders.protocol} ({leaders.package}); install the leader's version here"
+        )
     for name, here, there in (
-        ("rufus-serve", ours.package, leaders.package),
-        ("step protocol", str(ours.protocol), str(leaders.protocol)),
         ("Python", _minor(ours.python), _minor(leaders.python)),
         ("Ray", ours.ray, leaders.ray),
     ):
@@ -83,9 +89,15 @@ def greet(address: str) -> bool:
         return False
     if found is None:
         return False
-    unlike = difference(own_versions(), msgspec.json.decode(found, type=Versions))
+    ours, leaders = own_versions(), msgspec.json.decode(found, type=Versions)
+    unlike = difference(ours, leaders)
     if unlike:
         raise HandshakeRefused(f"the leader at {address} cannot take this host: {unlike}")
+    if ours.package != leaders.package:
+        _log.warning(
+            "this host has rufus-serve %s, the leader at %s has %s; they speak the same protocol",
+            ours.package, address, leaders.package,
+        )  # fmt: skip
     return True
 
 

@@ -42,8 +42,10 @@ def test_equal_hosts_go_together_whatever_their_python_patch():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"package": "0.2.0"}, "rufus-serve 0.1.0, the leader 0.2.0"),
-        ({"protocol": 2}, "step protocol 1, the leader 2"),
+        (
+            {"protocol": 2, "package": "0.2.0"},
+            "protocol 1 (rufus-serve 0.1.0), the leader 2 (0.2.0)",
+        ),
         ({"python": "3.11.12"}, "Python 3.12, the leader 3.11"),
         ({"ray": "2.59.0"}, "Ray 2.60.0, the leader 2.59.0"),
     ],
@@ -63,6 +65,13 @@ def test_a_leader_of_another_version_is_not_followed(head):
     head.stored[b"rufus-serve", b"leader"] = msgspec.json.encode(theirs)
     with pytest.raises(HandshakeRefused, match=r"leader at h:1 cannot take this host.* Ray "):
         greet("h:1")
+
+
+def test_a_newer_leader_that_speaks_the_same_protocol_is_followed_with_a_word(head, caplog):
+    theirs = msgspec.structs.replace(own_versions(), package="99.1")
+    head.stored[b"rufus-serve", b"leader"] = msgspec.json.encode(theirs)
+    assert greet("h:1") is True
+    assert "the leader at h:1 has 99.1" in caplog.text
 
 
 def test_another_token_is_named(head):
