@@ -164,7 +164,7 @@ class NeuronRuntimeConfig(Section):
     attention_dp_degree: Annotated[int, Field(gt=0)] = 1
     """Data parallelism over the decode batch in attention."""
     max_prefills_per_decode: Annotated[int, Field(gt=0)] = 1
-    """Prompts prefilled between two decode steps: 1 stalls decodes least, more start sooner."""
+    """Prompts that may be prefilled before running requests get their next token."""
     neuron_config: dict[str, Any] = Field(default_factory=dict)
     """Further NxD Inference NeuronConfig fields; unknown ones are refused."""
 
