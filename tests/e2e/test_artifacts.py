@@ -45,12 +45,11 @@ def test_followers_serve_from_their_own_shards_alone(
     with serving(bare_model, *FLAGS, "--require-artifacts", *made) as server:
         tokens = prompt(40)
         assert_greedy(DEMO_MODEL, tokens, server.greedy(tokens, 16))
-        lines = [line for line in server.log.splitlines() if ": fetching to " in line]
-    fetched = sorted(line.partition(" node ")[2] for line in lines)
+        logs = [path.read_text() for path in server.temporary.glob("*/logs/follower-*.log")]
+    brought = [log.partition(": fetching to ")[2].partition("\n")[0] for log in logs]
     folder = next(cache.iterdir())
-    assert fetched == [
-        f"{rank}: fetching to {folder}: shards/node-00{rank}.safetensors" for rank in (0, 1)
-    ]
+    assert sorted(brought) == [f"{folder}: shards/node-00{rank}.safetensors" for rank in (0, 1)]
+    assert all(log.count(": fetching to ") == 1 for log in logs)
     assert len(list(cache.glob("*/shards/*.safetensors"))) == 2
 
 
