@@ -2,12 +2,15 @@
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from nxdi_group import Failed, Reference, as_transformers_5, write_llama
 from test_guards import CLOSE, WRONG, off, raw_prefill
 from test_nxdi_runtime import CONTIGUOUS
+
+from rufus_serve.runtime.neuron.application import _APPLICATIONS
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -28,6 +31,16 @@ def settings(model):
 @pytest.fixture(scope="module")
 def contiguous(settings, start_group):
     return start_group(settings | CONTIGUOUS)
+
+
+def test_applications_are_those_of_nxd_inferences_own_registry():
+    """Read as text: importing the registry loads every model it has."""
+    (package,) = find_spec("neuronx_distributed_inference").submodule_search_locations
+    registry = (Path(package) / "utils/constants.py").read_text()
+    for module, name in _APPLICATIONS.values():
+        path = f"neuronx_distributed_inference.models.{module}.modeling_{module}"
+        assert f"from {path} import {name}\n" in registry
+        assert f'"{module}": {{"causal-lm": {name}}}' in registry
 
 
 def test_unknown_fields_are_silent_in_nxd_inference_and_refused_here(
