@@ -1,16 +1,18 @@
 """A leader on a host without a follower, and two followers on one host that share its address."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rufus_serve.errors import ClusterError
 from tests.e2e.losses import pids, status_of, strike
 from tests.e2e.models import assert_greedy, prompt, tiny_checkpoint
 from tests.e2e.server import _TAG, ROOT
 from tests.multihost import hosts
 from tests.multihost.hosts import PROGRAM, Network
-from tests.multihost.spread import RAY_PORT, SpreadServer, write_token
+from tests.multihost.spread import RAY_PORT, SpreadServer, wait_until, write_token
 
 pytestmark = [
     pytest.mark.timeout(200),
@@ -97,3 +99,30 @@ def test_two_followers_share_an_address(
             both.kill()
             both.wait()
             server.remove()
+
+
+@pytest.fixture
+def waiting(network: Network, model: Path, tmp_path: Path) -> Iterator[SpreadServer]:
+    """A leader of whose hosts none comes."""
+    with network.hosts[0].entered():
+        flags = ("--nodes=2", "--timeouts.join-s=15")
+        server = SpreadServer(network, model, *flags, token=write_token(tmp_path / "t"))
+        try:
+            wait_until(lambda: "on 1 other run:" in server.log, lambda: server.log)
+            yield server
+        finally:
+            server.remove()
+
+
+def test_a_leader_whose_hosts_do_not_come_says_what_to_run(waiting: SpreadServer) -> None:
+    assert waiting.process.wait(60) == ClusterError.exit_code
+    last = waiting.log.splitlines()[-1]
+    assert "only these offered themselves: " in last
+    assert "run `rufus-serve follower --leader 10.213.77.1:6379` on the others" in last
+
+
+def test_a_leader_that_waits_for_hosts_ends_when_asked(waiting: SpreadServer) -> None:
+    time.sleep(7.0)
+    began = time.monotonic()
+    assert waiting.stop() == 0, waiting.log
+    assert time.monotonic() - began < 6.0

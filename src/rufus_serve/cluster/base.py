@@ -76,6 +76,9 @@ class Cluster(Protocol):
     def adopt(self, follower_id: str, pid: int, address: str) -> None:
         """Take over a follower that an earlier supervisor started; its end is told as well."""
 
+    def interrupt(self) -> None:
+        """Have calls that wait for a node give up with `ClusterError`; any thread."""
+
     def release(self) -> None:
         """Leave running followers alone when this process ends; they wait for another leader."""
 

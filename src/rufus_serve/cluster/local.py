@@ -45,6 +45,9 @@ class LocalCluster:
         with self._lock:
             self._running[follower_id] = AdoptedProcess(follower_id, pid, on_exit=self._ended)
 
+    def interrupt(self) -> None:
+        """Nothing here waits for a node."""
+
     def release(self) -> None:
         """Leave running followers alone from now on."""
         self._released = True

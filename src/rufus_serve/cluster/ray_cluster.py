@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -77,6 +77,7 @@ class RayCluster:
         self._on_exit: OnExit = lambda _: None
         self._lock = threading.Lock()
         self._watchers: list[threading.Thread] = []
+        self._interrupted = threading.Event()
         self._stopped = False
         self._released = False
 
@@ -142,6 +143,10 @@ class RayCluster:
         if address == self._settings.address:
             slot.adopted = AdoptedProcess(follower_id, pid, on_exit=ended)
 
+    def interrupt(self) -> None:
+        """Have calls that wait for a node give up; any thread."""
+        self._interrupted.set()
+
     def release(self) -> None:
         """Leave running followers alone from now on."""
         self._released = True
@@ -205,8 +210,13 @@ class RayCluster:
         assert self._group is not None
         deadline = time.monotonic() + self._settings.join_s
         while not self._group.wait(_POLL_S):
+            self._raise_if_interrupted()
             if time.monotonic() > deadline:
                 raise ClusterError(self._too_few())
+
+    def _raise_if_interrupted(self) -> None:
+        if self._interrupted.is_set():
+            raise ClusterError("stopped while waiting for nodes")
 
     def _too_few(self) -> str:
         nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(RESOURCE)]
@@ -226,16 +236,24 @@ class RayCluster:
         options = {"scheduling_strategy": strategy, "resources": {RESOURCE: 1.0}}
         slot.agent = RemoteFollowerAgent.options(**options).remote(log_dir)
         try:
-            call = slot.agent.describe.remote(self._settings.address)
-            host, address, _python = ray.get(call, timeout=self._settings.join_s)
-        except GetTimeoutError as error:
-            raise ClusterError(
-                f"the agent of bundle {slot.bundle} did not start within "
-                f"{self._settings.join_s:g} s"
-            ) from error
+            host, address, _python = self._meet(slot)
         except RayError as error:
             raise ClusterError(f"the agent of bundle {slot.bundle} failed: {error}") from error
         slot.node = NodeInfo(host=host, address=address, slots=1)
+
+    def _meet(self, slot: _Slot) -> tuple[str, str, str]:
+        """What a new agent says of itself; its node may have yet to come."""
+        call = slot.agent.describe.remote(self._settings.address)
+        deadline = time.monotonic() + self._settings.join_s
+        while not ray.wait([call], timeout=_POLL_S)[0]:
+            self._raise_if_interrupted()
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the agent of bundle {slot.bundle} did not start within "
+                    f"{self._settings.join_s:g} s"
+                )
+        said: tuple[str, str, str] = ray.get(call)
+        return said
 
     def _nearness(self, slot: _Slot) -> tuple[bool, int]:
         """Ranks go by this: rank 0 sends the logits, and had best sit beside the leader."""

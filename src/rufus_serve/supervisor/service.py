@@ -359,6 +359,7 @@ class Supervisor:
         self._ended.set()
         self._leader.give_up()
         self._state.handle(ev.Stopping(), time.monotonic())
+        self._cluster.interrupt()
         await self._leader.stop(deadline_s=_LEADER_STOP_S if self._signals < 2 else 0.5)
         if self._keep_followers:
             self._cluster.release()
@@ -389,7 +390,7 @@ class Supervisor:
 
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
+        if task.cancelled() or task.exception() is None or self._ended.is_set():
             return
         error = task.exception()
         if isinstance(error, RufusError):
