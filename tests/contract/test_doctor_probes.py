@@ -49,10 +49,11 @@ def probe() -> Iterator[LineChild]:
 class ChildProbes:
     """`Probes` of two processes; each has a loopback address of its own."""
 
-    def __init__(self) -> None:
-        self.nodes = tuple(
-            ProbedNode(name=name, address=address, is_here=name == "a", followers=1)
-            for name, address in (("a", "127.0.0.1"), ("b", "127.0.0.2"))
+    def __init__(self, *, in_one_pod: bool = False) -> None:
+        second = "127.0.0.1" if in_one_pod else "127.0.0.2"
+        self.nodes = (
+            ProbedNode(name="a", address="127.0.0.1", is_here=True, followers=1 - in_one_pod),
+            ProbedNode(name="b", address=second, is_here=False, followers=1),
         )
         self._children = {node.name: LineChild(PROBE) for node in self.nodes}
 
@@ -117,6 +118,23 @@ def test_two_hosts_that_are_well_reach_each_other_on_every_port(
     assert [each.level for each in of(report.findings, "models agree")] == ["ok"]
     assert [each.level for each in of(report.findings, "versions agree")] == ["ok"]
     assert {each.node for each in of(report.findings, "model")} == {"a", "b"}
+
+
+def test_a_leader_without_a_follower_may_share_an_address_with_one(config: ServeConfig) -> None:
+    probes = ChildProbes(in_one_pod=True)
+    try:
+        report = examine_probes(config, probes, Placement(spread=True), quick=False)
+    finally:
+        probes.close()
+    (reached,) = of(report.findings, "reachability")
+    # The step port of b from a, the control port of a from b.
+    assert (reached.level, reached.what.split(",")[0]) == ("ok", "2 connections")
+    ports = [finding.what for finding in of(report.findings, "ports")]
+    own = config.cluster
+    assert ports == [
+        f"{config.port}, {own.control_port} can be listened on",
+        f"{own.step_port}, {own.rendezvous_port}, {own.rendezvous_port + 15} can be listened on",
+    ]
 
 
 def test_a_running_group_is_connected_to_and_a_closed_port_is_told(

@@ -102,14 +102,8 @@ def efa_provider(context: Context) -> Iterator[Finding]:
 
 def _domains(out: str) -> set[str]:
     """Domains of provider efa; newer libfabric lists each twice, for efa and efa-direct."""
-    found, provider = set(), ""
-    for line in out.splitlines():
-        key, _, value = line.strip().partition(":")
-        if key == "provider":
-            provider = value.strip()
-        elif key == "domain" and provider == "efa":
-            found.add(value.strip())
-    return found
+    lines = (line.strip().partition(":") for line in out.splitlines())
+    return {value.strip() for key, _, value in lines if key == "domain"}
 
 
 def _chosen_provider(context: Context, say: Findings) -> Iterator[Finding]:

@@ -145,17 +145,22 @@ def _measure(order: Reach, target: Target, connection: socket.socket) -> Link:
 
 
 def _ask(nonce: str, connection: socket.socket, lines: Any) -> tuple[float, float, str]:
-    """Round trip and clock offset in seconds, and who answered.
-
-    The offset is NTP's: as if the way there took as long as the way back (RFC 5905, section 8).
-    """
-    left = time.time()
+    """Round trip and clock offset in seconds, and who answered."""
+    sent = time.time()
     connection.sendall(json.dumps({"nonce": nonce}).encode() + b"\n")
     answer = json.loads(lines.readline(_LINE_BYTES))
-    came = time.time()
-    there, back = answer["came"] - left, answer["left"] - came
-    round_trip_s = (came - left) - (answer["left"] - answer["came"])
-    return round_trip_s, (there + back) / 2, str(answer["node"])
+    times = (sent, float(answer["came"]), float(answer["left"]), time.time())
+    return *round_trip_and_offset(*times), str(answer["node"])
+
+
+def round_trip_and_offset(
+    sent: float, came: float, left: float, returned: float
+) -> tuple[float, float]:
+    """Seconds on the way, and what the other clock is ahead; `came` and `left` are of that clock.
+
+    As NTP has it, as if the way there took as long as the way back (RFC 5905, section 8).
+    """
+    return (returned - sent) - (left - came), ((came - sent) + (left - returned)) / 2
 
 
 def _bulk(nonce: str, connection: socket.socket, lines: Any) -> str:
