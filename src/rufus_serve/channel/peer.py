@@ -208,7 +208,7 @@ class PeerServer:
             if error.errno != errno.EHOSTUNREACH:
                 raise
             kind = type(message).__name__
-            _log.info("%s for peer %s not sent: it is not connected", kind, peer.hex())
+            _log.debug("%s for peer %s not sent: it is not connected", kind, peer.hex())
             return False
         return True
 
