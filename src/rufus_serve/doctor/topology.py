@@ -45,7 +45,8 @@ def _cpu(context: Context, say: Findings, shape: ModelShape) -> Iterator[Finding
             code=ModelError.exit_code,
         )
         return
-    yield say.ok(f"{nodes} followers share {heads} query and {shape.num_kv_heads} KV heads")
+    share = f"{nodes} followers share" if nodes > 1 else "one follower holds"
+    yield say.ok(f"{share} {heads} query and {shape.num_kv_heads} KV heads")
 
 
 def _neuron(context: Context, say: Findings, shape: ModelShape) -> Iterator[Finding]:
