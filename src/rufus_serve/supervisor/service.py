@@ -112,10 +112,8 @@ class Supervisor:
     # ---- start ----
 
     def _take_signals(self) -> None:
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            loop.add_signal_handler(number, self._on_signal)
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -131,11 +129,13 @@ class Supervisor:
         self._spawn(self._await_cluster(starting))
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
-        self._nodes = nodes = await starting
+        while not starting.done():
+            await asyncio.wait({starting}, timeout=_TICK_S)
+            # Ray puts a handler of its own on SIGTERM, which ends the process at once.
+            self._take_signals()
+        self._nodes = nodes = starting.result()
         if self._ended.is_set():
             return
-        # Ray puts a handler of its own on SIGTERM, which ends the process at once.
-        self._take_signals()
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
         await self._perform(self._state.start(await self._adopted(), time.monotonic()))
         self._spawn(self._leader.keep())
