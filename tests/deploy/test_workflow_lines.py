@@ -1,0 +1,137 @@
+"""Every `run:` of the workflows is executed, with stand-ins for what leaves this machine."""
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.chart import ROOT, TOOLS
+from tests.deploy.conftest import need
+from tests.deploy.test_workflows import WORKFLOWS, steps
+
+VERSION = yaml.safe_load((ROOT / "deploy/helm/rufus-serve/Chart.yaml").read_text())["version"]
+DIGEST = "sha256:" + 64 * "a"
+ELSEWHERE = {"cosign", "sudo", "pip", "make"}
+"""Commands that publish, change the machine, or are this very test."""
+
+
+def lines(file: str, job: str) -> list[str]:
+    """The `run:` texts of a job."""
+    path = ROOT / ".github" / "workflows" / f"{file}.yml"
+    return [step["run"] for name, step in steps(path) if name == job and "run" in step]
+
+
+class Runner:
+    """A checkout in which commands run as they would on a runner."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout, self.bin = folder / "checkout", folder / "bin"
+        self.calls = folder / "calls"
+        self.bin.mkdir()
+        kept = shutil.ignore_patterns(
+            ".git", ".venv*", ".models", ".tools", "__pycache__", "build", "*.log"
+        )
+        shutil.copytree(ROOT, self.checkout, ignore=kept)
+        for name in ELSEWHERE:
+            self.stand_in(name, "")
+
+    def stand_in(self, name: str, body: str) -> None:
+        path = self.bin / name
+        path.write_text(f'#!/bin/bash\necho "{name} $*" >> {self.calls}\n{body}\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def run(self, text: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+        """As GitHub runs it: bash, stopping at the first error."""
+        path = f"{self.bin}:{TOOLS / 'venv' / 'bin'}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", text],
+            cwd=self.checkout, env={**os.environ, "PATH": path, **environ},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+
+    def called(self) -> list[str]:
+        return self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
+
+
+def test_none_is_left_out():
+    """A new job or command needs a test here."""
+    known = {("chart", "chart"): 2, ("ci", "ci"): 1, ("release", "version"): 1}
+    known |= {("release", "images"): 2, ("release", "package"): 1, ("release", "chart"): 1}
+    found = {
+        (file.stem, job): len(lines(file.stem, job))
+        for file in WORKFLOWS
+        for job in yaml.safe_load(file.read_text())["jobs"]
+    }
+    assert found == known
+
+
+def test_ci_checks_and_tests(runner):
+    (text,) = lines("ci", "ci")
+    done = runner.run(text)
+    assert done.returncode == 0, done.stderr
+    assert runner.called()[:2] == ["make check", "make test"]
+
+
+def test_the_chart_is_checked_with_the_tools(runner):
+    runner.stand_in("tools", "")
+    shutil.copy(runner.bin / "tools", runner.checkout / "deploy" / "helm" / "get-tools.sh")
+    for text in lines("chart", "chart"):
+        done = runner.run(text)
+        assert done.returncode == 0, done.stderr
+    assert [call.split()[0] for call in runner.called()] == ["pip", "tools", "make"]
+
+
+@pytest.mark.parametrize(("tag", "code"), [(f"v{VERSION}", 0), ("v99.0.0", 1)])
+def test_a_tag_that_disagrees_ends_the_release(runner, tmp_path, tag, code):
+    (text,) = lines("release", "version")
+    output = tmp_path / "output"
+    done = runner.run(text, TAG=tag, GITHUB_OUTPUT=str(output))
+    assert done.returncode == code, done.stderr
+    assert output.exists() == (code == 0)
+    if code == 0:
+        assert output.read_text() == f"version={VERSION}\n"
+
+
+def test_images_are_signed_by_digest_and_their_list_is_attested(runner):
+    reference = f"ghcr.io/o/rufus-serve-leader@{DIGEST}"
+    for text in lines("release", "images"):
+        done = runner.run(text, REF=reference)
+        assert done.returncode == 0, done.stderr
+    room, sign, attest = runner.called()
+    assert room.startswith("sudo rm -rf /usr/share/dotnet")
+    assert sign == f"cosign sign --yes {reference}"
+    assert attest.endswith(f"--predicate sbom.spdx.json {reference}")
+
+
+def test_the_package_builds_and_passes_twine(runner):
+    if not (TOOLS / "venv" / "bin" / "twine").exists():
+        pytest.skip("twine is not here: run deploy/helm/get-tools.sh")
+    (text,) = lines("release", "package")
+    done = runner.run(text)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = {path.name for path in (runner.checkout / "dist").iterdir()}
+    assert built == {f"rufus_serve-{VERSION}-py3-none-any.whl", f"rufus_serve-{VERSION}.tar.gz"}
+
+
+def test_the_chart_is_packaged_pushed_and_signed_by_its_digest(runner):
+    helm = need("helm3")
+    runner.stand_in(
+        "helm",
+        f'case $1 in lint|package) exec {helm} "$@";; push) echo "Digest: {DIGEST}";; '
+        "*) cat > /dev/null;; esac",
+    )
+    (text,) = lines("release", "chart")
+    done = runner.run(text, VERSION=VERSION, REGISTRY="ghcr.io/o", ACTOR="a", TOKEN="t")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (runner.checkout / f"rufus-serve-{VERSION}.tgz").exists()
+    assert runner.called()[-1] == f"cosign sign --yes ghcr.io/o/charts/rufus-serve@{DIGEST}"
+    assert "t" not in [word for call in runner.called() for word in call.split()]
