@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,29 @@ class Strike:
             if found and (everybody or found[3] != "warming up"):
                 spent[found[1]] = spent.get(found[1], 0.0) + float(found[2])
         return max(spent.values())
+
+
+class Probe:
+    """Asks for /health and /ready all the time."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._done = server, threading.Event()
+        self.health: set[int] = set()
+        self.ready: set[int] = set()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Probe":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.1):
+            self.health.add(self._server.get("/health")[0])
+            self.ready.add(self._server.get("/ready")[0])
 
 
 def slowness() -> float:

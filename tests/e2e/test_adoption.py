@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,14 @@ class Host:
         ]  # fmt: skip
         if self.servers:
             flags.append(f"--port={self.servers[0].port}")
+        began = time.monotonic()
         server = Server(DEMO_MODEL, *flags, environ=self._as_version(version))
         if self.servers:
             server.port = self.servers[0].port
         self.servers.append(server)
         server.wait_ready()
+        waiting = "no follower" if len(self.servers) == 1 else "followers waiting"
+        sys.stdout.write(f"ready after {time.monotonic() - began:.1f} s with {waiting}\n")
         return server
 
     def _as_version(self, version: str) -> dict[str, str]:

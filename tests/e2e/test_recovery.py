@@ -1,14 +1,16 @@
 """Killed and hung followers: every stream goes on to the token it would have had."""
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from rufus_serve.errors import RestartBudgetSpent
+from rufus_serve.supervisor import orders
+from tests.e2e.groups import FLAGS, Group
 from tests.e2e.losses import (
+    Probe,
     Strike,
     assert_no_process_remains,
     pids,
@@ -20,36 +22,9 @@ from tests.e2e.losses import (
     wait_ready,
 )
 from tests.e2e.server import Server
-from tests.e2e.streams import Answer, Streams, completion, every_kind
+from tests.e2e.streams import Streams
 
 pytestmark = pytest.mark.timeout(300)
-
-FLAGS = (
-    "--dtype=float32", "--max-model-len=1024", "--recovery.max-restarts=1000",
-    "--timeouts.step-floor-s=2", "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
-    "--buckets.prefill=64,256",
-)  # fmt: skip
-ASKS = every_kind(24)
-LONG_PROMPT = completion(list(range(1000, 1900)), max_tokens=8, ignore_eos=True)
-
-
-class Group:
-    """A server and what it answers undisturbed."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.expected = self.start().finish()
-        self.long_expected = self.start_long().finish()
-
-    def start(self) -> Streams:
-        return Streams(self.server.port, self.server.name, ASKS)
-
-    def start_long(self) -> Streams:
-        return Streams(self.server.port, self.server.name, [LONG_PROMPT])
-
-    def assert_undisturbed(self, answers: list[Answer]) -> None:
-        for answer, expected in zip(answers, self.expected, strict=True):
-            answer.assert_same(expected)
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +40,6 @@ def leave_it_serving(request: pytest.FixtureRequest) -> Iterator[None]:
         wait_ready(request.getfixturevalue("group").server)
 
 
-class Probe:
-    """Asks for /health and /ready all the time."""
-
-    def __init__(self, server: Server) -> None:
-        self._server, self._done = server, threading.Event()
-        self.health: set[int] = set()
-        self.ready: set[int] = set()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Probe":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.wait(0.1):
-            self.health.add(self._server.get("/health")[0])
-            self.ready.add(self._server.get("/ready")[0])
-
-
 def assert_failed_for_good(server: Server, streams: Streams) -> None:
     """Every open request gets an error, and the process ends with the code of a spent budget."""
     began = time.monotonic()
@@ -95,6 +47,8 @@ def assert_failed_for_good(server: Server, streams: Streams) -> None:
         assert "restart budget spent" in answer.error, answer
     assert server.process.wait(20) == RestartBudgetSpent.exit_code
     assert time.monotonic() - began < 20.0
+    assert "the first follower that failed was 1." in server.log
+    assert "restart budget spent (3 restarts in 600 s); first: follower 1 on " in server.log
     assert_no_process_remains(server)
 
 
@@ -166,6 +120,17 @@ def test_streams_go_on_when_a_follower_hangs(group: Group) -> None:
     group.assert_undisturbed(streams.finish())
     blow.wait_recovered()
     record("decoding, SIGSTOP (1,)", [blow])
+
+
+def test_streams_go_on_when_a_follower_is_restarted_on_request(group: Group) -> None:
+    before, restarts = pids(group.server), status_of(group.server).restarts
+    streams = group.start()
+    streams.wait_until_each_began()
+    orders.restart_follower(port=group.server.port, state_dir="", node_rank=1, deadline_s=60.0)
+    group.assert_undisturbed(streams.finish())
+    after = pids(group.server)
+    assert (after[0], status_of(group.server).restarts) == (before[0], restarts)
+    assert after[1] != before[1]
 
 
 def test_three_followers_without_async_scheduling_recover_until_the_budget_is_spent() -> None:
