@@ -7,6 +7,7 @@ leader and one on each further host, under Ray even where the test asks for plai
 """
 
 import contextlib
+import itertools
 import re
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from tests.multihost.hosts import Network
 from tests.multihost.spread import SpreadServer, write_token
 
 MAX_NODES = 4
+_numbers = itertools.count()
 _network: Network | None = None
 _plain_server = e2e.Server
 
@@ -41,7 +43,15 @@ class _HostsServer(SpreadServer):
             return
         flags = tuple(flag for flag in flags if flag != "--cluster.kind=local")
         token = write_token(self._secrets / "token")
-        super().__init__(_network, model, *flags, token=token, environ=environ)
+        # A test may start a server beside one that all tests share.
+        ports = 20000 + 100 * next(_numbers)
+        own = [
+            f"--cluster.{name}-port={ports + number}"
+            for name, number in (("control", 1), ("step", 2), ("rendezvous", 3))
+        ]
+        super().__init__(
+            _network, model, *own, *flags, token=token, ray_port=ports, environ=environ
+        )
         for host in _network.hosts[1:nodes]:
             self.offer(host, environ=environ or {})
 

@@ -28,12 +28,14 @@ class SpreadServer(Server):
         model: Path,
         *flags: str,
         token: Path,
+        ray_port: int = RAY_PORT,
         environ: dict[str, str] | None = None,
     ) -> None:
-        self.network, self.token = network, token
+        self.network, self.token, self.ray_port = network, token, ray_port
         self.offers: dict[str, subprocess.Popen[bytes]] = {}
         super().__init__(
             model, "--cluster.interface=eth0", f"--cluster.token-file={token}",
+            f"--cluster.ray-port={ray_port}",
             # The hosts share this machine's cores.
             "--cpu.threads=1", *flags, environ=environ,
         )  # fmt: skip
@@ -47,7 +49,8 @@ class SpreadServer(Server):
     ) -> "subprocess.Popen[bytes]":
         """Run `rufus-serve follower` on `host`."""
         self.offers[host.name] = offered = offer(
-            host, *flags, leader=self.network.hosts[0].address, token=self.token,
+            host, *flags, leader=f"{self.network.hosts[0].address}:{self.ray_port}",
+            token=self.token,
             log=self.offer_log(host), program=program,
             environ={_TAG: self.tag, "TMPDIR": str(self.temporary)} | (environ or {}),
         )  # fmt: skip
@@ -83,7 +86,7 @@ def offer(
     program: str = PROGRAM,
     environ: dict[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    words = (program, "follower", f"--leader={leader}:{RAY_PORT}", f"--token-file={token}", *flags)
+    words = (program, "follower", f"--leader={leader}", f"--token-file={token}", *flags)
     return host.start(*words, log=log, environ=environ)
 
 

@@ -67,9 +67,8 @@ def token(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def refused(network: Network, token: Path, folder: Path, program: str = hosts.PROGRAM) -> str:
     """What the second host is told."""
     second, log = network.hosts[1], folder / "log"
-    offered = offer(
-        second, leader=network.hosts[0].address, token=token, log=log, program=program
-    )  # fmt: skip
+    leader = f"{network.hosts[0].address}:{RAY_PORT}"
+    offered = offer(second, leader=leader, token=token, log=log, program=program)
     assert offered.wait(60) == HandshakeRefused.exit_code, log.read_text()
     errors = [line for line in log.read_text().splitlines() if "10.213.77.1:6379" in line]
     assert len(errors) == 1, log.read_text()
@@ -118,7 +117,7 @@ def test_another_version_of_ray(network: Network, token: Path, tmp_path: Path) -
 def test_a_host_that_waits_ends_with_0_when_asked(network: Network, tmp_path: Path) -> None:
     token, log = write_token(tmp_path / "token"), tmp_path / "log"
     second: Host = network.hosts[1]
-    offered = offer(second, leader="10.213.77.99", token=token, log=log)
+    offered = offer(second, leader="10.213.77.99:6379", token=token, log=log)
     with pytest.raises(subprocess.TimeoutExpired):
         offered.wait(5)
     offered.terminate()
@@ -129,6 +128,6 @@ def test_a_host_that_waits_ends_with_0_when_asked(network: Network, tmp_path: Pa
 def test_a_token_that_all_may_read(network: Network, tmp_path: Path) -> None:
     token, log = write_token(tmp_path / "token"), tmp_path / "log"
     token.chmod(0o644)
-    offered = offer(network.hosts[1], leader="10.213.77.1", token=token, log=log)
+    offered = offer(network.hosts[1], leader="10.213.77.1:6379", token=token, log=log)
     assert offered.wait(30) == ConfigError.exit_code
     assert "readable by everyone" in log.read_text()
