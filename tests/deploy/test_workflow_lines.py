@@ -65,6 +65,7 @@ def runner(tmp_path: Path) -> Runner:
 def test_none_is_left_out():
     """A new job or command needs a test here."""
     known = {("chart", "chart"): 2, ("ci", "ci"): 1, ("release", "version"): 1}
+    known |= {("ci", "install"): 1, ("ci", "multihost"): 1}
     known |= {("release", "images"): 2, ("release", "package"): 1, ("release", "chart"): 1}
     found = {
         (file.stem, job): len(lines(file.stem, job))
@@ -79,6 +80,26 @@ def test_ci_checks_and_tests(runner):
     done = runner.run(text)
     assert done.returncode == 0, done.stderr
     assert runner.called()[:2] == ["make check", "make test"]
+
+
+def test_the_install_scripts_are_those_of_the_images(runner):
+    scripts = ("install-leader.sh", "install-follower.sh")
+    for name in scripts:
+        runner.stand_in(name, "")
+        shutil.copy(runner.bin / name, runner.checkout / "docker" / name)
+    (text,) = lines("ci", "install")
+    done = runner.run(text, RUNNER_TEMP="/r")
+    assert done.returncode == 0, done.stderr
+    assert runner.called() == ["install-leader.sh /r/leader", "install-follower.sh /r/follower"]
+
+
+def test_hosts_are_made_by_root_with_the_runners_python(runner):
+    (text,) = lines("ci", "multihost")
+    done = runner.run(text)
+    assert done.returncode == 0, done.stderr
+    (call,) = runner.called()
+    assert call.startswith("sudo --preserve-env=PIP_EXTRA_INDEX_URL env PATH=")
+    assert call.endswith(" make test-multihost")
 
 
 def test_the_chart_is_checked_with_the_tools(runner):
