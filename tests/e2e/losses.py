@@ -53,7 +53,7 @@ def assert_no_process_remains(server: Server, *, deadline_s: float = 10.0) -> No
 
 
 def status_of(server: Server) -> Status:
-    return orders.status(port=server.port, state_dir="")
+    return orders.status(port=server.port, folder="")
 
 
 def pids(server: Server) -> dict[int, int]:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     orders.drain(
         port=args.port,
-        state_dir=args.state_dir,
+        folder=args.state_dir,
         grace_s=args.grace,
         keep_followers=args.keep_followers,
     )

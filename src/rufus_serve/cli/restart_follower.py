@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
 
     began = time.monotonic()
     orders.restart_follower(
-        port=args.port, state_dir=args.state_dir, node_rank=args.rank, deadline_s=args.timeout
+        port=args.port, folder=args.state_dir, node_rank=args.rank, deadline_s=args.timeout
     )
     print(f"follower {args.rank} is back after {time.monotonic() - began:.1f} s")
     return 0

@@ -6,7 +6,7 @@ import argparse
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """--port and --state-dir, as `serve` had them."""
     parser.add_argument(
-        "--port", type=int, default=8000, metavar="P", help="port of the server's endpoint [8000]"
+        "--port", type=int, metavar="P", help="port of its endpoint [the only server running here]"
     )
     parser.add_argument(
         "--state-dir",

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rufus_serve.supervisor import orders
 
-    status = orders.status(port=args.port, state_dir=args.state_dir)
+    status = orders.status(port=args.port, folder=args.state_dir)
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(status)).decode())
     else:

@@ -76,3 +76,14 @@ def load(path: Path) -> GroupFile | None:
         return msgspec.json.decode(path.read_bytes(), type=GroupFile)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def running(config_dir: str = "") -> dict[int, GroupFile]:
+    """The groups of this host whose supervisor runs, by the port of their endpoint."""
+    found = {}
+    for path in sorted(state_dir(config_dir).glob("serve-*.json")):
+        port = path.stem.partition("-")[2]
+        group = load(path)
+        if port.isdecimal() and group is not None and group.alive:
+            found[int(port)] = group
+    return found

@@ -14,19 +14,21 @@ from rufus_serve.protocol.messages import (
     Status,
     StatusRequest,
 )
-from rufus_serve.supervisor.group_file import GroupFile, load, path_of_port
+from rufus_serve.supervisor.group_file import GroupFile, running, state_dir
 
 _ANSWER_S = 10.0
 _POLL_S = 0.1
 
 
-def drain(*, port: int, state_dir: str, grace_s: float, keep_followers: bool) -> None:
+def drain(*, port: int | None, folder: str, grace_s: float, keep_followers: bool) -> None:
     """Let the server on `port` finish its requests and end; returns once it has.
+
+    `port` may be None where one server runs; `folder` is its `cluster.state_dir`.
 
     Raises:
         ClusterError: there is no such server here, or it does not end.
     """
-    group = _running(port, state_dir)
+    group = _running(port, folder)
     _ask(group, Drain(grace_s=grace_s, keep_followers=keep_followers))
     deadline = time.monotonic() + grace_s + 60.0
     while group.alive:
@@ -35,13 +37,13 @@ def drain(*, port: int, state_dir: str, grace_s: float, keep_followers: bool) ->
         time.sleep(_POLL_S)
 
 
-def restart_follower(*, port: int, state_dir: str, node_rank: int, deadline_s: float) -> Status:
+def restart_follower(*, port: int | None, folder: str, node_rank: int, deadline_s: float) -> Status:
     """Replace one follower of the server on `port`; the status once it serves again.
 
     Raises:
         ClusterError: no such server or follower, or it does not come back in time.
     """
-    group = _running(port, state_dir)
+    group = _running(port, folder)
     answer = _ask(group, RestartFollower(node_rank=node_rank))
     if isinstance(answer, Ack) and answer.error:
         raise ClusterError(answer.error)
@@ -54,23 +56,34 @@ def restart_follower(*, port: int, state_dir: str, node_rank: int, deadline_s: f
     raise ClusterError(f"follower {node_rank} is not back after {deadline_s:g} s")
 
 
-def status(*, port: int, state_dir: str) -> Status:
+def status(*, port: int | None, folder: str) -> Status:
     """What the server on `port` says of its group.
 
     Raises:
         ClusterError: there is no such server here.
     """
-    answer = _ask(_running(port, state_dir), StatusRequest())
+    answer = _ask(_running(port, folder), StatusRequest())
     assert isinstance(answer, Status)
     return answer
 
 
-def _running(port: int, state_dir: str) -> GroupFile:
-    path = path_of_port(port, state_dir)
-    group = load(path)
-    if group is None or not group.alive:
-        raise ClusterError(f"no rufus-serve on port {port} of this host (looked at {path})")
-    return group
+def _running(port: int | None, folder: str) -> GroupFile:
+    """The group on `port`, or the only one there is.
+
+    Raises:
+        ClusterError: there is none, or it is not clear which one is meant.
+    """
+    groups = running(folder)
+    if port is None and len(groups) == 1:
+        return next(iter(groups.values()))
+    if port in groups:
+        return groups[port]
+    where = f"this host (looked in {state_dir(folder)})"
+    ports = ", ".join(map(str, groups))
+    if port is None and groups:
+        raise ClusterError(f"servers run on ports {ports} of {where}; choose one with --port")
+    what = "no rufus-serve" if port is None else f"no rufus-serve on port {port}"
+    raise ClusterError(f"{what} on {where}" if not ports else f"{what}, only on {ports} of {where}")
 
 
 def _ask(group: GroupFile, message: Drain | RestartFollower | StatusRequest) -> AnyMessage:
