@@ -6,7 +6,8 @@ import pytest
 from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.supervisor.plan import group_settings, make_cluster, make_plan
+from rufus_serve.protocol.group_events import Form
+from rufus_serve.supervisor.plan import form_orders, group_settings, make_cluster, make_plan
 
 
 def config(**fields) -> ServeConfig:
@@ -91,3 +92,23 @@ def test_one_node_may_join_by_itself_beside_a_leader_without_a_follower(tmp_path
         assert plan.control_port == 6400
     finally:
         plan.remove()
+
+
+@pytest.mark.parametrize(
+    ("addresses", "same_host", "rendezvous"),
+    [
+        (("10.0.0.1", "10.0.0.1"), True, "{run}-17"),
+        (("10.0.0.1", "10.0.0.2"), False, "tcp://10.0.0.1:7001"),
+    ],
+)
+def test_members_of_an_epoch_are_told_where_to_meet(plan, addresses, same_host, rendezvous):
+    form = Form(
+        epoch=17, members=(("0.1", 0), ("1.4", 1)), num_blocks=9, addresses=addresses,
+        hosts=("a", "b"), warm_up=False,
+    )  # fmt: skip
+    orders = form_orders(config(cluster={"rendezvous_port": 7000}), plan, form)
+    assert [name for name, _ in orders] == ["0.1", "1.4"]
+    for rank, (_, order) in enumerate(orders):
+        assert (order.epoch, order.node_rank, order.num_nodes) == (17, rank, 2)
+        assert (order.same_host, order.num_blocks, order.warm_up) == (same_host, 9, False)
+        assert order.rendezvous == rendezvous.format(run=plan.run_dir.name)
