@@ -212,7 +212,7 @@ class FormGroup(Message, frozen=True):
     node_rank: int
     num_nodes: int
     rendezvous: str
-    """Name or tcp address, unique to the epoch, by which peers find each other."""
+    """Name or tcp address, unique to the epoch, by which peers find and know each other."""
     same_host: bool
     num_blocks: int
     """Smallest number of KV blocks that any follower can hold."""

@@ -19,7 +19,7 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     node_rank: int
     num_nodes: int
     rendezvous: str
-    """Shared-memory name stem on one host (`same_host`), else tcp://HOST:PORT."""
+    """Shared-memory name stem on one host (`same_host`), else tcp://HOST:PORT/SECRET."""
     same_host: bool
     num_blocks: int
     """KV blocks to hold; at most `RuntimeInfo.num_blocks` of every follower."""

@@ -1,6 +1,7 @@
 """Addresses, tokens and cluster of a group, worked out from the configuration."""
 
 import logging
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -137,7 +138,9 @@ def form_orders(
     if same_host:
         rendezvous = f"{plan.run_dir.name}-{action.epoch}"
     else:
-        rendezvous = f"tcp://{action.addresses[0]}:{port + action.epoch % NUM_RENDEZVOUS_PORTS}"
+        port += action.epoch % NUM_RENDEZVOUS_PORTS
+        # What nobody can guess keeps strangers from meeting the followers in a peer's place.
+        rendezvous = f"tcp://{action.addresses[0]}:{port}/{secrets.token_hex(16)}"
     return tuple(
         (
             follower_id,

@@ -1,5 +1,6 @@
 import stat
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -111,4 +112,30 @@ def test_members_of_an_epoch_are_told_where_to_meet(plan, addresses, same_host, 
     for rank, (_, order) in enumerate(orders):
         assert (order.epoch, order.node_rank, order.num_nodes) == (17, rank, 2)
         assert (order.same_host, order.num_blocks, order.warm_up) == (same_host, 9, False)
-        assert order.rendezvous == rendezvous.format(run=plan.run_dir.name)
+        assert order.rendezvous.startswith(rendezvous.format(run=plan.run_dir.name))
+
+
+def orders(plan, epoch: int, *addresses: str):
+    members = tuple((f"{rank}.1", rank) for rank in range(len(addresses)))
+    action = Form(
+        epoch=epoch,
+        members=members,
+        addresses=addresses,
+        hosts=addresses,
+        num_blocks=5,
+        warm_up=True,
+    )
+    return [order for _, order in form_orders(config(), plan, action)]
+
+
+def test_followers_of_several_hosts_meet_by_what_nobody_can_guess(plan):
+    one, other = orders(plan, 3, "10.0.0.1", "10.0.0.2")
+    assert one.rendezvous == other.rendezvous
+    parts = urlsplit(one.rendezvous)
+    assert (parts.hostname, parts.port) == ("10.0.0.1", 6402 + 3)
+    assert len(parts.path) > 32
+    assert orders(plan, 3, "10.0.0.1", "10.0.0.2")[0].rendezvous != one.rendezvous
+
+
+def test_followers_of_one_host_meet_by_a_name(plan):
+    assert "://" not in orders(plan, 1, "10.0.0.1", "10.0.0.1")[0].rendezvous
