@@ -128,6 +128,7 @@ class Host:
         if self._cable is not None:
             self._cable.kill()
             self._cable.wait()
+            ip("link", "del", f"{self._port}i")
         pids = subprocess.run(
             ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
         )
