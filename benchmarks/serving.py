@@ -121,6 +121,11 @@ class Running:
                 raise SystemExit(f"not ready (exit code {code}):\n{tail}")
             time.sleep(0.1)
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
     def processes(self) -> list[psutil.Process]:
         root = psutil.Process(self._process.pid)
         return [root, *root.children(recursive=True)]
@@ -297,11 +302,16 @@ def versions(peer_python: Path) -> dict[str, str]:
     return found
 
 
+def between_marks(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+    """Replace what stands between `marks` in a document."""
+    before, rest = path.read_text().split(marks[0])
+    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}")
+
+
 def write(record: dict, text: str) -> None:
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    before, rest = README.read_text().split(MARKS[0])
-    README.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    between_marks(README, f"\n{text}\n")
 
 
 def parse() -> argparse.Namespace:
