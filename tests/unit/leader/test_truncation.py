@@ -56,8 +56,9 @@ def test_exact_rows_keep_what_sorting_everything_keeps(seed, k, p, spread):
         # The edge of a nucleus may fall differently in float32; what lies there weighs little.
         assert (found - expected).abs().sum() < 1e-3
     else:
-        kept = int((expected > 0).sum())
-        assert kept >= NUM_CANDIDATES or NUM_CANDIDATES <= k < VOCAB
+        # A row without truncation has no candidates; sums of float32 end near the sum, not at it.
+        kept = int((reference(logits, k, p + 1e-5) > 0).sum())
+        assert p == 1.0 or kept >= NUM_CANDIDATES or NUM_CANDIDATES <= k < VOCAB
 
 
 def test_a_small_k_or_a_peaked_row_is_always_exact():
