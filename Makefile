@@ -11,7 +11,7 @@ PORT ?= 8000
 # Length of `make chaos`.
 MINUTES ?= 30
 E2E_ON_HOSTS := $(addprefix tests/e2e/test_,chat.py identity.py sampling.py structured_output.py recovery.py chaos.py)
-LONG_TESTS := tests/e2e/test_load.py tests/e2e/test_chaos.py
+LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_configuration.py)
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
 VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)
@@ -67,9 +67,11 @@ golden:
 	$(firstword $(wildcard $(BIN)/python) python3) deploy/helm/generate_schema.py
 	$(firstword $(wildcard $(BIN)/python) python3) -m tests.deploy.chart
 
-# Serving beside vLLM's own CPU build, and the step channel beside raw ZeroMQ, each in one run.
+# Speed and losses beside vLLM's own CPU build, its sampler, and raw ZeroMQ, each in one run.
 bench: $(MADE_PEER) demo-model
 	$(BIN)/python benchmarks/serving.py --write
+	$(BIN)/python benchmarks/peer_loss.py --write
+	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/channel_latency.py
 
 # Takes 3.5 GB.

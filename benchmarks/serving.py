@@ -4,7 +4,7 @@
 
 One server runs at a time, on this machine; the servers take turns, `--rounds` times. Each start of
 the first round finds the page cache empty, if we may drop it. Every stream must deliver exactly the
-tokens that were asked for. `--write` keeps the record and the table of benchmarks/README.md.
+tokens that were asked for. `--write` keeps the record, and the tables of both READMEs.
 """
 
 import argparse
@@ -28,12 +28,22 @@ from pathlib import Path
 import httpx
 import psutil
 
-from serving_report import CONCURRENCIES, OURS, OUTPUT_TOKENS, PEER, ratios, report, summary
+from serving_report import (
+    CONCURRENCIES,
+    OURS,
+    OUTPUT_TOKENS,
+    PEER,
+    ratios,
+    report,
+    short_report,
+    summary,
+)
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "serving.json"
 README = ROOT / "benchmarks" / "README.md"
 MARKS = ("<!-- serving: begin -->", "<!-- serving: end -->")
+FRONT_MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 MODEL = ".models/smollm2-135m-instruct"
 PORT, PROMPT_TOKENS, MAX_MODEL_LEN = 8100, 128, 1024
 START_DEADLINE_S = 240.0
@@ -312,6 +322,7 @@ def write(record: dict, text: str) -> None:
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     between_marks(README, f"\n{text}\n")
+    between_marks(ROOT / "README.md", short_report(record), FRONT_MARKS)
 
 
 def parse() -> argparse.Namespace:

@@ -77,3 +77,18 @@ def report(record: dict) -> str:
         table(["server", "first", "warm"], starts),
         detail,
     ])  # fmt: skip
+
+
+def short_report(record: dict) -> str:
+    """A line a server, for the project's README."""
+    rows = []
+    for name, found in record["servers"].items():
+        alone, together = (found[str(concurrency)] for concurrency in CONCURRENCIES)
+        one = f"{alone['ttft_p50_ms']:.0f} / {alone['tpot_p50_ms']:.1f}"
+        eight = f"{together['ttft_p50_ms']:.0f} / {together['tpot_p50_ms']:.1f}"
+        start_s = min(found["start_s"])
+        rows.append([name, one, eight, f"{together['tokens_per_s']:.0f}", f"{start_s:.0f}"])
+    header = [
+        "server", "TTFT / TPOT ms, 1 client", "8 clients", "tokens/s, 8 clients", "s to ready",
+    ]  # fmt: skip
+    return table(header, rows)

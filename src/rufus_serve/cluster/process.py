@@ -20,6 +20,8 @@ from rufus_serve.cluster.base import LOG_TAIL_LINES, FollowerExit, OnExit
 from rufus_serve.errors import ConfigError
 from rufus_serve.protocol.specs import FollowerSpec
 
+# It is for the host's init to bury the process, which in a container may never happen.
+_GONE_S = 1.0
 _POLL_S = 0.2
 
 
@@ -107,9 +109,10 @@ class AdoptedProcess:
         threading.Thread(target=self._watch, name=f"follower {follower_id}", daemon=True).start()
 
     def kill(self) -> None:
-        """End the process, if it is still the same one."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        """End the process, if it is still the same one; returns once it is gone, or soon."""
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             self._process.kill()
+            self._process.wait(_GONE_S)
 
     def _watch(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
