@@ -107,7 +107,7 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
     if neuron.mode == "nxdi-cpu" and (cp > 1 or dp > 1):
         yield Conflict(
             f"neuron.cp_degree {cp} and attention_dp_degree {dp} with neuron.mode nxdi-cpu: NxD "
-            "Inference 0.8's CPU mode does not get through its start-up with them; set both to 1",
+            "Inference 0.8's CPU mode was never seen to start with them; set both to 1",
             ("neuron.mode", "neuron.cp_degree", "neuron.attention_dp_degree"),
         )
     if dp > 1 and neuron.kv_layout == "block":
