@@ -65,7 +65,7 @@ def runner(tmp_path: Path) -> Runner:
 def test_none_is_left_out():
     """A new job or command needs a test here."""
     known = {("chart", "chart"): 2, ("ci", "ci"): 1, ("release", "version"): 1}
-    known |= {("ci", "install"): 1, ("ci", "multihost"): 1}
+    known |= {("ci", "install"): 1, ("ci", "multihost"): 1, ("ci", "load"): 1}
     known |= {("release", "images"): 2, ("release", "package"): 1, ("release", "chart"): 1}
     found = {
         (file.stem, job): len(lines(file.stem, job))
@@ -80,6 +80,12 @@ def test_ci_checks_and_tests(runner):
     done = runner.run(text)
     assert done.returncode == 0, done.stderr
     assert runner.called()[:2] == ["make check", "make test"]
+
+
+def test_long_suites_are_run(runner):
+    (text,) = lines("ci", "load")
+    assert runner.run(text).returncode == 0
+    assert runner.called() == ["make test-load"]
 
 
 def test_the_install_scripts_are_those_of_the_images(runner):
