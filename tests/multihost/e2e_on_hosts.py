@@ -69,6 +69,11 @@ class _HostsServer(SpreadServer):
         self.end_offers()
         return code
 
+    def remains(self) -> list[str]:
+        """Hosts go on offering themselves to the next server, so they are told to end first."""
+        self.end_offers()
+        return super().remains()
+
     def remove(self) -> None:
         super().remove()
         shutil.rmtree(self._secrets, ignore_errors=True)
