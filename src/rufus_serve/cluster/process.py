@@ -110,9 +110,11 @@ class AdoptedProcess:
 
     def kill(self) -> None:
         """End the process, if it is still the same one; returns once it is gone, or soon."""
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+        deadline = time.monotonic() + _GONE_S
+        with contextlib.suppress(psutil.NoSuchProcess):
             self._process.kill()
-            self._process.wait(_GONE_S)
+            while self._process.is_running() and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     def _watch(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
