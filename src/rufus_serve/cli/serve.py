@@ -8,10 +8,9 @@ import argparse
 from pathlib import Path
 
 from rufus_serve.cli.setting_flags import add_setting_arguments, resolve_arguments
+from rufus_serve.config.model_folder import check_folder, check_tokenizer
 from rufus_serve.errors import ModelError
 from rufus_serve.log import configure_logging
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +34,9 @@ def refuse_missing_files(folder: Path) -> None:
     Raises:
         ModelError: `folder` is no checkpoint with a tokenizer.
     """
-    advice = "give `model` a Hugging Face checkpoint folder"
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; {advice}")
+    check_folder(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json in it; {advice}")
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ModelError(f"{folder}: no tokenizer in it ({', '.join(_TOKENIZERS)}); {advice}")
+        raise ModelError(
+            f"{folder}: no config.json in it; give `model` a Hugging Face checkpoint folder"
+        )
+    check_tokenizer(folder)

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from rufus_serve.cluster.process import interpreter_of
+from rufus_serve.config.model_folder import check_folder
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import (
     compare_models,
@@ -35,7 +36,6 @@ from rufus_serve.doctor.messages import (
     decode_reply,
     encode,
 )
-from rufus_serve.doctor.model import check_folder
 from rufus_serve.doctor.network import (
     CONTROL,
     FREE,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rufus_serve.config.model_folder import check_folder, check_tokenizer
 from rufus_serve.doctor.context import Context, gib
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ModelError
@@ -12,7 +13,6 @@ from rufus_serve.plan.model_shape import ModelShape, read_model_shape
 
 _CODE = ModelError.exit_code
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors, README)."""
 
@@ -29,18 +29,12 @@ def model(context: Context) -> Iterator[Finding]:
         _refuse(context, shape, folder)
         size = _check_weights(folder)
         if context.placement.is_leader:
-            _check_tokenizer(folder)
+            check_tokenizer(folder)
     except ModelError as error:
         yield say.error(str(error), why=why, fix=fix, code=_CODE)
         return
     params = f"{shape.num_params / 1e9:.2f} B parameters"
     yield say.ok(f"{folder}: {shape.model_type}, {params}, {gib(size)} of weights, all readable")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ModelError, in the words of `serve`, unless `folder` is there."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; give `model` a Hugging Face checkpoint folder")
 
 
 def _refuse(context: Context, shape: ModelShape, folder: Path) -> None:
@@ -51,11 +45,6 @@ def _refuse(context: Context, shape: ModelShape, folder: Path) -> None:
         )
     if shape.num_experts and context.config.runtime == "cpu":
         raise ModelError(f"{folder}: model type {shape.model_type!r} needs runtime neuron")
-
-
-def _check_tokenizer(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ModelError(f"{folder}: no tokenizer; one of {', '.join(_TOKENIZERS)} is needed")
 
 
 def _check_weights(folder: Path) -> int:

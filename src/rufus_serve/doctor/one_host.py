@@ -4,11 +4,11 @@ import socket
 from pathlib import Path
 
 from rufus_serve.cluster.line_child import LineChild
+from rufus_serve.config.model_folder import check_folder
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import compare_versions
 from rufus_serve.doctor.context import Placement
 from rufus_serve.doctor.messages import Examine, Failed, NodeReport, decode_reply, encode
-from rufus_serve.doctor.model import check_folder
 from rufus_serve.doctor.probe import Probe
 from rufus_serve.doctor.report import Report, on_node
 from rufus_serve.doctor.system import HostSystem

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rufus_serve.config.model_folder import check_folder
 from rufus_serve.errors import ModelError
 from rufus_serve.shard.rope import RopeConfig, read_rope
 
@@ -91,8 +92,7 @@ def _options(raw: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; give `model` a Hugging Face checkpoint folder")
+    check_folder(folder)
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
@@ -36,6 +37,19 @@ class CompiledShape:
         if config.neuron.kv_layout == "block":
             return _block(config, max_positions)
         return _contiguous(config, max_positions)
+
+    def of_info(self) -> dict[str, Any]:
+        """The fields of `RuntimeInfo` that follow from the shape."""
+        return {
+            "block_size": self.block_size,
+            "num_blocks": self.num_blocks,
+            "max_model_len": self.max_model_len,
+            "prefill_buckets": self.prefill,
+            "decode_batch_buckets": (self.max_num_seqs,),
+            "context_buckets": self.context,
+            "prefix_caching": self.is_block,
+            "segmented_prefill": self.is_block,
+        }
 
 
 def _contiguous(config: ServeConfig, max_positions: int) -> CompiledShape:

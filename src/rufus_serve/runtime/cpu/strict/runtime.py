@@ -58,17 +58,7 @@ class StrictCpuRuntime(CpuRuntime):
                 "num_blocks": self._device.num_cells,
             }
         )
-        info = msgspec.structs.replace(
-            super().load(progress),
-            block_size=shape.block_size,
-            num_blocks=shape.num_blocks,
-            max_model_len=shape.max_model_len,
-            prefill_buckets=shape.prefill,
-            decode_batch_buckets=(shape.max_num_seqs,),
-            context_buckets=shape.context,
-            prefix_caching=shape.is_block,
-            segmented_prefill=shape.is_block,
-        )
+        info = msgspec.structs.replace(super().load(progress), **shape.of_info())
         self._loaded = replace(self._require_loaded(), info=info)
         return info
 
