@@ -8,11 +8,10 @@ import tempfile
 import threading
 from typing import IO
 
-from rufus_serve.cluster.process import interpreter_of
+from rufus_serve.cluster.process import interpreter_of, last_words
 from rufus_serve.errors import FollowerError
 
 _END_S = 5.0
-_SHOWN_LINES = 3
 
 
 class LineChild:
@@ -58,7 +57,7 @@ class LineChild:
             raise FollowerError(f"{self._name} did not answer within {timeout_s:g} s") from None
         if not answer:
             code = self._process.wait()
-            raise FollowerError(f"{self._name} ended with {code}: {self._last_words()}")
+            raise FollowerError(f"{self._name} ended with {code}: {last_words(self._errors)}")
         return answer
 
     def close(self) -> None:
@@ -79,8 +78,3 @@ class LineChild:
             for line in lines:
                 self._lines.put(line)
         self._lines.put(b"")
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return " ".join(lines[-_SHOWN_LINES:]) or "no message"

@@ -23,6 +23,7 @@ from rufus_serve.protocol.specs import FollowerSpec
 # It is for the host's init to bury the process, which in a container may never happen.
 _GONE_S = 1.0
 _POLL_S = 0.2
+_SHOWN_LINES = 3
 
 
 class FollowerProcess:
@@ -133,6 +134,24 @@ def _spawn(python: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
         env=environ,
         start_new_session=True,
     )
+
+
+def end(process: "subprocess.Popen[bytes]", *, deadline_s: float) -> None:
+    """Ask `process` to end if it runs, and kill it if it has not by the deadline."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_words(output: IO[bytes]) -> str:
+    """The last lines that a process wrote into the file `output`, as one."""
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
+    return " ".join(line.strip() for line in lines[-_SHOWN_LINES:]) or "no message"
 
 
 def interpreter_of(python: str) -> tuple[str, dict[str, str]]:

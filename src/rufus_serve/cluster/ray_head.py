@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from rufus_serve.cluster.process import end
 from rufus_serve.cluster.ray_ports import RayPorts
 from rufus_serve.errors import ClusterError
 
@@ -57,13 +58,7 @@ class RayHead:
 
     def stop(self) -> None:
         """End it; may be called twice."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end(self._process, deadline_s=_STOP_S)
         self._output.close()
         self._ports.release()
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import IO
 
 from rufus_serve.cluster.addresses import choose_address
+from rufus_serve.cluster.process import end, last_words
 from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE, TOKEN_VARIABLE
 from rufus_serve.cluster.ray_greeting import greet
 from rufus_serve.cluster.ray_head import die_with_parent, ray_command
@@ -100,14 +101,14 @@ class RayNode:
             try:
                 over = self._watch(raylet, address)
             finally:
-                _stop(raylet)
+                end(raylet, deadline_s=_STOP_S)
                 ports.release()
             if over:
                 _log.warning("%s", over)
             if self._stopping.is_set() or over:
                 return
             self._false_starts += time.monotonic() - started < _SETTLED_S
-            self._tell_end(raylet.returncode, _last_words(output))
+            self._tell_end(raylet.returncode, last_words(output))
         self._stopping.wait(_FIRST_BACKOFF_S)
 
     def _start_raylet(
@@ -157,19 +158,3 @@ class RayNode:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping.set()
-
-
-def _stop(raylet: "subprocess.Popen[bytes]") -> None:
-    if raylet.poll() is None:
-        raylet.terminate()
-        try:
-            raylet.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            raylet.kill()
-            raylet.wait()
-
-
-def _last_words(output: IO[bytes]) -> str:
-    output.seek(0)
-    lines = output.read().decode(errors="replace").strip().splitlines()
-    return " ".join(line.strip() for line in lines[-3:]) or "no message"
