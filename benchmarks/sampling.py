@@ -9,7 +9,7 @@ import time
 import torch
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-from rufus_serve.leader.truncation import TruncatedSampler
+from rufus_serve.leader.engine.truncation import TruncatedSampler
 
 REPEATS = 10
 

@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from rufus_serve.leader.step_builder import Row, StepBuilder
+from rufus_serve.leader.engine.step_builder import Row, StepBuilder
 
 CONTIGUOUS = {
     "max_model_len": 128,

@@ -256,7 +256,7 @@ def test_rows_of_kv_blocks_are_numbered_from_0(block, reference, prompt):
 
 
 def test_a_block_is_cut_into_the_tiles_that_nxd_inference_makes(block):
-    from rufus_serve.runtime.neuron.compiled_shape import block_tile
+    from rufus_serve.runtime.layouts.compiled_shape import block_tile
 
     blocks, tiles, rest = block.probe(shape_of_the_cache)[:3]
     assert (blocks, tiles * rest) == (block.info.num_blocks + 1, 32)
@@ -273,7 +273,7 @@ def test_buckets_are_foretold_as_nxd_inference_chooses_them(contiguous):
 
 
 def choices(runtime):
-    from rufus_serve.runtime.neuron.buckets import strict_bucket
+    from rufus_serve.runtime.layouts.buckets import strict_bucket
 
     buckets = [16, 64, 128]
     wrapper = runtime._application.models[0]

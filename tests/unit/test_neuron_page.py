@@ -16,7 +16,11 @@ FILES = {
     "S": (ROOT / "tests/nxdi/test_start_guards.py").read_text(),
 }
 UNIT = {path.name for path in (ROOT / "tests/unit").rglob("test_*.py")}
-MODULES = {path.name for path in (ROOT / "src/rufus_serve/runtime/neuron").glob("*.py")}
+MODULES = {
+    path.name
+    for folder in ("neuron", "layouts")
+    for path in (ROOT / "src/rufus_serve/runtime" / folder).glob("*.py")
+}
 
 
 def test_the_table_is_found():

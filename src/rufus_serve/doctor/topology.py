@@ -11,7 +11,7 @@ from rufus_serve.plan.model_shape import ModelShape
 from rufus_serve.plan.plan import Plan, make_plan
 from rufus_serve.plan.request import PlanRequest
 from rufus_serve.plan.tensor_parallel import tensor_parallel
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 
 DEFAULT_INSTANCE = "trn1.32xlarge"
 

@@ -1,1 +1,1 @@
-"""The leader process: vLLM's server and scheduler over thin followers."""
+"""vLLM's two processes over followers: `api` answers HTTP, `engine` schedules and samples."""

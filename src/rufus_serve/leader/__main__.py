@@ -42,7 +42,7 @@ def main() -> int:
 
 
 async def _serve(spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> None:
-    from rufus_serve.leader.api_server import ApiServer
+    from rufus_serve.leader.api.api_server import ApiServer
 
     await ApiServer(spec, config, sock).run()
 

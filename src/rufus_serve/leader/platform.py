@@ -9,10 +9,10 @@ from vllm.platforms.interface import Platform, PlatformEnum
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.leader.spec import config_of, read_spec
 
-_EXECUTOR = "rufus_serve.leader.executor.FollowerExecutor"
+_EXECUTOR = "rufus_serve.leader.engine.executor.FollowerExecutor"
 _SCHEDULERS = {
-    True: "rufus_serve.leader.scheduler.RecoveringAsyncScheduler",
-    False: "rufus_serve.leader.scheduler.RecoveringScheduler",
+    True: "rufus_serve.leader.engine.scheduler.RecoveringAsyncScheduler",
+    False: "rufus_serve.leader.engine.scheduler.RecoveringScheduler",
 }
 
 
@@ -72,7 +72,7 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
         _refuse_unsupported(vllm_config)
         config = config_of(read_spec())
         vllm_config.parallel_config.distributed_executor_backend = _EXECUTOR
-        vllm_config.parallel_config.worker_cls = "rufus_serve.leader.executor.FollowerExecutor"
+        vllm_config.parallel_config.worker_cls = _EXECUTOR
         scheduler = vllm_config.scheduler_config
         scheduler.async_scheduling = config.async_scheduling
         scheduler.scheduler_cls = _SCHEDULERS[config.async_scheduling]

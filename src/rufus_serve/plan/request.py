@@ -9,7 +9,7 @@ from rufus_serve.errors import ConfigError
 from rufus_serve.plan.hardware import Instance
 from rufus_serve.plan.memory import WeightFormat
 from rufus_serve.plan.model_shape import ModelShape
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,8 +6,6 @@ from rufus_serve import __version__
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.config import ServeConfig
-from rufus_serve.protocol import group_events as ev
-from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
@@ -22,7 +20,9 @@ from rufus_serve.protocol.messages import (
     StepEndpoint,
     Stop,
 )
+from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.group_file import KeptFollower
+from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.report import Report
 
 _log = logging.getLogger(__name__)

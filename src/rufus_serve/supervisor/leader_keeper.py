@@ -8,8 +8,8 @@ import time
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import LeaderError, StartupTimeout
-from rufus_serve.protocol.group_events import GroupPhase
-from rufus_serve.protocol.group_state import GroupState
+from rufus_serve.supervisor.group_events import GroupPhase
+from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.leader_process import LeaderProcess
 from rufus_serve.supervisor.plan import GroupPlan

@@ -14,8 +14,8 @@ from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.ports import CONTROL_PORT, NUM_RENDEZVOUS_PORTS, RENDEZVOUS_PORT
 from rufus_serve.errors import ConfigError, EndpointError
-from rufus_serve.protocol.group_events import Form, GroupSettings
 from rufus_serve.protocol.messages import FormGroup
+from rufus_serve.supervisor.group_events import Form, GroupSettings
 from rufus_serve.supervisor.group_file import GroupFile, load, path_for
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from rufus_serve.protocol.group_events import STANDBY, Member
+from rufus_serve.supervisor.group_events import STANDBY, Member
 
 _log = logging.getLogger("rufus_serve.supervisor")
 _PROGRESS_S = 5.0

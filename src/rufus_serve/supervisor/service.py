@@ -16,8 +16,6 @@ from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.ports import STEP_PORT
 from rufus_serve.errors import ClusterError, FollowerError, RufusError
-from rufus_serve.protocol import group_events as ev
-from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import (
     Ack,
     AnyMessage,
@@ -34,8 +32,10 @@ from rufus_serve.protocol.messages import (
     Welcome,
 )
 from rufus_serve.protocol.specs import FollowerSpec
+from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.followers import FollowerDesk
 from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
+from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.plan import (

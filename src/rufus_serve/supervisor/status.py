@@ -2,9 +2,9 @@
 
 import time
 
-from rufus_serve.protocol.group_events import GroupPhase
-from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import FollowerStatus, Status
+from rufus_serve.supervisor.group_events import GroupPhase
+from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.leader_link import LeaderLink
 
 

@@ -78,7 +78,7 @@ class RecordedSystem:
         self.spaces: dict[str, Space] = {}
         self.limits: dict[str, tuple[int, int]] = {}
         self.variables: dict[str, str] = {}
-        self.packages: dict[str, str] = {"ray": "2.60.0", "vllm": "0.32.0"}
+        self.packages: dict[str, str] = {"ray": "2.60.0", "vllm": "0.33.0"}
         self.nics: tuple[Interface, ...] = (Interface("lo", "127.0.0.1", 65536),)
         self.taken: dict[tuple[str, int], str] = {}
         self.python_version = "3.11.7"

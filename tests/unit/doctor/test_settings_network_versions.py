@@ -129,7 +129,7 @@ def test_versions_are_those_that_our_package_pins():
 def test_a_host_without_vllm_can_still_follow():
     system = RecordedSystem()
     assert next(leader_versions(system)).level == "ok"
-    system.packages["vllm"] = "0.33.0"
+    system.packages["vllm"] = "0.32.0"
     assert next(leader_versions(system)).exit_code == 10
     del system.packages["vllm"]
     assert next(leader_versions(system)).level == "note"

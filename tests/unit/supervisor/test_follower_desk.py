@@ -7,8 +7,6 @@ from fake_peers import FakePeerServer
 from rufus_serve import __version__
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.config import ServeConfig
-from rufus_serve.protocol import group_events as ev
-from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     FollowerFailed,
@@ -20,7 +18,9 @@ from rufus_serve.protocol.messages import (
     Refused,
     Stop,
 )
+from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.followers import FollowerDesk
+from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.report import Report
 
 CONFIG = ServeConfig(model="m", nodes=2)

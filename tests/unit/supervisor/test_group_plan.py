@@ -7,7 +7,7 @@ import pytest
 from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.protocol.group_events import Form
+from rufus_serve.supervisor.group_events import Form
 from rufus_serve.supervisor.plan import form_orders, group_settings, make_cluster, make_plan
 
 

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from rufus_serve.protocol import group_events as ev
+from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.report import Report
 
 

@@ -3,10 +3,10 @@ import time
 import pytest
 from fake_peers import FakePeerServer
 
-from rufus_serve.protocol import group_events as ev
-from rufus_serve.protocol.group_state import GroupState
 from rufus_serve.protocol.messages import LeaderProgress
+from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor import status as module
+from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.leader_link import LeaderLink
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron.topology import Topology
 
 _SETTINGS = {

@@ -6,10 +6,10 @@ from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron.application import application_class, build_application
 from rufus_serve.runtime.neuron.checkpoint import Checkpoint, config_overlay, write_overlay
 from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
 from rufus_serve.runtime.neuron.topology import Topology
 

@@ -18,10 +18,10 @@ from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
+from rufus_serve.runtime.layouts.block import BlockLayout
+from rufus_serve.runtime.layouts.calls import Call, check_token_ids
+from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
-from rufus_serve.runtime.neuron.block import BlockLayout
-from rufus_serve.runtime.neuron.calls import Call, check_token_ids
-from rufus_serve.runtime.neuron.contiguous import ContiguousLayout
 from rufus_serve.runtime.neuron.environment import device_environment, group_environment
 from rufus_serve.runtime.neuron.host import apply_environment, interface_towards
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel

@@ -7,9 +7,9 @@ from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import RuntimeStepError
 from rufus_serve.runtime.cpu.strict.block import BlockDevice
 from rufus_serve.runtime.cpu.strict.contiguous import ContiguousDevice
-from rufus_serve.runtime.neuron.block import BlockLayout
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
-from rufus_serve.runtime.neuron.contiguous import ContiguousLayout
+from rufus_serve.runtime.layouts.block import BlockLayout
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
 
 ROWS = 4
 

@@ -2,7 +2,7 @@ import pytest
 from neuron_sized import configured
 
 from rufus_serve.errors import ConfigError
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron.neuron_config import (
     accepted_fields,
     neuron_config_fields,

@@ -19,9 +19,9 @@ from rufus_serve.runtime.cpu.strict.graphs import (
     padded_to,
     visible,
 )
-from rufus_serve.runtime.neuron.block import NOT_WRITTEN
-from rufus_serve.runtime.neuron.buckets import SMALLEST_PREFIX_BUCKET
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.block import NOT_WRITTEN
+from rufus_serve.runtime.layouts.buckets import SMALLEST_PREFIX_BUCKET
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 from rufus_serve.shard.step_inputs import StepInputs
 
 _WHOLE_PROMPT = 512

@@ -19,8 +19,8 @@ from rufus_serve.runtime.cpu.strict.graphs import (
     padded_to,
     visible,
 )
-from rufus_serve.runtime.neuron.buckets import strict_bucket
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.buckets import strict_bucket
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 from rufus_serve.shard.step_inputs import StepInputs
 
 

@@ -15,10 +15,10 @@ from rufus_serve.runtime.cpu.runtime import CpuRuntime
 from rufus_serve.runtime.cpu.strict.agreement import Agreement
 from rufus_serve.runtime.cpu.strict.block import BlockDevice
 from rufus_serve.runtime.cpu.strict.contiguous import ContiguousDevice
-from rufus_serve.runtime.neuron.block import BlockLayout
-from rufus_serve.runtime.neuron.calls import Call, check_token_ids
-from rufus_serve.runtime.neuron.compiled_shape import CompiledShape
-from rufus_serve.runtime.neuron.contiguous import ContiguousLayout
+from rufus_serve.runtime.layouts.block import BlockLayout
+from rufus_serve.runtime.layouts.calls import Call, check_token_ids
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
 from rufus_serve.shard.model_config import ModelConfig, read_model_config
 
 

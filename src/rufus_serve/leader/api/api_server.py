@@ -1,0 +1,199 @@
+"""vLLM's OpenAI server behind our gateway, on one socket that answers from the first second.
+
+The gateway serves health while vLLM loads in a worker thread; once its app is built, requests
+go through to it. The engine process is forked in between, so nothing here may hold a lock for
+long before that.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import ConfigError, LeaderError
+from rufus_serve.leader.api.admission import Admission, ApiKeys
+from rufus_serve.leader.api.api_link import ApiLink
+from rufus_serve.leader.api.engine_args import served_name, vllm_namespace
+from rufus_serve.leader.api.health import HealthRoutes
+from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
+from rufus_serve.leader.failure_note import FailureNote
+from rufus_serve.metrics import GroupMetrics
+from rufus_serve.protocol.specs import LeaderSpec
+
+_log = logging.getLogger(__name__)
+_LIVENESS_S = 0.5
+_WATCH_S = 0.1
+_METRICS_S = 1.0
+_CLOSE_S = 2
+
+
+class ApiServer:
+    """One run of the API process, from bound socket to exit; event loop thread only."""
+
+    def __init__(self, spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> None:
+        self._config = config
+        self._sock = sock
+        self._stopping = asyncio.Event()
+        self._inner: App | None = None
+        self._link = ApiLink(spec, config, on_drain=self._drain, on_stop=self._stopping.set)
+        self._admission = Admission(self._forward, config)
+        self._http = _HttpServer(_uvicorn_config(self._gateway(), config))
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            RufusError: the engine failed; with the exit code of its cause.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        serving = asyncio.create_task(self._http.serve(sockets=[self._sock]))
+        loading = asyncio.create_task(self._serve_model())
+        stopping = asyncio.create_task(self._stopped_or_orphaned())
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (stopping, loading):
+                if task.done():
+                    task.result()
+        finally:
+            self._admission.cut_off("the server is stopping")
+            self._http.should_exit = True
+            await asyncio.wait({serving}, timeout=_CLOSE_S)
+            for task in (loading, stopping, serving):
+                task.cancel()
+            await asyncio.gather(loading, stopping, serving, return_exceptions=True)
+            self._link.close()
+
+    def _gateway(self) -> App:
+        """Our layers, the outermost last."""
+        app: App = self._admission
+        if self._config.api_key_file is not None:
+            app = ApiKeys(app, read_keys(self._config.api_key_file))
+        return HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
+
+    async def _serve_model(self) -> None:
+        """Load vLLM, open the gateway, and watch the engine."""
+        from rufus_serve.leader.api import vllm_server
+
+        args = await vllm_server.in_daemon_thread(vllm_namespace, self._config)
+        async with vllm_server.application(args) as (engine, app):
+            app.state.server = self._http
+            self._inner = app
+            exporting = asyncio.create_task(self._export_metrics())
+            self._background.add(exporting)
+            _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
+            await self._watch(engine)
+
+    async def _watch(self, engine: Any) -> None:
+        """Return never; raise once the engine is dead.
+
+        Raises:
+            RufusError: what the engine noted, or LeaderError.
+        """
+        note = FailureNote.from_environment()
+        while not engine.errored and note.error() is None:
+            await asyncio.sleep(_WATCH_S)
+        error = note.error() or LeaderError("vLLM's engine process died; its log above says why")
+        self._admission.cut_off(f"the server failed: {error}")
+        await asyncio.wait({asyncio.create_task(self._admission.idle())}, timeout=_CLOSE_S)
+        raise error
+
+    async def _stopped_or_orphaned(self) -> None:
+        """Return once told to stop.
+
+        Raises:
+            LeaderError: the supervisor, our parent process, is gone.
+        """
+        parent = os.getppid()
+        while os.getppid() == parent:
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _LIVENESS_S)
+                return
+        raise LeaderError("the supervisor is gone; start `rufus-serve serve` again")
+
+    async def _export_metrics(self) -> None:
+        """Keep the group's metrics as fresh as the heartbeat."""
+        metrics = GroupMetrics()
+        while True:
+            status = await self._link.status()
+            if status is not None:
+                metrics.set_group(state=status.state, epoch=status.epoch, restarts=status.restarts)
+                metrics.set_followers(
+                    [(f.node_rank, f.host, f.step_s, f.load_count) for f in status.followers]
+                )
+            await asyncio.sleep(_METRICS_S)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._inner is None:
+            error = HttpError(503, "the model is still loading", retry_after_s=5)
+            await error.send(send)
+            return
+        await self._inner(scope, receive, send)
+
+    def _obstacle(self) -> str:
+        if self._admission.draining:
+            return "draining"
+        return "" if self._inner is not None else "vLLM is starting"
+
+    def _drain(self, grace_s: float) -> None:
+        _log.info("draining: %d sequences open, %g s left", self._admission.num_open, grace_s)
+        self._admission.drain()
+        task = asyncio.create_task(self._acknowledge_when_idle())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _acknowledge_when_idle(self) -> None:
+        await self._admission.idle()
+        self._link.acknowledge()
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Install no handlers."""
+        yield
+
+
+def _uvicorn_config(app: App, config: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=config.log_level == "DEBUG",
+        log_level="info" if config.log_level == "DEBUG" else "warning",
+        lifespan="off",
+        timeout_graceful_shutdown=_CLOSE_S,
+        timeout_keep_alive=75,
+        ws="none",
+        server_header=False,
+    )
+
+
+def read_keys(path: Path) -> list[str]:
+    """The API keys in a file, one a line.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no key.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ConfigError(f"api_key_file {path} cannot be read: {error.strerror}") from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise ConfigError(f"api_key_file {path} holds no key; write one a line")
+    return keys
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,201 @@
+"""Refuses request bodies that followers cannot serve, before any work is done.
+
+Pure functions of path and parsed body. What vLLM itself refuses with a clear 4xx is left to it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rufus_serve.config.schema import LimitConfig
+from rufus_serve.leader.api.http_error import HttpError
+
+INFERENCE_PATHS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/messages",
+        "/v1/responses",
+        "/invocations",
+        "/generative_scoring",
+    }
+)
+"""Routes whose requests take a place in the batch."""
+
+BODY_PATHS = INFERENCE_PATHS | {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}
+"""Routes whose bodies are read and checked first."""
+
+_ABSENT_ROUTES = {
+    "/v1/embeddings": "embeddings",
+    "/v2/embed": "embeddings",
+    "/pooling": "pooling",
+    "/classify": "classification",
+    "/score": "scoring",
+    "/v1/score": "scoring",
+    "/generative_scoring": "scoring",
+    "/rerank": "reranking",
+    "/v1/rerank": "reranking",
+    "/v2/rerank": "reranking",
+    "/v1/audio/transcriptions": "audio",
+    "/v1/audio/translations": "audio",
+    "/v1/audio/speech": "audio",
+    "/v1/images/generations": "images",
+    "/v1/moderations": "moderation",
+    "/v1/realtime": "realtime audio",
+    "/v1/load_lora_adapter": "LoRA",
+    "/v1/unload_lora_adapter": "LoRA",
+    "/scale_elastic_ep": "elastic scaling",
+    "/is_scaling_elastic_ep": "elastic scaling",
+}
+_UNSUPPORTED_FIELDS = {
+    "prompt_logprobs": "followers return logits of the last position only",
+    "prompt_embeds": "followers take token ids only",
+    "use_beam_search": "beam search is not implemented",
+    "kv_transfer_params": "the KV cache stays in the followers",
+    "ec_transfer_params": "the KV cache stays in the followers",
+    "mm_processor_kwargs": "only text is served",
+    "return_routed_experts": "followers do not report expert routing",
+    "prompt_logprob_token_ids": "followers return logits of the last position only",
+    "logits_processors": "they are chosen at start, by vllm_args.logits_processors",
+    "audio": "only text is served",
+}
+_SILENTLY_WRONG = {
+    "best_of": (1, "ask for n answers and choose"),
+    "modalities": (["text"], "only text is served"),
+}
+"""Fields that vLLM ignores: the one value that asks for what it does anyway, and why no other."""
+_MEDIA = frozenset(
+    {
+        "image", "image_url", "input_image", "image_pil", "image_embeds", "audio_url", "audio",
+        "input_audio", "audio_embeds", "video", "video_url", "input_video", "file", "input_file",
+        "prompt_embeds",
+    }
+)  # fmt: skip
+_RESPONSE_FORMATS = frozenset({"text", "json_object", "json_schema", "structural_tag"})
+_RANGES = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.0, 10.0),
+}
+_AT_LEAST = {
+    "max_tokens": 1,
+    "max_completion_tokens": 1,
+    "max_output_tokens": 1,
+    "n": 1,
+    "min_tokens": 0,
+}
+
+
+def check_path(path: str) -> None:
+    """Raise HttpError 404 for a route of a feature that is not offered."""
+    feature = _ABSENT_ROUTES.get(path.rstrip("/") or "/")
+    if feature:
+        raise HttpError(404, f"{path} is not supported: this server offers no {feature}")
+
+
+def check_body(path: str, body: object, limits: LimitConfig) -> None:
+    """Raise HttpError 400 if `body` cannot be served on `path`."""
+    if not isinstance(body, dict):
+        raise HttpError(400, "the request body must be a JSON object")
+    for name, why in _UNSUPPORTED_FIELDS.items():
+        if body.get(name) not in (None, False, []):
+            raise HttpError(400, f"{name} is not supported: {why}", param=name)
+    for name, (harmless, why) in _SILENTLY_WRONG.items():
+        value = body.get(name)
+        if value not in (None, harmless):
+            raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
+    _check_numbers(body)
+    _check_stop(body, limits)
+    _check_structure(body)
+    _check_messages(path, body)
+    if body.get("echo") and (path != "/v1/completions" or body.get("logprobs") is not None):
+        raise HttpError(
+            400,
+            "echo is supported in /v1/completions without logprobs only: followers return logits "
+            "of the last position",
+            param="echo",
+        )
+
+
+def weight_of(body: Mapping[str, Any]) -> int:
+    """Sequences that a checked request body asks for."""
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and not _is_token_list(prompt) else 1
+    n = body.get("n")
+    return max(1, prompts) * (n if isinstance(n, int) and n > 0 else 1)
+
+
+def _is_token_list(prompt: list[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def _check_numbers(body: Mapping[str, Any]) -> None:
+    for name, (low, high) in _RANGES.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise HttpError(400, f"{name} must be a number, got {value!r}", param=name)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise HttpError(400, f"{name} must be from {low:g} to {high:g}, got {value}", name)
+    for name, least in _AT_LEAST.items():
+        value = body.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise HttpError(400, f"{name} must be a whole number, got {value!r}", param=name)
+        if value is not None and value < least:
+            raise HttpError(400, f"{name} must be at least {least}, got {value}", param=name)
+
+
+def _check_stop(body: Mapping[str, Any], limits: LimitConfig) -> None:
+    for name in ("stop", "stop_sequences", "stop_token_ids", "bad_words"):
+        value = body.get(name)
+        if isinstance(value, list) and len(value) > limits.max_stop_strings:
+            raise HttpError(
+                400,
+                f"{name} has {len(value)} entries; at most {limits.max_stop_strings} are allowed",
+                param=name,
+            )
+
+
+def _check_structure(body: Mapping[str, Any]) -> None:
+    for name in ("structured_outputs", "stream_options"):
+        value = body.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise HttpError(400, f"{name} must be an object, got {value!r}", param=name)
+    wanted = body.get("response_format")
+    if wanted is None:
+        return
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind not in _RESPONSE_FORMATS:
+        known = ", ".join(sorted(_RESPONSE_FORMATS))
+        raise HttpError(
+            400, f"response_format.type must be one of {known}; got {kind!r}", "response_format"
+        )
+
+
+def _check_messages(path: str, body: Mapping[str, Any]) -> None:
+    if path.startswith(("/v1/chat/", "/v1/messages")):
+        messages = body.get("messages")
+        if isinstance(messages, list) and not messages:
+            raise HttpError(400, "messages must not be empty", param="messages")
+    for name in ("messages", "input"):
+        for kind in _part_types(body.get(name)):
+            if kind in _MEDIA:
+                raise HttpError(
+                    400, f"content of type {kind} is not supported; only text is served", name
+                )
+
+
+def _part_types(messages: object) -> Iterator[str]:
+    """The types of all content parts in a conversation."""
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        for part in (message, *(content if isinstance(content, list) else ())):
+            if isinstance(part, dict) and isinstance(part.get("type"), str):
+                yield part["type"]

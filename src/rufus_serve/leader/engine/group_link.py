@@ -1,0 +1,100 @@
+"""The engine's conversation with the supervisor: which group there is, and how steps go."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rufus_serve.channel.keys import GroupKeys
+from rufus_serve.channel.peer import PeerClient
+from rufus_serve.config import ServeConfig
+from rufus_serve.leader.spec import hello
+from rufus_serve.protocol.messages import (
+    FollowerSuspected,
+    GroupFailed,
+    GroupLost,
+    GroupReady,
+    LeaderProgress,
+    Stop,
+)
+from rufus_serve.protocol.specs import LeaderSpec
+
+_log = logging.getLogger(__name__)
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class GroupEvents:
+    """What to call on news of the group; the link's IO thread calls them, so they must be quick."""
+
+    on_ready: Callable[[GroupReady], None]
+    on_lost: Callable[[GroupLost], None]
+    on_failed: Callable[[GroupFailed], None]
+
+
+class GroupLink:
+    """Link with role `engine`; a thread of its own reports progress.
+
+    That thread also ends the process when its parent is gone: nobody could use it any more.
+    """
+
+    def __init__(
+        self,
+        spec: LeaderSpec,
+        config: ServeConfig,
+        *,
+        events: GroupEvents,
+        progress: Callable[[], LeaderProgress],
+    ) -> None:
+        self._events = events
+        self._progress = progress
+        self._interval_s = config.timeouts.heartbeat_s
+        self._closed, self._made = threading.Event(), threading.Event()
+        self._parent = os.getppid()
+        self._hello = hello(spec, config, role="engine")
+        self._peer = PeerClient(
+            spec.link_endpoint,
+            keys=GroupKeys.from_token(spec.token),
+            on_message=self._receive,
+            on_connection=self._on_connection,
+        )
+        self._made.set()
+        self._thread = threading.Thread(target=self._report, name="progress", daemon=True)
+        self._thread.start()
+
+    def suspect(self, epoch: int, node_rank: int, reason: str) -> None:
+        """Tell the supervisor that a follower of `epoch` is dead, hung or failing."""
+        self._peer.send(FollowerSuspected(epoch=epoch, node_rank=node_rank, reason=reason))
+
+    def close(self) -> None:
+        """Stop reporting and hang up; may be called twice."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._thread.join(timeout=2.0)
+            self._peer.close()
+
+    def _on_connection(self, connected: bool) -> None:
+        if connected and self._made.wait(_PATIENCE_S):
+            self._peer.send(self._hello)
+
+    def _receive(self, message: Any) -> None:
+        match message:
+            case GroupReady():
+                self._events.on_ready(message)
+            case GroupLost():
+                self._events.on_lost(message)
+            case GroupFailed():
+                self._events.on_failed(message)
+            case Stop():
+                _log.debug("the API process handles Stop")
+            case _:
+                _log.debug("ignored %s", type(message).__name__)
+
+    def _report(self) -> None:
+        while not self._closed.wait(self._interval_s):
+            if os.getppid() != self._parent:
+                _log.warning("the API process is gone; the engine ends")
+                os._exit(0)
+            self._peer.send(self._progress())

@@ -1,0 +1,90 @@
+"""Steps on the wire: sent to all followers, answered by all, or the group is lost."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from rufus_serve.channel.base import FollowerGone, LeaderChannel
+from rufus_serve.errors import HandshakeRefused
+from rufus_serve.leader.engine.epoch_gate import EpochGate
+from rufus_serve.leader.engine.progress import Progress
+from rufus_serve.leader.engine.step_builder import PlannedStep, Row, StepBuilder
+from rufus_serve.leader.engine.step_deadline import StepDeadline
+from rufus_serve.protocol.messages import GroupReady, StepReply
+
+_log = logging.getLogger(__name__)
+_HANDSHAKE_S = 15.0
+
+Answer = tuple[PlannedStep, StepReply]
+Suspect = Callable[[int, int, str], None]
+"""Called with (epoch, node_rank, reason) when a follower is found lost; any thread."""
+
+
+class GroupSteps:
+    """Sends planned steps to the followers and gathers replies; step thread only."""
+
+    def __init__(
+        self,
+        channel: LeaderChannel,
+        gate: EpochGate,
+        *,
+        builder: StepBuilder,
+        progress: Progress,
+        deadline: StepDeadline,
+        suspect: Suspect,
+    ) -> None:
+        self._channel = channel
+        self._gate = gate
+        self._builder = builder
+        self._progress = progress
+        self._deadline = deadline
+        self._suspect = suspect
+        self._next_step_id = 0
+        self.pace = progress.pace
+
+    def connect(self, ready: GroupReady) -> bool:
+        """Shake hands with the followers of an epoch; steps may run then."""
+        try:
+            self._channel.connect(ready.epoch, ready.endpoints, deadline_s=_HANDSHAKE_S)
+        except FollowerGone as gone:
+            self._lose(ready.epoch, gone.node_rank, gone.reason)
+            return False
+        except HandshakeRefused as refused:
+            self._lose(ready.epoch, -1, str(refused))
+            return False
+        self._next_step_id = 0
+        self._progress.epoch = ready.epoch
+        return self._gate.open(ready.epoch)
+
+    def run(
+        self, rows: Sequence[Row], epoch: int, *, num_candidates: int = 0
+    ) -> list[Answer] | None:
+        """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
+        planned = self._builder.build(
+            rows, epoch=epoch, first_step_id=self._next_step_id, num_candidates=num_candidates
+        )
+        self._next_step_id += len(planned)
+        try:
+            for step in planned:
+                self._channel.broadcast(step.request)
+                self._progress.begin(step.request.step_id)
+            return [(step, self._gather(step)) for step in planned]
+        except FollowerGone as gone:
+            self._lose(epoch, gone.node_rank, gone.reason)
+            return None
+
+    def _gather(self, step: PlannedStep) -> StepReply:
+        request = step.request
+        started = time.monotonic()
+        deadline_s = self._deadline.seconds_for(request)
+        replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
+        self._deadline.observe(request, time.monotonic() - started)
+        self._progress.end(request.step_id)
+        self.pace.observe(replies)
+        return replies[0]
+
+    def _lose(self, epoch: int, node_rank: int, reason: str) -> None:
+        _log.warning("epoch %d is lost: follower %d: %s", epoch, node_rank, reason)
+        self._gate.shut(epoch)
+        self._progress.forget()
+        self._suspect(epoch, node_rank, reason)

@@ -1,0 +1,91 @@
+"""vLLM's scheduler, taught that a group of followers may go and come back.
+
+While there is no group nothing is scheduled, but requests are added and aborted as ever. When
+a step is lost, every running request is preempted with its in-flight tokens dropped, and is
+prefilled again from prompt and delivered tokens once the next group is there.
+"""
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from rufus_serve.leader.engine import vllm_compat
+
+_IDLE_WAIT_S = 0.01
+
+
+class _Recovering:
+    """Mixin over vLLM's schedulers; EngineCore's main thread calls it.
+
+    Outputs come back in scheduling order. So a step of the epoch in force may be delivered
+    until the first lost one appears, and everything after that is lost as well.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._engine = vllm_compat.engine_of(self.vllm_config)  # type: ignore[attr-defined]
+        self._engine.request_counts = self.get_request_counts  # type: ignore[attr-defined]
+        self._epoch: int | None = None
+        self._num_in_flight = 0
+        self._max_active: int = self.max_num_active_reqs
+        self._max_tokens: int = self.max_num_scheduled_tokens
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        """A step of the open epoch, or one without tokens while there is none."""
+        runnable = self._enter_epoch()
+        state = self._pause_state  # type: ignore[has-type]
+        if not runnable:
+            self._pause_state = PauseState.PAUSED_ALL
+        self._limit_prefills()
+        try:
+            output = super().schedule(throttle_prefills)  # type: ignore[misc]
+        finally:
+            self._pause_state = state
+        output.epoch = self._epoch
+        self._num_in_flight += output.total_num_scheduled_tokens > 0
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """As vLLM's; a lost step delivers nothing and preempts what was running."""
+        self._num_in_flight -= scheduler_output.total_num_scheduled_tokens > 0
+        if isinstance(model_runner_output, vllm_compat.StepLost):
+            if scheduler_output.epoch == self._epoch:
+                self._void_cache()
+            model_runner_output = vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
+        return super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
+
+    def _enter_epoch(self) -> bool:
+        """Follow the gate; False while no step may run."""
+        gate = self._engine.gate
+        epoch = gate.epoch
+        if epoch is not None and epoch == self._epoch:
+            return True
+        if self._num_in_flight:
+            return False
+        if self._epoch is not None:
+            self._void_cache()
+        self._epoch = gate.wait(_IDLE_WAIT_S)
+        return self._epoch is not None
+
+    def _void_cache(self) -> None:
+        """No KV block holds anything any more; preempt all and forget cached prefixes."""
+        self.reset_prefix_cache(reset_running_requests=True)  # type: ignore[attr-defined]
+        self._epoch = None
+
+    def _limit_prefills(self) -> None:
+        """Keep prompts from holding up running requests longer than configured."""
+        engine, requests = self._engine, self.running  # type: ignore[attr-defined]
+        self.max_num_scheduled_tokens = min(self._max_tokens, engine.token_limit(requests))
+        self.max_num_active_reqs = min(self._max_active, engine.request_limit(requests))
+
+
+class RecoveringScheduler(_Recovering, Scheduler):  # type: ignore[misc]
+    """One step at a time."""
+
+
+class RecoveringAsyncScheduler(_Recovering, AsyncScheduler):  # type: ignore[misc]
+    """Schedules a step while the one before it runs."""

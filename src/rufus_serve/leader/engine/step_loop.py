@@ -1,0 +1,68 @@
+"""Runs the scheduler's steps on the followers, one after another, on a thread of its own.
+
+The thread owns the group's steps, the batch state and the sampler. A step has two halves, as
+vLLM's engine asks for it: `execute` brings the logits, `sample` the tokens. Both are queued,
+so with asynchronous scheduling the engine plans the next step meanwhile.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from rufus_serve.leader.engine import vllm_compat
+from rufus_serve.leader.engine.batch_state import BatchState
+from rufus_serve.leader.engine.epoch_gate import EpochGate
+from rufus_serve.leader.engine.group_steps import GroupSteps
+from rufus_serve.leader.engine.sampling import TokenSampler
+
+
+class StepLoop:
+    """The queue in front of the step thread; called from EngineCore's main thread."""
+
+    def __init__(
+        self, steps: GroupSteps, gate: EpochGate, state: BatchState, sampler: TokenSampler
+    ) -> None:
+        self._steps = steps
+        self._gate = gate
+        self._state = state
+        self._sampler = sampler
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steps")
+        self._pending: Any = None
+        """The scheduler output awaiting `sample`, or the marker of a lost step."""
+
+    def execute(self, scheduler_output: Any) -> "Future[Any]":
+        """Queue a step; the future brings None once its logits are there, or a result."""
+        return self._thread.submit(self._execute, scheduler_output)
+
+    def sample(self, grammar_output: Any) -> "Future[Any]":
+        """Queue the sampling of the step executed last."""
+        return self._thread.submit(self._sample, grammar_output)
+
+    def submit(self, call: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Queue something else for the step thread."""
+        return self._thread.submit(call, *args)
+
+    def close(self) -> None:
+        """Drop what is queued."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _execute(self, output: Any) -> Any:
+        rows = self._state.apply(output)
+        if not rows:
+            return vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
+        answers = None
+        if output.epoch is not None and output.epoch == self._gate.epoch:
+            answers = self._steps.run(list(rows.values()), output.epoch)
+        if answers is None:
+            self._state.empty_batch()
+            self._pending = vllm_compat.lost_step()
+            return self._pending
+        self._sampler.collect(answers, list(rows))
+        self._pending = output
+        return None
+
+    def _sample(self, grammar_output: Any) -> Any:
+        pending, self._pending = self._pending, None
+        if isinstance(pending, vllm_compat.StepLost):
+            return pending
+        return self._sampler.sample(pending, grammar_output)

@@ -1,0 +1,146 @@
+"""All that depends on vLLM's internals of version 0.33; imported only once vLLM is wanted.
+
+Each function names what it stands in for, so that a new vLLM version is met here alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from vllm.sampling_params import SamplingType
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.sample.logits_processor import build_logitsprocs
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.structured_output.utils import apply_grammar_bitmask
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+from rufus_serve.leader.engine.shared import Engine
+from rufus_serve.leader.engine.truncation import TruncatedSampler
+from rufus_serve.protocol.messages import RuntimeInfo
+
+__all__ = ["EMPTY_MODEL_RUNNER_OUTPUT", "StepLost"]
+
+_CPU = torch.device("cpu")
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class StepLost(ModelRunnerOutput):  # type: ignore[misc]
+    """Stands for the output of a step whose group was lost before it was sampled."""
+
+
+def lost_step() -> StepLost:
+    """A marker that the scheduler takes for a lost step."""
+    return StepLost(req_ids=[], req_id_to_index={})
+
+
+def make_input_batch(vllm_config: Any, *, vocab_size: int, block_size: int) -> Any:
+    """The batch as vLLM's model runner V1 keeps it, on the CPU."""
+    scheduler = vllm_config.scheduler_config
+    max_model_len = vllm_config.model_config.max_model_len
+    custom = vllm_config.model_config.logits_processors or ()
+    return InputBatch(
+        max_num_reqs=scheduler.max_num_seqs,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        device=_CPU,
+        vocab_size=vocab_size,
+        block_sizes=[block_size],
+        max_num_blocks_per_req=[-(-max_model_len // block_size) + 1],
+        logitsprocs=build_logitsprocs(vllm_config, _CPU, False, False, custom),
+        logitsprocs_need_output_token_ids=bool(custom),
+        reasoning_config=vllm_config.reasoning_config,
+    )
+
+
+def request_state(new: Any) -> Any:
+    """The state that vLLM's model runner V1 keeps of a request, from a NewRequestData."""
+    params = new.sampling_params
+    generator = None
+    if params.sampling_type == SamplingType.RANDOM_SEED:
+        generator = torch.Generator(device="cpu")
+        generator.manual_seed(params.seed)
+    return CachedRequestState(
+        req_id=new.req_id,
+        prompt_token_ids=new.prompt_token_ids,
+        mm_features=[],
+        sampling_params=params,
+        generator=generator,
+        block_ids=new.block_ids,
+        num_computed_tokens=new.num_computed_tokens,
+        output_token_ids=[],
+    )
+
+
+def make_sampler(vllm_config: Any) -> Any:
+    """vLLM's sampler in the configured logprobs mode, spared from sorting vocabularies."""
+    sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
+    sampler.topk_topp_sampler = TruncatedSampler(sampler.topk_topp_sampler)
+    return sampler
+
+
+def apply_grammar(scheduler_output: Any, grammar_output: Any, batch: Any, logits: Any) -> None:
+    """Forbid the tokens that structured output rules out, in place."""
+    apply_grammar_bitmask(scheduler_output, grammar_output, batch, logits)
+
+
+def runner_output(
+    req_ids: Sequence[str],
+    token_ids: Sequence[int],
+    logprobs_tensors: Any,
+    *,
+    still_prefilling: Sequence[str],
+) -> Any:
+    """What a model runner returns of a step: a token a row, none for unfinished prompts."""
+    everyone = [*req_ids, *still_prefilling]
+    return ModelRunnerOutput(
+        req_ids=everyone,
+        req_id_to_index={req_id: index for index, req_id in enumerate(everyone)},
+        sampled_token_ids=[[token_id] for token_id in token_ids] + [[] for _ in still_prefilling],
+        logprobs=None if logprobs_tensors is None else logprobs_tensors.tolists(),
+    )
+
+
+def kv_cache_specs(info: RuntimeInfo) -> dict[str, Any]:
+    """One attention layer spec per layer; vLLM counts blocks by them and allocates nothing."""
+    return {
+        f"layers.{index}": FullAttentionSpec(
+            block_size=info.block_size,
+            num_kv_heads=info.num_kv_heads,
+            head_size=info.head_size,
+            dtype=_DTYPES.get(info.dtype, torch.float32),
+        )
+        for index in range(info.num_layers)
+    }
+
+
+def kv_cache_bytes(specs: dict[str, Any], num_blocks: int) -> int:
+    """Memory from which vLLM derives exactly `num_blocks`."""
+    block_bytes = sum(int(spec.page_size_bytes) for spec in specs.values())
+    return num_blocks * block_bytes
+
+
+def attach_engine(vllm_config: Any, engine: Engine) -> None:
+    """Leave `engine` where the scheduler, made later from the same object, finds it."""
+    vllm_config.rufus_engine = engine
+
+
+def engine_of(vllm_config: Any) -> Engine:
+    """What `attach_engine` left."""
+    engine: Engine = vllm_config.rufus_engine
+    return engine
+
+
+def quiet_shutdown() -> None:
+    """Keep the end of EngineCore from raising on a torch without accelerator.
+
+    `cleanup_dist_env_and_memory` empties the accelerator's caches unless the platform is the
+    built-in CPU one.
+    """
+    if not torch.accelerator.is_available():
+        torch.accelerator.empty_cache = lambda: None
+        torch.accelerator.empty_host_cache = lambda: None

@@ -1,0 +1,394 @@
+"""`GroupState`: what to do about the group, as a pure state machine.
+
+Events go in, actions come out; no clock, socket or process is touched, so that every
+history can be replayed in a test. The supervisor performs the actions in order.
+`group_events` draws the phases.
+
+One *epoch* is one set of collectives among one set of processes. It ends when a member is
+lost, when the leader gives up on a step, or when another leader takes over; survivors then
+keep their weights and form the next epoch, with void KV caches.
+"""
+
+from collections import deque
+
+import msgspec
+
+from rufus_serve.protocol.messages import RuntimeInfo
+from rufus_serve.supervisor.group_events import (
+    STANDBY,
+    Action,
+    AnnounceLost,
+    AnnounceReady,
+    EngineJoined,
+    Event,
+    Failed,
+    FailGroup,
+    Form,
+    GaveUp,
+    Grouping,
+    GroupPhase,
+    GroupSettings,
+    Joined,
+    KillFollower,
+    Loaded,
+    Lost,
+    Member,
+    MemberEvent,
+    MemberPhase,
+    Ready,
+    RestartAsked,
+    StartFollower,
+    Stopping,
+    Suspected,
+    Welcomed,
+)
+
+_MAY_PASS = (7, 11, 13)
+"""Exit codes of a follower that was killed, lost its leader or failed a step: see `errors`."""
+_FORMING = (MemberPhase.GROUPING, MemberPhase.WARMING)
+
+
+class GroupState:
+    """The group's members, epoch and phase; `handle` is its only way in."""
+
+    def __init__(
+        self, settings: GroupSettings, *, now: float, epoch: int = 0, serial: int = 0
+    ) -> None:
+        """Go on after `epoch` and follower number `serial` of an earlier supervisor."""
+        self.settings = settings
+        self.phase = GroupPhase.STARTING
+        self.phase_since = now
+        self.epoch = epoch
+        self.members: dict[str, Member] = {}
+        self.restarts: deque[tuple[float, str]] = deque()
+        """When the last ones were begun, and why."""
+        self.total_restarts = 0
+        self.failure = ""
+        self._consecutive = 0
+        self._serial = serial
+        self._pending: list[tuple[float, int]] = []
+        self._warming_limit_s = settings.warm_up_s
+        self._regroup: tuple[float, str] | None = None
+        """When to form an epoch of the same members, and why, unless one turns out lost."""
+        self._engine = ""
+        self._engine_epoch = 0
+        self._actions: list[Action] = []
+
+    # ---- reading ----
+
+    def by_rank(self) -> dict[int, Member]:
+        """Members that hold a rank, by rank."""
+        ranked = [member for member in self.members.values() if member.node_rank != STANDBY]
+        return {member.node_rank: member for member in sorted(ranked, key=lambda m: m.node_rank)}
+
+    def healthy(self, now: float) -> bool:
+        """Whether the group serves, or may still come to serve within its deadline."""
+        if self.phase is GroupPhase.READY:
+            return True
+        if self.phase is GroupPhase.RECOVERING:
+            return now - self.phase_since <= self.settings.deadline_s
+        return self.phase is GroupPhase.STARTING
+
+    @property
+    def info(self) -> RuntimeInfo | None:
+        """What the group can do: rank 0's report with the fewest blocks of any member."""
+        infos = [member.info for member in self.by_rank().values() if member.info is not None]
+        if not infos:
+            return None
+        blocks = min(info.num_blocks for info in infos)
+        info: RuntimeInfo = msgspec.structs.replace(infos[0], num_blocks=blocks)
+        return info
+
+    # ---- events ----
+
+    def start(self, adopted: tuple[tuple[Joined, int], ...], now: float) -> list[Action]:
+        """Begin with followers found waiting, each with its rank; start the others."""
+        self._actions = []
+        for event, rank in adopted:
+            self._add(event.follower_id, rank, now)
+            self._on_joined(event, now)
+        missing = set(range(self.settings.nodes)) - set(self.by_rank())
+        for rank in sorted(missing):
+            self._start(rank, now)
+        for _ in range(self.settings.standby_nodes):
+            self._start(STANDBY, now)
+        return self._actions
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take in `event`; what must be done about it, in order."""
+        self._actions = []
+        if self.phase in (GroupPhase.FAILED, GroupPhase.STOPPED):
+            return self._actions
+        if isinstance(event, MemberEvent):
+            self._on_member_event(event, now)
+        elif isinstance(event, Suspected):
+            self._on_suspected(event, now)
+        elif isinstance(event, EngineJoined):
+            self._on_engine(event, now)
+        elif isinstance(event, RestartAsked):
+            self._on_restart_asked(event.node_rank, now)
+        elif isinstance(event, Stopping):
+            self._enter(GroupPhase.STOPPED, now)
+        else:
+            self._on_tick(now)
+        return self._actions
+
+    def _on_member_event(self, event: MemberEvent, now: float) -> None:
+        member = self.members.get(event.follower_id)
+        if member is None:
+            return
+        member.heard = now
+        if isinstance(event, Joined):
+            self._on_joined(event, now)
+        elif isinstance(event, Loaded):
+            self._on_loaded(member, event, now)
+        elif isinstance(event, Grouping):
+            if event.epoch == self.epoch and member.phase is MemberPhase.GROUPING:
+                self._move(member, MemberPhase.WARMING, now)
+        elif isinstance(event, GaveUp):
+            self._on_gave_up(member, event, now)
+        elif isinstance(event, Ready):
+            self._on_ready(member, event, now)
+        elif isinstance(event, Lost):
+            self._on_lost(member, event.reason, now)
+        elif isinstance(event, Failed):
+            self._on_failed(member, event, now)
+
+    def _on_joined(self, event: Joined, now: float) -> None:
+        member = self.members[event.follower_id]
+        member.host, member.address, member.pid = event.host, event.address, event.pid
+        standby = member.node_rank == STANDBY
+        if member.phase in (MemberPhase.STARTING, MemberPhase.IDLE):
+            self._move(member, MemberPhase.IDLE if standby else MemberPhase.LOADING, now)
+        if not standby:
+            self._do(Welcomed(follower_id=member.follower_id, node_rank=member.node_rank))
+
+    def _on_loaded(self, member: Member, event: Loaded, now: float) -> None:
+        member.info, member.load_count = event.info, event.load_count
+        if member.phase is MemberPhase.LOADING:
+            self._move(member, MemberPhase.LOADED, now)
+            self._form_if_complete(now)
+
+    def _on_ready(self, member: Member, event: Ready, now: float) -> None:
+        if event.epoch != self.epoch or member.phase is MemberPhase.READY:
+            return
+        member.endpoint = event.endpoint
+        self._move(member, MemberPhase.READY, now)
+        ranked = self.by_rank()
+        complete = len(ranked) == self.settings.nodes
+        if complete and all(m.phase is MemberPhase.READY for m in ranked.values()):
+            self._consecutive = 0
+            self._enter(GroupPhase.READY, now)
+            self._announce()
+
+    def _on_failed(self, member: Member, event: Failed, now: float) -> None:
+        # At the first start whatever a follower says would come back; later it may pass.
+        first_start = self.phase is GroupPhase.STARTING
+        if event.fatal or (first_start and event.exit_code not in _MAY_PASS):
+            self._fail(f"{self._name(member)}: {event.reason}", event.exit_code, now)
+        else:
+            self._on_lost(member, event.reason, now)
+
+    def _on_suspected(self, event: Suspected, now: float) -> None:
+        if event.epoch != self.epoch or self.phase is not GroupPhase.READY:
+            return
+        self._end_epoch(event.reason, now)
+        self._regroup = (now + self.settings.settle_s, event.reason)
+
+    def _on_gave_up(self, member: Member, event: GaveUp, now: float) -> None:
+        if event.epoch != self.epoch or member.phase not in _FORMING:
+            return
+        self._move(member, MemberPhase.LOADED, now)
+        if self._regroup is None:
+            reason = f"{self._name(member)} could not form epoch {event.epoch}: {event.reason}"
+            self._regroup = (now + self.settings.settle_s, reason)
+
+    def _on_engine(self, event: EngineJoined, now: float) -> None:
+        took_over = bool(self._engine) and self._engine != event.leader_id
+        self._engine = event.leader_id
+        if self.phase is not GroupPhase.READY:
+            return
+        if took_over and self._engine_epoch == self.epoch:
+            self._end_epoch("another leader took over", now)
+            self._form_if_complete(now)
+        else:
+            self._announce()
+
+    def _on_restart_asked(self, rank: int, now: float) -> None:
+        member = self.by_rank().get(rank)
+        if member is None:
+            return
+        self._remove(member)
+        self._regroup = None
+        self._end_epoch(f"{self._name(member)} is being restarted on request", now)
+        self._replace(rank, now)
+
+    def _on_lost(self, member: Member, reason: str, now: float) -> None:
+        self._remove(member)
+        if member.node_rank != STANDBY:
+            self._regroup = None
+            self._end_epoch(f"{self._name(member)}: {reason}", now)
+        if self._spend(f"{self._name(member)}: {reason}", now):
+            self._replace(member.node_rank, now)
+
+    def _on_tick(self, now: float) -> None:
+        for member in list(self.members.values()):
+            if member.follower_id in self.members and self.phase is not GroupPhase.FAILED:
+                self._check_deadline(member, now)
+        if self.phase is not GroupPhase.FAILED:
+            self._start_due(now)
+            self._regroup_if_due(now)
+
+    def _start_due(self, now: float) -> None:
+        due = [rank for at, rank in self._pending if at <= now]
+        self._pending = [(at, rank) for at, rank in self._pending if at > now]
+        for rank in due:
+            self._start(rank, now)
+
+    def _regroup_if_due(self, now: float) -> None:
+        if self._regroup is None or self._regroup[0] > now:
+            return
+        reason, self._regroup = self._regroup[1], None
+        if self._complete() and self._spend(reason, now):
+            self._form_if_complete(now)
+
+    def _check_deadline(self, member: Member, now: float) -> None:
+        limits = {
+            MemberPhase.STARTING: self.settings.join_s,
+            MemberPhase.LOADING: self.settings.load_s,
+            MemberPhase.GROUPING: self.settings.regroup_s,
+            MemberPhase.WARMING: self._warming_limit_s,
+        }
+        limit = limits.get(member.phase)
+        spent = now - member.since
+        if limit is not None and spent > limit:
+            reason = f"still {member.phase.value} after {spent:.1f} s (limit {limit:g} s)"
+            first_start = self.phase is GroupPhase.STARTING
+            if first_start and member.phase is not MemberPhase.GROUPING:
+                self._fail(f"{self._name(member)} {reason}", 8, now)
+            else:
+                self._on_lost(member, reason, now)
+        elif member.phase is not MemberPhase.STARTING:
+            silent = now - member.heard
+            if silent > self.settings.heartbeat_lost_s:
+                self._on_lost(member, f"no sign of life for {silent:.1f} s", now)
+
+    # ---- steps that events share ----
+
+    def _announce(self) -> None:
+        if self._engine:
+            self._engine_epoch = self.epoch
+            self._do(AnnounceReady(epoch=self.epoch))
+
+    def _end_epoch(self, reason: str, now: float) -> None:
+        """The current epoch serves no more; the leader hears of it if it knew the epoch."""
+        if self.phase is GroupPhase.READY:
+            self._enter(GroupPhase.RECOVERING, now)
+            self._do(AnnounceLost(epoch=self.epoch, reason=reason))
+
+    def _form_if_complete(self, now: float) -> None:
+        """Begin the next epoch once every rank has a member with weights."""
+        if not self._complete():
+            return
+        with_weights = list(self.by_rank().values())
+        spent = [m for m in with_weights if m.epochs and m.info and not m.info.can_rejoin]
+        if spent:
+            for member in spent:
+                self._remove(member)
+                self._replace(member.node_rank, now)
+            return
+        self._regroup = None
+        self.epoch += 1
+        for member in with_weights:
+            member.epochs += 1
+            member.endpoint = None
+            self._move(member, MemberPhase.GROUPING, now)
+        warm_up = all(m.epochs == 1 for m in with_weights)
+        self._warming_limit_s = self.settings.warm_up_s if warm_up else self.settings.join_s
+        info = self.info
+        assert info is not None
+        self._do(
+            Form(
+                epoch=self.epoch,
+                members=tuple((m.follower_id, m.node_rank) for m in with_weights),
+                num_blocks=info.num_blocks,
+                addresses=tuple(m.address for m in with_weights),
+                hosts=tuple(m.host for m in with_weights),
+                warm_up=warm_up,
+            )
+        )
+
+    def _complete(self) -> bool:
+        ranked = self.by_rank()
+        return len(ranked) == self.settings.nodes and all(m.info for m in ranked.values())
+
+    def _spend(self, reason: str, now: float) -> bool:
+        """Take one restart out of the budget; False, and the group fails, if none is left."""
+        while self.restarts and now - self.restarts[0][0] > self.settings.window_s:
+            self.restarts.popleft()
+        if len(self.restarts) >= self.settings.max_restarts:
+            limit = f"{self.settings.max_restarts} restarts in {self.settings.window_s:g} s"
+            first = f"first: {self.restarts[0][1]}; " if self.restarts else ""
+            self._fail(f"restart budget spent ({limit}); {first}last: {reason}", 9, now)
+            return False
+        self.restarts.append((now, reason))
+        self.total_restarts += 1
+        return True
+
+    def _replace(self, rank: int, now: float) -> None:
+        """Fill a rank from the stand-bys, or with a new process after the backoff."""
+        standbys = [m for m in self.members.values() if m.phase is MemberPhase.IDLE]
+        if rank != STANDBY and standbys:
+            chosen = standbys[0]
+            chosen.node_rank = rank
+            self._move(chosen, MemberPhase.LOADING, now)
+            self._do(Welcomed(follower_id=chosen.follower_id, node_rank=rank))
+            self._start(STANDBY, now)
+            return
+        delay = 0.0
+        if self._consecutive:
+            delay = self.settings.backoff_s * 2.0 ** min(self._consecutive - 1, 16)
+        self._consecutive += 1
+        self._pending.append((now + min(delay, self.settings.max_backoff_s), rank))
+        if delay == 0.0:
+            self._start_due(now)
+
+    def _start(self, rank: int, now: float) -> None:
+        self._serial += 1
+        name = "standby" if rank == STANDBY else str(rank)
+        follower_id = f"{name}.{self._serial}"
+        self._add(follower_id, rank, now)
+        self._do(StartFollower(follower_id=follower_id, node_rank=rank))
+
+    def _add(self, follower_id: str, rank: int, now: float) -> None:
+        self.members[follower_id] = Member(
+            follower_id=follower_id,
+            node_rank=rank,
+            phase=MemberPhase.STARTING,
+            since=now,
+            heard=now,
+        )
+
+    def _remove(self, member: Member) -> None:
+        del self.members[member.follower_id]
+        self._do(KillFollower(follower_id=member.follower_id))
+
+    def _fail(self, reason: str, exit_code: int, now: float) -> None:
+        self.failure = reason
+        self._enter(GroupPhase.FAILED, now)
+        self._do(FailGroup(reason=reason, exit_code=exit_code))
+
+    def _enter(self, phase: GroupPhase, now: float) -> None:
+        if phase is not self.phase:
+            self.phase, self.phase_since = phase, now
+
+    def _move(self, member: Member, phase: MemberPhase, now: float) -> None:
+        member.phase, member.since = phase, now
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)
+
+    @staticmethod
+    def _name(member: Member) -> str:
+        rank = "stand-by" if member.node_rank == STANDBY else f"follower {member.node_rank}"
+        return f"{rank} on {member.host}" if member.host else rank

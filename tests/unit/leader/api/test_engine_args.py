@@ -1,0 +1,39 @@
+import pytest
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import ConfigError
+from rufus_serve.leader.api.engine_args import check_option, served_name
+
+KNOWN = {"enable_auto_tool_choice", "tool_call_parser", "quantization", "enable_lora", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tensor_parallel_size", 2, "`nodes`"),
+        ("dtype", "float16", "`dtype`"),
+        ("max_model_len", 10, "`max_model_len`"),
+        ("quantization", "fp8", "unquantized"),
+        ("kv_cache_dtype", "fp8", "KV cache"),
+        ("enable_lora", True, "adapters"),
+        ("data_parallel_size", 2, "one replica"),
+        ("speculative_config", {"method": "ngram"}, "speculative"),
+        ("enable_auto_tool_chioce", True, "did you mean enable_auto_tool_choice"),
+    ],
+)
+def test_refused_options_say_what_to_do(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_option(name, value, known=KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("enable_auto_tool_choice", True), ("quantization", None), ("enable_lora", False)],
+)
+def test_harmless_options_pass(name: str, value: object) -> None:
+    check_option(name, value, known=KNOWN)
+
+
+def test_the_model_is_called_by_its_folder_unless_it_has_a_name() -> None:
+    assert served_name(ServeConfig(model="/models/llama")) == "llama"
+    assert served_name(ServeConfig(model="/models/llama", served_model_name="big")) == "big"

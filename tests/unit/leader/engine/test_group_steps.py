@@ -1,0 +1,129 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from rufus_serve.channel.base import FollowerGone
+from rufus_serve.errors import HandshakeRefused
+from rufus_serve.leader.engine.group_steps import GroupSteps
+from rufus_serve.leader.engine.progress import Progress
+from rufus_serve.leader.engine.shared import Engine
+from rufus_serve.leader.engine.step_builder import Row, StepBuilder
+from rufus_serve.leader.engine.step_deadline import StepDeadline
+from rufus_serve.protocol.messages import (
+    GroupReady,
+    RuntimeInfo,
+    StepEndpoint,
+    StepReply,
+    StepRequest,
+)
+
+INFO = RuntimeInfo(
+    model_type="llama",
+    num_layers=1,
+    num_kv_heads=1,
+    head_size=8,
+    vocab_size=9,
+    dtype="float32",
+    block_size=4,
+    num_blocks=9,
+    max_model_len=32,
+    prefill_buckets=(4,),
+    decode_batch_buckets=(2,),
+    context_buckets=(32,),
+)
+
+
+class Channel:
+    """Answers every step at once, until told to break."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepRequest] = []
+        self.error: Exception | None = None
+
+    def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
+        if self.error:
+            raise self.error
+
+    def broadcast(self, step: StepRequest) -> None:
+        self.steps.append(step)
+
+    def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
+        if self.error:
+            raise self.error
+        epoch = self.steps[-1].epoch
+        return [
+            StepReply(step_id=step_id, epoch=epoch, node_rank=rank, compute_s=0.0)
+            for rank in (0, 1)
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+class Group:
+    def __init__(self) -> None:
+        self.channel, self.engine = Channel(), Engine()
+        self.progress = Progress(self.engine)
+        self.suspected: list[tuple[int, int, str]] = []
+        self.steps = GroupSteps(
+            self.channel,
+            self.engine.gate,
+            builder=StepBuilder.for_runtime(INFO),
+            progress=self.progress,
+            deadline=StepDeadline(1.0),
+            suspect=lambda *event: self.suspected.append(event),
+        )
+
+    def connect(self, epoch: int) -> bool:
+        return self.steps.connect(GroupReady(epoch=epoch, endpoints=(), info=INFO))
+
+
+def prompt(length: int) -> Row:
+    return Row(np.arange(length, dtype=np.int32), 0, length, [1, 2, 3, 4], True)
+
+
+def test_all_steps_are_sent_before_the_first_answer_is_awaited() -> None:
+    group = Group()
+    assert group.connect(1)
+    answers = group.steps.run([prompt(10)], 1)
+    assert answers is not None
+    assert [step.step_id for step in group.channel.steps] == [0, 1, 2]
+    assert [reply.node_rank for _, reply in answers] == [0, 0, 0]
+
+
+def test_step_ids_go_on_within_an_epoch_and_start_again_with_the_next() -> None:
+    group = Group()
+    group.connect(1)
+    group.steps.run([prompt(4)], 1)
+    group.steps.run([prompt(4)], 1)
+    group.connect(2)
+    group.steps.run([prompt(4)], 2)
+    assert [(step.epoch, step.step_id) for step in group.channel.steps] == [(1, 0), (1, 1), (2, 0)]
+
+
+def test_a_lost_follower_shuts_the_epoch_and_is_reported_instead_of_raised() -> None:
+    group = Group()
+    group.connect(1)
+    group.channel.error = FollowerGone(1, "connection closed")
+    assert group.steps.run([prompt(4)], 1) is None
+    assert group.engine.gate.epoch is None
+    assert group.suspected == [(1, 1, "connection closed")]
+    assert group.progress.report().steps_in_flight == 0
+
+
+@pytest.mark.parametrize("error", [FollowerGone(0, "silent"), HandshakeRefused("another key")])
+def test_a_failed_handshake_leaves_the_gate_shut_and_is_reported(error: Exception) -> None:
+    group = Group()
+    group.channel.error = error
+    assert not group.connect(1)
+    assert group.engine.gate.epoch is None
+    assert [event[0] for event in group.suspected] == [1]
+
+
+def test_progress_counts_what_was_answered() -> None:
+    group = Group()
+    group.connect(3)
+    group.steps.run([prompt(8)], 3)
+    report = group.progress.report()
+    assert (report.epoch, report.steps_done, report.steps_in_flight) == (3, 2, 0)

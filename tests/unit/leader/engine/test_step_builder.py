@@ -1,0 +1,121 @@
+"""Any mix of rows, checked by writing the steps into a cache and reading contexts back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rufus_serve.leader.engine.step_builder import PlannedStep, Row, StepBuilder, block_table
+from rufus_serve.protocol.messages import Phase
+
+
+@dataclass(frozen=True)
+class Batch:
+    builder: StepBuilder
+    rows: list[Row]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    block_size = draw(st.sampled_from([1, 4, 16]))
+    builder = StepBuilder(
+        block_size=block_size,
+        largest_prefill=draw(st.integers(1, 40)),
+        largest_decode_batch=draw(st.integers(1, 4)),
+    )
+    rows, next_block = [], 1
+    for index in range(draw(st.integers(0, 7))):
+        computed, is_prefill = draw(st.integers(0, 60)), draw(st.booleans())
+        new = draw(st.integers(1, 70)) if is_prefill else 1
+        num_blocks = -(-(computed + new) // block_size) + draw(st.integers(0, 2))
+        tokens = np.arange(computed + new + 3, dtype=np.int32) + 1000 * (index + 1)
+        blocks = list(range(next_block, next_block + num_blocks))
+        next_block += num_blocks
+        wants_logits = draw(st.booleans()) if is_prefill else True
+        rows.append(Row(tokens, computed, new, blocks, is_prefill, wants_logits))
+    return Batch(builder, rows)
+
+
+def plan(batch: Batch) -> list[PlannedStep]:
+    return batch.builder.build(batch.rows, epoch=3, first_step_id=10)
+
+
+@settings(max_examples=40)
+@given(batches())
+def test_followers_find_every_context_in_their_cache(batch: Batch) -> None:
+    size = batch.builder.block_size
+    cache = np.full(10_000, -1, dtype=np.int64)
+    for row in batch.rows:
+        for position in range(row.num_computed):
+            slot = row.block_ids[position // size] * size + position % size
+            cache[slot] = row.token_ids[position]
+    for step in plan(batch):
+        request = step.request
+        prefill = request.phase is Phase.PREFILL
+        new = request.token_ids[request.num_computed_tokens[0] :] if prefill else request.token_ids
+        cache[request.slot_mapping] = new
+        for table, length in zip(request.block_table, request.context_lens, strict=True):
+            positions = np.arange(length)
+            context = cache[table[positions // size] * size + positions % size]
+            first = context[0]
+            assert (context == np.arange(first, first + length)).all()
+            assert not prefill or (context == request.token_ids).all()
+
+
+@settings(max_examples=40)
+@given(batches())
+def test_each_row_that_wants_logits_gets_one_row_of_them_for_its_last_token(batch: Batch) -> None:
+    answered = [row for step in plan(batch) for row in step.rows]
+    assert sorted(answered) == [i for i, row in enumerate(batch.rows) if row.wants_logits]
+    for step in plan(batch):
+        assert len(step.rows) == (step.request.num_rows if step.request.want_logits else 0)
+        for index, length in zip(step.rows, step.request.context_lens, strict=False):
+            assert length == batch.rows[index].end
+
+
+@settings(max_examples=40)
+@given(batches())
+def test_no_step_is_larger_than_its_largest_bucket(batch: Batch) -> None:
+    for step in plan(batch):
+        if step.request.phase is Phase.PREFILL:
+            assert step.request.num_rows == 1
+            assert 1 <= step.request.num_new_tokens <= batch.builder.largest_prefill
+        else:
+            assert step.request.num_rows <= batch.builder.largest_decode_batch
+
+
+@settings(max_examples=40)
+@given(batches())
+def test_step_ids_are_consecutive_and_decodes_come_first(batch: Batch) -> None:
+    requests = [step.request for step in plan(batch)]
+    assert [request.step_id for request in requests] == list(range(10, 10 + len(requests)))
+    phases = [request.phase for request in requests]
+    assert phases == sorted(phases, key=lambda phase: phase is Phase.PREFILL)
+    assert all(request.epoch == 3 for request in requests)
+
+
+def test_prefills_keep_the_order_of_the_rows() -> None:
+    tokens = np.arange(20, dtype=np.int32)
+    rows = [Row(tokens, 0, 9, [4, 5, 6], True), Row(tokens, 8, 3, [4, 5, 7], True)]
+    steps = StepBuilder(4, 16, 8).build(rows, epoch=1, first_step_id=0)
+    assert [step.rows for step in steps] == [(0,), (1,)]
+
+
+def test_candidates_are_asked_for_only_where_logits_are() -> None:
+    row = Row(np.arange(20, dtype=np.int32), 0, 20, [1, 2, 3, 4, 5], True)
+    steps = StepBuilder(4, 16, 8).build([row], epoch=1, first_step_id=0, num_candidates=256)
+    assert [step.request.num_candidates for step in steps] == [0, 256]
+
+
+def test_steps_do_not_share_memory_with_the_batch() -> None:
+    tokens = np.arange(8, dtype=np.int32)
+    row = Row(tokens, 0, 8, [1, 2], True)
+    (step,) = StepBuilder(4, 16, 8).build([row], epoch=1, first_step_id=0)
+    tokens[:] = -1
+    assert step.request.token_ids.tolist() == list(range(8))
+
+
+def test_short_rows_are_padded_with_the_null_block() -> None:
+    table = block_table([[7, 8, 9], [5]], np.array([9, 2]), 4)
+    assert table.tolist() == [[7, 8, 9], [5, 0, 0]]

@@ -1,0 +1,379 @@
+import pytest
+from group_history import GroupHistory, of
+
+from rufus_serve.supervisor import group_events as ev
+from rufus_serve.supervisor.group_state import GroupState
+
+Phase = ev.GroupPhase
+
+
+def test_start_starts_one_follower_per_rank_and_the_stand_bys():
+    history = GroupHistory(nodes=3, standby_nodes=1)
+    starts = of(ev.StartFollower, history.actions)
+    assert [start.node_rank for start in starts] == [0, 1, 2, ev.STANDBY]
+    assert len({start.follower_id for start in starts}) == 4
+
+
+def test_a_follower_that_joins_is_told_to_load():
+    history = GroupHistory()
+    name = history.id_of(1)
+    assert history.join(name) == [ev.Welcomed(follower_id=name, node_rank=1)]
+    assert history.phase_of(1) is ev.MemberPhase.LOADING
+
+
+def test_the_group_forms_once_all_are_loaded_with_the_fewest_blocks_of_any():
+    history = GroupHistory()
+    for rank in (0, 1):
+        history.join(history.id_of(rank))
+    assert history.load(history.id_of(0), num_blocks=50) == []
+    (form,) = history.load(history.id_of(1), num_blocks=40)
+    assert isinstance(form, ev.Form)
+    assert (form.epoch, form.num_blocks) == (1, 40)
+    assert form.members == ((history.id_of(0), 0), (history.id_of(1), 1))
+
+
+def test_ready_is_announced_when_the_last_member_is_ready():
+    history = GroupHistory()
+    history.happen(ev.EngineJoined(leader_id="first"))
+    for rank in (0, 1):
+        history.join(history.id_of(rank))
+        history.load(history.id_of(rank))
+    assert history.ready(history.id_of(0)) == []
+    assert history.ready(history.id_of(1)) == [ev.AnnounceReady(epoch=1)]
+
+
+def test_an_engine_that_joins_later_is_told_of_the_group():
+    history = GroupHistory()
+    history.advance()
+    assert not of(ev.AnnounceReady, history.actions)
+    assert history.happen(ev.EngineJoined(leader_id="a")) == [ev.AnnounceReady(epoch=1)]
+
+
+def test_a_lost_follower_is_replaced_at_once_and_its_peer_keeps_its_process():
+    history = GroupHistory().serve()
+    survivor, dead = history.id_of(0), history.id_of(1)
+    kill, lost, start = history.lose(1)
+    assert kill == ev.KillFollower(follower_id=dead)
+    assert isinstance(lost, ev.AnnounceLost)
+    assert lost.epoch == 1
+    assert isinstance(start, ev.StartFollower)
+    assert start.node_rank == 1
+    assert history.state.phase is Phase.RECOVERING
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert history.id_of(0) == survivor
+    assert history.actions[-1] == ev.AnnounceReady(epoch=2)
+
+
+def test_a_second_loss_during_recovery_is_not_announced_but_replaced_after_the_backoff():
+    history = GroupHistory(backoff_s=0.2).serve()
+    history.lose(1)
+    actions = history.lose(0)
+    assert not of(ev.AnnounceLost, actions)
+    assert not of(ev.StartFollower, actions)
+    assert [start.node_rank for start in of(ev.StartFollower, history.wait(0.3))] == [0]
+
+
+def test_the_backoff_doubles_up_to_its_bound_and_is_forgotten_once_ready():
+    history = GroupHistory(backoff_s=1.0, max_backoff_s=4.0, max_restarts=99).serve()
+    delays = []
+    for _ in range(6):
+        history.lose(1)
+        waited = 0.0
+        while 1 not in history.state.by_rank():
+            history.wait(0.1)
+            waited += 0.1
+        delays.append(round(waited, 1))
+    assert delays == pytest.approx([0.0, 1.0, 2.0, 4.0, 4.0, 4.0], abs=0.11)
+    history.advance()
+    assert of(ev.StartFollower, history.lose(1))
+
+
+def test_one_loss_more_than_the_budget_fails_the_group_for_good():
+    history = GroupHistory(max_restarts=2).serve()
+    for reason in ("a broken link", "a cold"):
+        history.lose(1, reason)
+        history.wait(1.0)
+        history.advance()
+    (failed,) = of(ev.FailGroup, history.lose(1, "out of memory"))
+    assert failed.exit_code == 9
+    assert "2 restarts in 600 s" in failed.reason
+    assert "first: follower 1 on h: a broken link; last: follower 1" in failed.reason
+    assert failed.reason.endswith("out of memory")
+    assert history.state.phase is Phase.FAILED
+
+
+def test_the_budget_refills_as_restarts_leave_the_window():
+    history = GroupHistory(max_restarts=1, window_s=10.0).serve()
+    history.lose(1)
+    history.advance()
+    history.wait(10.5)
+    history.lose(1)
+    assert history.state.phase is Phase.RECOVERING
+
+
+def test_a_suspicion_alone_forms_the_next_epoch_of_the_same_processes():
+    history = GroupHistory(settle_s=0.3).serve()
+    before = dict(history.state.members)
+    assert history.happen(ev.Suspected(epoch=1, reason="step 7 late")) == [
+        ev.AnnounceLost(epoch=1, reason="step 7 late")
+    ]
+    (form,) = history.wait(0.4)
+    assert isinstance(form, ev.Form)
+    assert form.epoch == 2
+    assert history.state.members.keys() == before.keys()
+
+
+def test_a_suspicion_followed_by_the_loss_it_was_about_costs_one_restart():
+    history = GroupHistory().serve()
+    history.happen(ev.Suspected(epoch=1, reason="connection closed"))
+    history.wait(0.1)
+    history.lose(1)
+    assert not of(ev.Form, history.wait(1.0))
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert (history.state.epoch, history.state.total_restarts) == (2, 1)
+
+
+def test_a_suspicion_about_another_epoch_is_ignored():
+    history = GroupHistory().serve()
+    assert history.happen(ev.Suspected(epoch=0, reason="late news")) == []
+    assert history.state.phase is Phase.READY
+
+
+def test_a_poison_step_spends_the_budget():
+    history = GroupHistory(max_restarts=3).serve()
+    while history.state.phase is not Phase.FAILED:
+        history.happen(ev.Suspected(epoch=history.state.epoch, reason="step 9 failed"))
+        history.wait(0.5)
+        history.advance()
+    assert history.state.total_restarts == 3
+    assert "step 9 failed" in history.state.failure
+
+
+def test_a_member_that_ignores_the_new_epoch_is_replaced_within_regroup_s():
+    history = GroupHistory(regroup_s=2.0).serve()
+    hung = history.id_of(0)
+    history.happen(ev.Suspected(epoch=1, reason="step 7 late"))
+    history.wait(0.4)
+    history.group(history.id_of(1))
+    actions = history.wait(2.2)
+    assert ev.KillFollower(follower_id=hung) in actions
+    history.advance()
+    assert history.state.phase is Phase.READY
+
+
+def test_members_that_gave_an_epoch_up_though_all_live_form_another():
+    history = GroupHistory().serve()
+    history.lose(1)
+    history.join(history.id_of(1))
+    history.load(history.id_of(1))
+    for rank in (0, 1):
+        history.group(history.id_of(rank))
+        history.happen(ev.GaveUp(follower_id=history.id_of(rank), epoch=2, reason="aborted"))
+    (form,) = history.wait(0.5)
+    assert isinstance(form, ev.Form)
+    assert form.epoch == 3
+    history.advance()
+    assert history.state.phase is Phase.READY
+
+
+def test_a_member_that_gave_up_because_its_peer_died_waits_for_the_replacement():
+    history = GroupHistory().serve()
+    history.lose(1)
+    history.join(history.id_of(1))
+    history.load(history.id_of(1))
+    history.group(history.id_of(0))
+    history.happen(ev.GaveUp(follower_id=history.id_of(0), epoch=2, reason="peer left"))
+    history.lose(1)
+    assert not of(ev.Form, history.wait(1.0))
+    assert history.state.total_restarts == 2
+    history.advance()
+    assert history.state.phase is Phase.READY
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit"),
+    [("STARTING", {"join_s": 3.0}), ("LOADING", {"load_s": 3.0}), ("WARMING", {"warm_up_s": 3.0})],
+)
+def test_a_phase_past_its_deadline_fails_the_first_start(phase, limit):
+    history = GroupHistory(**limit)
+    if phase != "STARTING":
+        for rank in (0, 1):
+            history.join(history.id_of(rank))
+    if phase == "WARMING":
+        for rank in (0, 1):
+            history.load(history.id_of(rank))
+        for rank in (0, 1):
+            history.group(history.id_of(rank))
+    assert history.phase_of(0).name == phase
+    assert not of(ev.FailGroup, history.wait(2.9))
+    (failed,) = of(ev.FailGroup, history.wait(0.3))
+    assert failed.exit_code == 8
+    assert "limit 3 s" in failed.reason
+
+
+def test_a_phase_past_its_deadline_during_recovery_costs_a_restart_instead():
+    history = GroupHistory(load_s=3.0).serve()
+    history.lose(1)
+    slow = history.id_of(1)
+    history.join(slow)
+    actions = history.wait(3.2)
+    assert ev.KillFollower(follower_id=slow) in actions
+    assert history.state.phase is Phase.RECOVERING
+
+
+def test_a_silent_member_is_lost():
+    history = GroupHistory(heartbeat_lost_s=5.0).serve()
+    history.now += 4.9
+    history.happen(ev.Heard(follower_id=history.id_of(0)))
+    silent = history.id_of(1)
+    assert of(ev.KillFollower, history.pass_silently(0.2)) == [ev.KillFollower(follower_id=silent)]
+
+
+def test_a_process_that_has_not_joined_yet_is_not_expected_to_send_heartbeats():
+    history = GroupHistory(heartbeat_lost_s=5.0, join_s=60.0)
+    assert history.pass_silently(30.0) == []
+
+
+def test_a_stand_by_takes_a_lost_rank_at_once_and_is_itself_replaced():
+    history = GroupHistory(standby_nodes=1).serve()
+    (standby,) = [m for m in history.state.members.values() if m.node_rank == ev.STANDBY]
+    actions = history.lose(1)
+    assert ev.Welcomed(follower_id=standby.follower_id, node_rank=1) in actions
+    assert [start.node_rank for start in of(ev.StartFollower, actions)] == [ev.STANDBY]
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert history.id_of(1) == standby.follower_id
+
+
+def test_a_lost_stand_by_does_not_end_the_epoch():
+    history = GroupHistory(standby_nodes=1).serve()
+    (standby,) = [m for m in history.state.members.values() if m.node_rank == ev.STANDBY]
+    actions = history.happen(ev.Lost(follower_id=standby.follower_id, reason="gone"))
+    assert not of(ev.AnnounceLost, actions)
+    assert history.state.phase is Phase.READY
+    assert [start.node_rank for start in of(ev.StartFollower, actions)] == [ev.STANDBY]
+
+
+def test_another_engine_gets_an_epoch_of_its_own():
+    history = GroupHistory().serve()
+    before = dict(history.state.members)
+    lost, form = history.happen(ev.EngineJoined(leader_id="second"))
+    assert isinstance(lost, ev.AnnounceLost)
+    assert isinstance(form, ev.Form)
+    history.advance()
+    assert history.actions[-1] == ev.AnnounceReady(epoch=2)
+    assert history.state.members.keys() == before.keys()
+    assert history.state.total_restarts == 0
+
+
+def test_the_same_engine_connecting_again_is_told_of_the_same_epoch():
+    history = GroupHistory().serve()
+    assert history.happen(ev.EngineJoined(leader_id="first")) == [ev.AnnounceReady(epoch=1)]
+
+
+def test_survivors_that_cannot_rejoin_are_replaced_before_the_next_epoch():
+    history = GroupHistory()
+    history.can_rejoin = False
+    history.serve()
+    survivor = history.id_of(0)
+    history.lose(1)
+    history.join(history.id_of(1))
+    actions = history.load(history.id_of(1))
+    assert of(ev.KillFollower, actions) == [ev.KillFollower(follower_id=survivor)]
+    assert not of(ev.Form, actions)
+    history.wait(1.0)
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert history.id_of(0) != survivor
+
+
+def test_replacing_members_that_cannot_rejoin_survives_one_that_is_silent_as_well():
+    history = GroupHistory(nodes=3, heartbeat_lost_s=5.0)
+    history.can_rejoin = False
+    history.serve()
+    history.now += 6.0
+    history.happen(ev.EngineJoined(leader_id="second"))
+    history.wait(2.0)
+    history.advance()
+    assert history.state.phase is Phase.READY
+
+
+def test_a_restart_on_request_costs_no_budget():
+    history = GroupHistory(max_restarts=0).serve()
+    old = history.id_of(1)
+    actions = history.happen(ev.RestartAsked(node_rank=1))
+    assert ev.KillFollower(follower_id=old) in actions
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert history.state.total_restarts == 0
+
+
+def test_a_restart_of_an_unknown_rank_is_ignored():
+    history = GroupHistory().serve()
+    assert history.happen(ev.RestartAsked(node_rank=7)) == []
+
+
+def test_a_fatal_failure_ends_the_group_with_its_own_exit_code():
+    history = GroupHistory()
+    failed = ev.Failed(follower_id=history.id_of(0), reason="no such file", fatal=True, exit_code=3)
+    (action,) = history.happen(failed)
+    assert isinstance(action, ev.FailGroup)
+    assert action.exit_code == 3
+    assert "no such file" in action.reason
+
+
+@pytest.mark.parametrize(("exit_code", "is_fatal"), [(12, True), (6, True), (7, False)])
+def test_an_error_at_the_first_start_is_fatal_unless_it_may_pass(exit_code, is_fatal):
+    history = GroupHistory()
+    history.state.start((), 0.0)
+    failed = ev.Failed(follower_id=history.id_of(0), reason="stale", exit_code=exit_code)
+    assert bool(of(ev.FailGroup, history.happen(failed))) == is_fatal
+    history = GroupHistory().serve()
+    failed = ev.Failed(follower_id=history.id_of(0), reason="stale", exit_code=exit_code)
+    assert not of(ev.FailGroup, history.happen(failed))
+
+
+def test_news_of_a_replaced_process_is_ignored():
+    history = GroupHistory().serve()
+    old = history.id_of(1)
+    history.lose(1)
+    assert history.happen(ev.Lost(follower_id=old, reason="exit seen")) == []
+    assert history.state.total_restarts == 1
+
+
+def test_readiness_of_a_past_epoch_is_ignored():
+    history = GroupHistory().serve()
+    history.happen(ev.Suspected(epoch=1, reason="late"))
+    history.wait(0.4)
+    for rank in (0, 1):
+        assert history.ready(history.id_of(rank), epoch=1) == []
+    assert history.state.phase is Phase.RECOVERING
+
+
+@pytest.mark.parametrize("end", ["failed", "stopped"])
+def test_nothing_happens_after_the_end(end):
+    history = GroupHistory(max_restarts=0).serve()
+    if end == "stopped":
+        history.happen(ev.Stopping())
+    else:
+        history.lose(1)
+    for event in (ev.Tick(), ev.EngineJoined(leader_id="x"), ev.RestartAsked(node_rank=0)):
+        history.now += 100.0
+        assert history.happen(event) == []
+
+
+def test_health_lasts_through_recovery_until_its_deadline():
+    history = GroupHistory(deadline_s=60.0).serve()
+    history.lose(1)
+    assert history.state.healthy(history.now + 59.0)
+    assert not history.state.healthy(history.now + 61.0)
+
+
+def test_followers_found_waiting_keep_their_ranks_and_only_the_others_are_started():
+    state = GroupState(ev.GroupSettings(nodes=2), now=0.0)
+    found = ev.Joined(follower_id="1.9", host="h", address="127.0.0.1", pid=4)
+    actions = state.start(((found, 1),), 0.0)
+    assert ev.Welcomed(follower_id="1.9", node_rank=1) in actions
+    assert [start.node_rank for start in of(ev.StartFollower, actions)] == [0]
