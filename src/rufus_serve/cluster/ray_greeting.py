@@ -8,7 +8,7 @@ import platform
 
 import msgspec
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray._raylet import GcsClient  # type: ignore[attr-defined, unused-ignore]
 from ray.exceptions import AuthenticationError, RayError
 
 from rufus_serve import __version__

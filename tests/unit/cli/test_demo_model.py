@@ -12,6 +12,7 @@ from rufus_serve.cli import demo_convert, demo_download, demo_model
 from rufus_serve.cli.main import main
 from rufus_serve.errors import ModelError
 
+pytestmark = pytest.mark.heavy
 GGUF = b"weights"
 
 
