@@ -226,6 +226,11 @@ class ServeConfig(Section):
         """Whether followers keep a Neuron device's rules, be it on a device or on CPU."""
         return self.runtime == "neuron" or self.cpu.strict_neuron
 
+    @property
+    def num_followers(self) -> int:
+        """Follower processes in all: one per node, and the stand-bys."""
+        return self.nodes + self.recovery.standby_nodes
+
     def group_hash(self) -> str:
         """Hash of what a follower's state depends on; leader and followers must agree on it.
 

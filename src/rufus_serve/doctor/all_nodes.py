@@ -124,8 +124,7 @@ def _examine_spread(
     # Imported late: Ray reads its environment when it is imported.
     from rufus_serve.cluster.ray_probes import ProbeSettings, RayProbes
 
-    followers = config.nodes + config.recovery.standby_nodes
-    expected = followers + (not config.cluster.follower_on_leader_host)
+    expected = config.num_followers + (not config.cluster.follower_on_leader_host)
     settings = ProbeSettings(
         module=PROBE,
         python=config.cluster.python,

@@ -2,20 +2,26 @@
 
 from collections.abc import Iterator
 
-from rufus_serve.config.ports import CONTROL_PORT, RENDEZVOUS_PORT, STEP_PORT
+from rufus_serve.config.ports import (
+    NUM_RENDEZVOUS_PORTS,
+    control_port,
+    rendezvous_ports,
+    step_port,
+)
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.context import Context, Placement
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ClusterError, EndpointError
 
 CONTROL, STEP = "cluster.control_port", "cluster.step_port"
-RENDEZVOUS, LAST_RENDEZVOUS = "cluster.rendezvous_port", "cluster.rendezvous_port + 15"
+RENDEZVOUS, LAST_RENDEZVOUS = (
+    "cluster.rendezvous_port",
+    f"cluster.rendezvous_port + {NUM_RENDEZVOUS_PORTS - 1}",
+)
 """Settings that name a port which other hosts connect to."""
 RAY, FREE = "Ray", "a free port"
 """Other purposes of such ports."""
 
-_TURNS = 16
-"""Epochs take this many ports in turn."""
 _EC2_MTU = 9001
 """Jumbo frames, as EC2 has them within a VPC."""
 
@@ -91,12 +97,12 @@ def spread_ports(config: ServeConfig, placement: Placement) -> dict[str, tuple[s
     cluster, own = config.cluster, placement.address
     wanted: dict[str, tuple[str, int]] = {}
     if placement.is_leader:
-        wanted[CONTROL] = (own, cluster.control_port or CONTROL_PORT)
+        wanted[CONTROL] = (own, control_port(config))
         if not placement.ray_is_up and not cluster.ray_address:
             wanted["cluster.ray_port"] = (own, cluster.ray_port)
     if placement.followers == 1:
-        wanted[STEP] = (own, cluster.step_port or STEP_PORT)
-        first = cluster.rendezvous_port or RENDEZVOUS_PORT
-        wanted[RENDEZVOUS] = (own, first)
-        wanted[LAST_RENDEZVOUS] = (own, first + _TURNS - 1)
+        wanted[STEP] = (own, step_port(config))
+        turns = rendezvous_ports(config)
+        wanted[RENDEZVOUS] = (own, turns[0])
+        wanted[LAST_RENDEZVOUS] = (own, turns[-1])
     return wanted

@@ -53,7 +53,7 @@ def group_plan(config: ServeConfig) -> GroupPlan:
 def own_placement(config: ServeConfig, plan: GroupPlan) -> Placement:
     """This host's part in the group, as the leader's host."""
     running = load(path_for(config))
-    every = config.nodes + config.recovery.standby_nodes
+    every = config.num_followers
     return Placement(
         spread=plan.spread,
         followers=int(config.cluster.follower_on_leader_host) if plan.spread else every,

@@ -12,7 +12,7 @@ from rufus_serve.channel.keys import new_token, read_token
 from rufus_serve.cluster.base import Cluster
 from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
-from rufus_serve.config.ports import CONTROL_PORT, NUM_RENDEZVOUS_PORTS, RENDEZVOUS_PORT
+from rufus_serve.config.ports import control_port, rendezvous_ports
 from rufus_serve.errors import ConfigError, EndpointError
 from rufus_serve.protocol.messages import FormGroup
 from rufus_serve.supervisor.group_events import Form, GroupSettings
@@ -67,7 +67,7 @@ def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
         token = kept.token if kept else new_token()
     address = choose_address(interface=cluster.interface) if spread else "127.0.0.1"
     run_dir = Path(kept.run_dir) if kept else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
-    port = cluster.control_port or (CONTROL_PORT if spread else 0)
+    port = control_port(config) if spread else cluster.control_port
     if kept and not port:
         port = int(kept.control_endpoint.rpartition(":")[2])
     plan = GroupPlan(
@@ -82,7 +82,7 @@ def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
 def invitation(config: ServeConfig, address: str) -> str:
     """What to run on the other hosts."""
     cluster = config.cluster
-    others = config.nodes + config.recovery.standby_nodes - int(cluster.follower_on_leader_host)
+    others = config.num_followers - int(cluster.follower_on_leader_host)
     asked = "as told" if cluster.interface else "chosen; cluster.interface decides otherwise"
     return (
         f"this host is {address} ({asked}); on {others} other{'s' if others > 1 else ''} run: "
@@ -134,11 +134,11 @@ def form_orders(
 ) -> tuple[tuple[str, FormGroup], ...]:
     """What each member, by its id, is told of an epoch."""
     same_host = len(set(action.addresses)) == 1
-    port = config.cluster.rendezvous_port or RENDEZVOUS_PORT
     if same_host:
         rendezvous = f"{plan.run_dir.name}-{action.epoch}"
     else:
-        port += action.epoch % NUM_RENDEZVOUS_PORTS
+        ports = rendezvous_ports(config)
+        port = ports[action.epoch % len(ports)]
         # What nobody can guess keeps strangers from meeting the followers in a peer's place.
         rendezvous = f"tcp://{action.addresses[0]}:{port}/{secrets.token_hex(16)}"
     return tuple(
@@ -160,7 +160,7 @@ def form_orders(
 
 def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
     """The cluster that `config.cluster.kind` names."""
-    followers = config.nodes + config.recovery.standby_nodes
+    followers = config.num_followers
     if config.cluster.kind == "local":
         return LocalCluster(slots=followers, python=config.cluster.python, log_dir=plan.log_dir)
     from rufus_serve.cluster.ray_token import export_ray_environment
@@ -187,4 +187,4 @@ def _local_slots(config: ServeConfig, plan: GroupPlan) -> int:
     """Followers that this host holds."""
     if plan.spread:
         return int(config.cluster.follower_on_leader_host)
-    return config.nodes + config.recovery.standby_nodes
+    return config.num_followers

@@ -14,7 +14,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.config import ServeConfig
-from rufus_serve.config.ports import STEP_PORT
+from rufus_serve.config.ports import step_port
 from rufus_serve.errors import ClusterError, FollowerError, RufusError
 from rufus_serve.protocol.messages import (
     Ack,
@@ -291,7 +291,7 @@ class Supervisor:
 
     def _step_port(self) -> int:
         """Fixed where firewalls stand between hosts; followers of one host take free ones."""
-        return (self._config.cluster.step_port or STEP_PORT) if self._plan.spread else 0
+        return step_port(self._config) if self._plan.spread else 0
 
     def _followers_beside(self, follower_id: str) -> int:
         """Followers on the same host, this one included: they share its cores."""
