@@ -35,6 +35,7 @@ PEER_VENV := .venv-vllm-cpu
 MADE_PEER := $(PEER_VENV)/.made-peer
 NXDI_VENV := .venv-nxdi
 MADE_MODEL := $(MODEL)/demo-model.json
+MADE_TOOLS := .tools/.made
 
 .DELETE_ON_ERROR:
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -92,12 +93,16 @@ test: $(MADE_DEV) demo-model ## Unit, contract and end-to-end tests; below 15 mi
 test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, on an idle machine.
 	$(BIN)/python -m pytest $(LONG_TESTS)
 
-# Needs the tools of deploy/helm/get-tools.sh, but no vLLM: any Python with the package will do.
-test-deploy: ## Chart, manifests, images, workflows.
+# Needs no vLLM: any Python with the package will do. CI=true: what a missing tool skips, fails.
+test-deploy: $(MADE_TOOLS) ## Chart, manifests, images, workflows.
 	$(firstword $(wildcard $(BIN)/python) python3) -m pytest tests/deploy
 
+$(MADE_TOOLS): deploy/helm/get-tools.sh
+	deploy/helm/get-tools.sh
+	@touch $@
+
 # What the chart renders to and its values schema, after a change that is meant.
-golden: ## Renew what the chart renders to and its values schema.
+golden: $(MADE_TOOLS) ## Renew what the chart renders to and its values schema.
 	$(firstword $(wildcard $(BIN)/python) python3) deploy/helm/generate_schema.py
 	$(firstword $(wildcard $(BIN)/python) python3) -m tests.deploy.chart
 
@@ -144,8 +149,13 @@ docs: $(MADE_LEADER) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
 
 # Pins what .venv holds; run it after installing newer versions by hand.
+<<<<<<< HEAD
 lock: $(MADE_DEV) ## Pin what .venv holds.
 	$(BIN)/python requirements/lock.py leader cpu demo > requirements/leader.txt.new
+=======
+lock: $(MADE_DEV)
+	$(BIN)/python requirements/lock.py leader cpu demo s3 > requirements/leader.txt.new
+>>>>>>> fe7e592 (Pin base images and actions, sign what was scanned, build images into ECR, fail in CI without tools)
 	$(BIN)/python requirements/lock.py cpu > requirements/follower.txt.new
 	$(BIN)/python requirements/lock.py leader cpu demo dev > requirements/dev.txt.new
 	$(BIN)/python requirements/lock.py unit > requirements/unit.txt.new

@@ -24,7 +24,9 @@ pip=("$python" -m pip --disable-pip-version-check install --no-cache-dir --quiet
 if [[ -s $work/missing.txt ]]; then
   "${pip[@]}" --no-deps -r "$work/missing.txt"
 fi
-"${pip[@]}" --no-deps "$source_root"
+# What builds this package is pinned too; pip before 25.3 knows the first name alone.
+PIP_CONSTRAINT=$source_root/requirements/build.txt PIP_BUILD_CONSTRAINT=$source_root/requirements/build.txt \
+  "${pip[@]}" --no-deps "$source_root"
 
 "$python" -m pip list --format=freeze | grep -v '^rufus.serve==' > "$work/after.txt"
 if changed=$(grep -vxFf "$work/after.txt" "$work/constraints.txt"); then

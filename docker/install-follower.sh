@@ -15,6 +15,8 @@ index=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
 pip=("$folder/bin/python" -m pip --disable-pip-version-check install --no-cache-dir --quiet)
 "${pip[@]}" ${index:+--index-url "$index"} --no-deps "$(grep '^torch==' "$lock")"
 grep -v '^torch==' "$lock" | "${pip[@]}" --no-deps -r /dev/stdin
-"${pip[@]}" --no-deps "$source_root"
+# What builds this package is pinned too; pip before 25.3 knows the first name alone.
+PIP_CONSTRAINT=$source_root/requirements/build.txt PIP_BUILD_CONSTRAINT=$source_root/requirements/build.txt \
+  "${pip[@]}" --no-deps "$source_root"
 "$folder/bin/python" -c 'import ray, torch, rufus_serve.follower; print("torch", torch.__version__)'
 "$folder/bin/rufus-serve" --version

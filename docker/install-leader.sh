@@ -23,6 +23,8 @@ grep -v -e '^vllm==' -e '^torch==' "$locks/leader.txt" | "${pip[@]}" --no-deps -
 # Without the override the version becomes X+empty, and pip discards what does not match the pin.
 VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=${vllm#*==} PATH="$folder/bin:$PATH" \
   "${pip[@]}" --no-build-isolation --no-deps --no-binary vllm "$vllm"
-"${pip[@]}" --no-deps "$source_root"
+# What builds this package is pinned too; pip before 25.3 knows the first name alone.
+PIP_CONSTRAINT=$locks/build.txt PIP_BUILD_CONSTRAINT=$locks/build.txt \
+  "${pip[@]}" --no-deps "$source_root"
 "$folder/bin/python" -c 'import ray, rufus_serve, torch, vllm; print("vllm", vllm.__version__)'
 "$folder/bin/rufus-serve" --version

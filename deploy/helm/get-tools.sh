@@ -5,7 +5,7 @@
 #
 #   deploy/helm/get-tools.sh [FOLDER]
 #
-# What cannot be had is named at the end; its tests are skipped.
+# What cannot be had is named at the end; its tests are skipped, or fail where CI is true.
 set -uo pipefail
 
 folder=$(mkdir -p "${1:-$(dirname "$0")/../../.tools}" && cd "${1:-$(dirname "$0")/../../.tools}" && pwd)
@@ -40,9 +40,14 @@ policy_tools() {
     && ln -sf "$folder/venv-checkov/bin/checkov" "$bin/checkov"
 }
 
+# A fresh machine has no package lists yet; reading them takes root, downloading does not.
 promtool() {
-  (cd "$folder" && apt-get download -q prometheus > /dev/null 2>&1) \
-    && dpkg -x "$folder"/prometheus_*.deb "$folder/prometheus" \
+  local root=()
+  [ "$(id -u)" = 0 ] || root=(sudo -n)
+  apt-get download -q prometheus > /dev/null 2>&1 \
+    || { "${root[@]}" apt-get update -qq && apt-get download -q prometheus; } > /dev/null 2>&1 \
+    || return 1
+  dpkg -x "$folder"/prometheus_*.deb "$folder/prometheus" \
     && ln -sf "$folder/prometheus/usr/bin/promtool" "$bin/promtool"
 }
 

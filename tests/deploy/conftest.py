@@ -1,6 +1,13 @@
+import importlib
+import os
+from types import ModuleType
+
 import pytest
 
 from tests.deploy.chart import MAJORS, tool
+
+REQUIRED = os.environ.get("CI") == "true"
+"""In CI a missing tool is a failure: a suite that skips proves nothing."""
 
 
 @pytest.fixture(params=MAJORS)
@@ -17,8 +24,22 @@ def helm() -> None:
 
 
 def need(name: str) -> str:
-    """The tool's path; skips the test without it."""
+    """The tool's path; without it the test is skipped, or fails in CI."""
     path = tool(name)
     if not path.exists():
-        pytest.skip(f"{name} is not in {path.parent}: run deploy/helm/get-tools.sh")
+        absent(f"{name} is not in {path.parent}: run deploy/helm/get-tools.sh")
     return str(path)
+
+
+def need_module(name: str) -> ModuleType:
+    """The module; without it the test is skipped, or fails in CI."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        absent(f"{name} is not installed here")
+        raise
+
+
+def absent(reason: str) -> None:
+    """Skip the test, or fail it in CI."""
+    (pytest.fail if REQUIRED else pytest.skip)(reason)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.deploy.chart import ROOT, TOOLS
-from tests.deploy.conftest import need
+from tests.deploy.conftest import absent, need
 from tests.deploy.test_workflows import WORKFLOWS, steps
 
 VERSION = yaml.safe_load((ROOT / "deploy/helm/rufus-serve/Chart.yaml").read_text())["version"]
@@ -66,7 +66,12 @@ def test_none_is_left_out():
     """A new job or command needs a test here."""
     known = {("chart", "chart"): 2, ("ci", "ci"): 1, ("release", "version"): 1}
     known |= {("ci", "install"): 1, ("ci", "multihost"): 1, ("ci", "load"): 1}
-    known |= {("release", "images"): 2, ("release", "package"): 1, ("release", "chart"): 1}
+    known |= {
+        ("images", "build"): 1,
+        ("release", "images"): 2,
+        ("release", "package"): 1,
+        ("release", "chart"): 1,
+    }
     found = {
         (file.stem, job): len(lines(file.stem, job))
         for file in WORKFLOWS
@@ -79,7 +84,7 @@ def test_ci_checks_and_tests(runner):
     (text,) = lines("ci", "ci")
     done = runner.run(text)
     assert done.returncode == 0, done.stderr
-    assert runner.called()[:2] == ["make check", "make test"]
+    assert runner.called() == ["make check", "make test", "make test-deploy"]
 
 
 def test_long_suites_are_run(runner):
@@ -108,13 +113,11 @@ def test_hosts_are_made_by_root_with_the_runners_python(runner):
     assert call.endswith(" make test-multihost")
 
 
-def test_the_chart_is_checked_with_the_tools(runner):
-    runner.stand_in("tools", "")
-    shutil.copy(runner.bin / "tools", runner.checkout / "deploy" / "helm" / "get-tools.sh")
+def test_the_chart_is_checked(runner):
     for text in lines("chart", "chart"):
         done = runner.run(text)
         assert done.returncode == 0, done.stderr
-    assert [call.split()[0] for call in runner.called()] == ["pip", "tools", "make"]
+    assert [call.split()[0] for call in runner.called()] == ["pip", "make"]
 
 
 @pytest.mark.parametrize(("tag", "code"), [(f"v{VERSION}", 0), ("v99.0.0", 1)])
@@ -128,20 +131,33 @@ def test_a_tag_that_disagrees_ends_the_release(runner, tmp_path, tag, code):
         assert output.read_text() == f"version={VERSION}\n"
 
 
-def test_images_are_signed_by_digest_and_their_list_is_attested(runner):
-    reference = f"ghcr.io/o/rufus-serve-leader@{DIGEST}"
-    for text in lines("release", "images"):
-        done = runner.run(text, REF=reference)
-        assert done.returncode == 0, done.stderr
-    room, sign, attest = runner.called()
-    assert room.startswith("sudo rm -rf /usr/share/dotnet")
-    assert sign == f"cosign sign --yes {reference}"
-    assert attest.endswith(f"--predicate sbom.spdx.json {reference}")
+@pytest.mark.parametrize(("tagged", "code"), [(DIGEST, 0), ("sha256:" + 64 * "b", 1)])
+def test_images_are_signed_and_attested_by_the_digest_that_the_tag_then_names(runner, tagged, code):
+    name = "ghcr.io/o/rufus-serve-leader"
+    runner.stand_in("docker", f'[ "$3" != inspect ] || echo {tagged}')
+    room, publish = lines("release", "images")
+    assert runner.run(room).returncode == 0
+    done = runner.run(publish, NAME=name, DIGEST=DIGEST, VERSION=VERSION)
+    assert done.returncode == code, done.stderr
+    free, sign, attest, tag, _ = runner.called()
+    assert free.startswith("sudo rm -rf /usr/share/dotnet")
+    assert sign == f"cosign sign --yes {name}@{DIGEST}"
+    assert attest.endswith(f"--predicate sbom.spdx.json {name}@{DIGEST}")
+    assert tag.endswith(f"--tag {name}:{VERSION} {name}@{DIGEST}")
+
+
+@pytest.mark.parametrize(("size", "code"), [(999_999_999, 0), (1_000_000_001, 1)])
+def test_an_image_is_run_as_the_chart_runs_it_and_has_a_largest_size(runner, size, code):
+    runner.stand_in("docker", f'[ "$1" != image ] || echo {size}')
+    (text,) = lines("images", "build")
+    assert runner.run(text, MAX_GB="1").returncode == code
+    assert "--read-only" in runner.called()[0]
+    assert "--user 10001:10001" in runner.called()[0]
 
 
 def test_the_package_builds_and_passes_twine(runner):
     if not (TOOLS / "venv" / "bin" / "twine").exists():
-        pytest.skip("twine is not here: run deploy/helm/get-tools.sh")
+        absent("twine is not here: run deploy/helm/get-tools.sh")
     (text,) = lines("release", "package")
     done = runner.run(text)
     assert done.returncode == 0, done.stdout + done.stderr
