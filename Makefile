@@ -149,13 +149,8 @@ docs: $(MADE_LEADER) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
 
 # Pins what .venv holds; run it after installing newer versions by hand.
-<<<<<<< HEAD
 lock: $(MADE_DEV) ## Pin what .venv holds.
-	$(BIN)/python requirements/lock.py leader cpu demo > requirements/leader.txt.new
-=======
-lock: $(MADE_DEV)
 	$(BIN)/python requirements/lock.py leader cpu demo s3 > requirements/leader.txt.new
->>>>>>> fe7e592 (Pin base images and actions, sign what was scanned, build images into ECR, fail in CI without tools)
 	$(BIN)/python requirements/lock.py cpu > requirements/follower.txt.new
 	$(BIN)/python requirements/lock.py leader cpu demo dev > requirements/dev.txt.new
 	$(BIN)/python requirements/lock.py unit > requirements/unit.txt.new
