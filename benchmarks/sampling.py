@@ -1,4 +1,4 @@
-"""Milliseconds the leader takes to draw tokens with top-p, beside vLLM's own sampler.
+"""Milliseconds the leader takes to draw tokens with top-p of whole rows, beside vLLM's sampler.
 
 Usage: python benchmarks/sampling.py [--vocab 49152 128256] [--rows 1 8 32] [--threads 1]
 """
@@ -6,6 +6,7 @@ Usage: python benchmarks/sampling.py [--vocab 49152 128256] [--rows 1 8 32] [--t
 import argparse
 import time
 
+import numpy as np
 import torch
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
@@ -39,8 +40,10 @@ def main():
             logits = 3 * torch.randn(rows, vocab)
             logits[:, 5] = 20.0
             p = torch.full((rows,), 0.9)
+            truncated = TruncatedSampler(whole)
+            truncated.uniforms = np.random.default_rng(0).random(rows)
             theirs = milliseconds(whole, logits, p)
-            ours = milliseconds(TruncatedSampler(whole), logits, p)
+            ours = milliseconds(truncated, logits, p)
             print(f"| {vocab} | {rows} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.3f} |")
 
 

@@ -31,6 +31,11 @@ class BatchState:
         """The batch, in row order."""
         return list(self.batch.req_ids)
 
+    def seeds(self) -> list[tuple[int | None, int]]:
+        """Of each row of the batch the request's seed, and how many tokens it has drawn."""
+        requests = [self._requests[req_id] for req_id in self.batch.req_ids]
+        return [(each.sampling_params.seed, len(each.output_token_ids)) for each in requests]
+
     def apply(self, output: Any) -> dict[str, Row]:
         """Take over a SchedulerOutput; the rows to run, in scheduling order."""
         fresh = self._register(output)

@@ -7,6 +7,7 @@ import torch
 
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
+from rufus_serve.leader.engine.dice import Dice
 from rufus_serve.leader.engine.group_steps import Answer
 
 
@@ -20,6 +21,7 @@ class TokenSampler:
     def __init__(self, vllm_config: Any, state: BatchState, *, vocab_size: int) -> None:
         self._state = state
         self._sampler = vllm_compat.make_sampler(vllm_config)
+        self._dice = Dice()
         rows = vllm_config.scheduler_config.max_num_seqs
         self._logits = torch.empty((rows, vocab_size), dtype=torch.float32)
 
@@ -43,7 +45,14 @@ class TokenSampler:
         if grammar_output is not None:
             vllm_compat.apply_grammar(scheduler_output, grammar_output, batch, logits)
         req_ids = self._state.req_ids
-        output = self._sampler(logits, batch.sampling_metadata) if req_ids else None
+        output = None
+        if req_ids:
+            output = vllm_compat.sample_whole_rows(
+                self._sampler,
+                logits,
+                batch.sampling_metadata,
+                self._dice.roll(self._state.seeds()),
+            )
         token_ids = [] if output is None else output.sampled_token_ids[:, 0].tolist()
         self._state.append(req_ids, token_ids)
         logprobs = None if output is None else output.logprobs_tensors

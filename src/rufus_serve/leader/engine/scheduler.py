@@ -58,6 +58,10 @@ class _Recovering:
             scheduler_output, model_runner_output
         )
 
+    def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
+        """As vLLM's; what it returns is not overwritten later."""
+        return vllm_compat.own_bitmask(super().get_grammar_bitmask(scheduler_output))  # type: ignore[misc]
+
     def _enter_epoch(self) -> bool:
         """Follow the gate; False while no step may run."""
         gate = self._engine.gate

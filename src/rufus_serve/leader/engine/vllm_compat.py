@@ -3,11 +3,11 @@
 Each function names what it stands in for, so that a new vLLM version is met here alone.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from vllm.sampling_params import SamplingType
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.sample.logits_processor import build_logitsprocs
@@ -59,17 +59,13 @@ def make_input_batch(vllm_config: Any, *, vocab_size: int, block_size: int) -> A
 
 def request_state(new: Any) -> Any:
     """The state that vLLM's model runner V1 keeps of a request, from a NewRequestData."""
-    params = new.sampling_params
-    generator = None
-    if params.sampling_type == SamplingType.RANDOM_SEED:
-        generator = torch.Generator(device="cpu")
-        generator.manual_seed(params.seed)
     return CachedRequestState(
         req_id=new.req_id,
         prompt_token_ids=new.prompt_token_ids,
         mm_features=[],
-        sampling_params=params,
-        generator=generator,
+        sampling_params=new.sampling_params,
+        # Seeds are used by position, see `dice`; a generator would remember what was drawn.
+        generator=None,
         block_ids=new.block_ids,
         num_computed_tokens=new.num_computed_tokens,
         output_token_ids=[],
@@ -81,6 +77,25 @@ def make_sampler(vllm_config: Any) -> Any:
     sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
     sampler.topk_topp_sampler = TruncatedSampler(sampler.topk_topp_sampler)
     return sampler
+
+
+def sample_whole_rows(sampler: Any, logits: Any, metadata: Any, uniforms: Any) -> Any:
+    """vLLM's SamplerOutput for `logits` [R, V], drawn by `uniforms` [R]."""
+    sampler.topk_topp_sampler.uniforms = uniforms
+    return sampler(logits, metadata)
+
+
+def own_bitmask(grammar_output: Any) -> Any:
+    """`grammar_output` with a bitmask of its own; None stays None.
+
+    `StructuredOutputManager.grammar_bitmask` returns a view of one buffer, which the next
+    step's masks overwrite while this step still waits to be sampled.
+    """
+    if grammar_output is None:
+        return None
+    return dataclasses.replace(
+        grammar_output, grammar_bitmask=grammar_output.grammar_bitmask.copy()
+    )
 
 
 def apply_grammar(scheduler_output: Any, grammar_output: Any, batch: Any, logits: Any) -> None:
