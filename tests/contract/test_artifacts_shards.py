@@ -13,12 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 from rufus_serve.artifacts.draft import draft_folder  # noqa: E402
 from rufus_serve.compiler.compile import compile_artifacts  # noqa: E402
 from rufus_serve.config.schema import ServeConfig  # noqa: E402
 from rufus_serve.errors import ArtifactError  # noqa: E402
 from rufus_serve.runtime.cpu import CpuRuntime  # noqa: E402
 from rufus_serve.runtime.cpu.weight_source import open_weights, shard_identity  # noqa: E402
+from rufus_serve.shard.checkpoint import Checkpoint  # noqa: E402
 from rufus_serve.shard.model_config import read_model_config  # noqa: E402
 from rufus_serve.shard.partition import Partition  # noqa: E402
 from rufus_serve.shard.shard_file import ShardFile, slices_of  # noqa: E402
@@ -75,7 +78,7 @@ def test_shards_hold_the_bytes_that_the_checkpoint_gives(tmp_path, name, nodes):
     for rank in range(nodes):
         sources = [open_weights(config, rank, nothing) for config in (plain, ready)]
         assert isinstance(sources[1], ShardFile)
-        slices = slices_of(shape, Partition.of(shape, num_nodes=nodes, node_rank=rank))
+        slices = slices_of(shape, Partition.of(shape, num_nodes=nodes, node_rank=rank), sources[0])
         assert len(slices) > 10
         for one in slices:
             options = {"dtype": torch.bfloat16, "rows": one.rows, "columns": one.columns}
@@ -83,6 +86,21 @@ def test_shards_hold_the_bytes_that_the_checkpoint_gives(tmp_path, name, nodes):
             assert torch.equal(cut.view(torch.uint8), stored.view(torch.uint8)), one
         for source in sources:
             source.close()
+
+
+def test_a_shard_holds_an_output_layer_that_the_configuration_forgets(tmp_path):
+    folder = Path(write_model(tmp_path / "model", "llama with tied embeddings"))
+    output = torch.ones(SIZES["vocab_size"], SIZES["hidden_size"], dtype=torch.bfloat16)
+    save_file({"lm_head.weight": output}, folder / "output.safetensors")
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    listed["weight_map"]["lm_head.weight"] = "output.safetensors"
+    index.write_text(json.dumps(listed))
+    compiled(configured(str(folder), nodes=2), tmp_path / "out")
+    (shard,) = (tmp_path / "out").glob("*/shards/node-000.safetensors")
+    cut = load_file(shard)
+    assert torch.equal(cut["lm_head.weight"], output[: len(cut["lm_head.weight"])])
+    assert not torch.equal(cut["lm_head.weight"], cut["model.embed_tokens.weight"])
 
 
 def test_a_follower_loads_without_the_checkpoints_weights(tmp_path):
@@ -157,7 +175,9 @@ def test_a_shard_of_other_slices_names_the_tensor_and_both(tmp_path, model):
     compiled(configured(model), tmp_path)
     path = next(tmp_path.glob("*/shards/node-000.safetensors"))
     shape = read_model_config(Path(model))
-    one = slices_of(shape, Partition.of(shape, num_nodes=3, node_rank=0))[0]
+    one = slices_of(shape, Partition.of(shape, num_nodes=3, node_rank=0), Checkpoint(Path(model)))[
+        0
+    ]
     with pytest.raises(ArtifactError, match=r"embed_tokens.weight: expected slice .* found"):
         ShardFile(path).read(one.name, one.shape, dtype=torch.bfloat16, rows=one.rows)
 

@@ -108,6 +108,70 @@ def test_a_config_of_transformers_4_means_the_same(start, tmp_path, name):
     np.testing.assert_allclose(logits_of(start(folder)), expected, atol=2e-4)
 
 
+def change_weights(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def own_output(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+
+
+def same_output(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def only_output(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("change", [own_output, same_output, only_output])
+def test_of_tied_matrices_the_files_have_the_last_word(start, folder, change):
+    change_weights(folder, change)
+    expected = reference(folder).logits(PROMPT)
+    np.testing.assert_allclose(logits_of(start(folder, 2)), expected, atol=2e-4)
+
+
+def test_an_output_layer_beside_the_flag_is_told(start, folder, caplog):
+    change_weights(folder, own_output)
+    start(folder)
+    assert "tie_word_embeddings is set, but lm_head.weight is another matrix" in caplog.text
+
+
+def test_a_stale_copy_of_a_tensor_is_not_read(start, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_model(tmp_path, "qwen3", max_shard_size="20KB")
+    expected = reference(folder).logits(PROMPT)
+    last = max(folder.glob("*.safetensors"))
+    save_file(load_file(last) | {"model.embed_tokens.weight": torch.zeros(VOCAB, 48)}, last)
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert weight_map["model.embed_tokens.weight"] != last.name
+    np.testing.assert_allclose(logits_of(start(folder, 2)), expected, atol=2e-4)
+
+
+def test_a_stale_single_file_beside_an_index_is_told_and_not_read(start, tmp_path, caplog):
+    folder = write_model(tmp_path, "qwen3", max_shard_size="20KB")
+    expected = reference(folder).logits(PROMPT)
+    (folder / "model.safetensors").write_bytes(b"stale")
+    np.testing.assert_allclose(logits_of(start(folder)), expected, atol=2e-4)
+    assert "model.safetensors is not read" in caplog.text
+
+
+def test_linear_scaling_stretches_the_longest_sequence(start, tmp_path):
+    folder = write_model(tmp_path, "llama")
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    rewrite(folder, rope_parameters=rope)
+    group = start(folder)
+    assert group.info.max_model_len == 2 * MAX_MODEL_LEN
+    expected = reference(folder).logits(PROMPT)
+    np.testing.assert_allclose(logits_of(group), expected, atol=2e-4)
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
 def test_bfloat16_is_close(start, tmp_path, name, nodes):

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from rufus_serve.artifacts.checksum import fingerprint
-from rufus_serve.errors import ModelError
+from rufus_serve.model.config_json import read_config
+from rufus_serve.model.weight_files import files_at_hand
 
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version"}
 """Keys of config.json that differ between copies of one model."""
@@ -55,20 +56,16 @@ def identify_model(folder: Path) -> ModelIdentity:
     """The identity of the checkpoint in `folder`, with or without its weights.
 
     Raises:
-        ModelError: config.json cannot be read.
+        ModelError: config.json or the index cannot be read, or a weight file is missing.
     """
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-        kept = {key: value for key, value in raw.items() if key not in _NOT_THE_MODEL}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); give a checkpoint folder") from error
+    raw = read_config(folder).raw
+    kept = {key: value for key, value in raw.items() if key not in _NOT_THE_MODEL}
     text = json.dumps(kept, sort_keys=True)
     return ModelIdentity(
         config_sha256=hashlib.sha256(text.encode()).hexdigest(),
         weights=tuple(
             WeightFile(name=file.name, size=file.stat().st_size, fingerprint=fingerprint(file))
-            for file in sorted(folder.glob("*.safetensors"))
+            for file in files_at_hand(folder)
         ),
     )
 

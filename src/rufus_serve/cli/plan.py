@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> Any:
+    from rufus_serve.model.shape import read_model_shape
     from rufus_serve.plan.hardware import instance_named
-    from rufus_serve.plan.model_shape import read_model_shape
     from rufus_serve.plan.request import PlanRequest
 
     shape = read_model_shape(args.model)
     instance = instance_named(args.instance)
-    length = args.max_model_len or min(_DEFAULT_LEN, shape.max_position_embeddings)
+    length = args.max_model_len or min(_DEFAULT_LEN, shape.max_model_len)
     return PlanRequest(
         shape=shape,
         instance=instance,

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from rufus_serve.cli.setting_flags import add_setting_arguments, resolve_arguments
-from rufus_serve.config.model_folder import check_folder, check_tokenizer
 from rufus_serve.errors import ModelError
 from rufus_serve.log import configure_logging
+from rufus_serve.model.folder import check_folder, check_tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

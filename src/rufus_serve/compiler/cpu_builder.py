@@ -34,7 +34,7 @@ class CpuBuilder:
         """The largest slice in memory, all shards on disk."""
         checkpoint = Checkpoint(self._folder)
         try:
-            shards = [self._slices(rank) for rank in self._rank_of.values()]
+            shards = [self._slices(rank, checkpoint) for rank in self._rank_of.values()]
             disk = sum(shard_bytes(slices, checkpoint) for slices in shards)
             largest = max(shard_bytes([one], checkpoint) for slices in shards for one in slices)
         finally:
@@ -56,11 +56,12 @@ class CpuBuilder:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         checkpoint = Checkpoint(self._folder)
         try:
-            write_shard(folder / path, checkpoint, self._slices(rank), progress=progress)
+            slices = self._slices(rank, checkpoint)
+            write_shard(folder / path, checkpoint, slices, progress=progress)
         finally:
             checkpoint.close()
         return {path: [rank]}
 
-    def _slices(self, rank: int) -> list[Slice]:
+    def _slices(self, rank: int, checkpoint: Checkpoint) -> list[Slice]:
         partition = Partition.of(self._model, num_nodes=self._config.nodes, node_rank=rank)
-        return slices_of(self._model, partition)
+        return slices_of(self._model, partition, checkpoint)

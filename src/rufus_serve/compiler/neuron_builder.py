@@ -13,6 +13,7 @@ from rufus_serve.artifacts.identity import Identity
 from rufus_serve.compiler.builder import Need
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError, ConfigError
+from rufus_serve.model.weight_files import weights_bytes
 from rufus_serve.runtime.base import Progress
 
 _GRAPHS_UNIT = "graphs and node 0"
@@ -68,8 +69,7 @@ class NeuronBuilder:
 
     def need(self) -> Need:
         """Memory as NxD Inference 0.8 takes it: the checkpoint, and one node's shards at once."""
-        files = Path(self._config.model).glob("*.safetensors")
-        checkpoint = sum(file.stat().st_size for file in files)
+        checkpoint = weights_bytes(Path(self._config.model))
         return Need(
             memory=checkpoint + checkpoint // self._config.nodes + _COMPILER_BYTES,
             disk=checkpoint + _GRAPH_FILES_BYTES,

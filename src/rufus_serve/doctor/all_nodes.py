@@ -10,7 +10,6 @@ from typing import Protocol
 import msgspec
 
 from rufus_serve.cluster.process import interpreter_of
-from rufus_serve.config.model_folder import check_folder
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import (
     compare_models,
@@ -50,6 +49,7 @@ from rufus_serve.doctor.report import Report, on_node
 from rufus_serve.doctor.system import HostSystem
 from rufus_serve.doctor.versions import common_facts, leader_versions
 from rufus_serve.errors import ClusterError, FollowerError
+from rufus_serve.model.folder import check_folder
 from rufus_serve.supervisor.plan import GroupPlan
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import msgspec
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.system import System
 from rufus_serve.errors import ModelError
-from rufus_serve.plan.model_shape import ModelShape, read_model_shape
+from rufus_serve.model.shape import ModelShape, read_model_shape
+from rufus_serve.model.weight_files import weights_bytes
 
 GIB = 1 << 30
 
@@ -63,6 +64,14 @@ class Context:
             return read_model_shape(Path(self.config.model))
         except ModelError:
             return None
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """Size of the model's weight files; 0 if they are no good, which check `model` reports."""
+        try:
+            return weights_bytes(Path(self.config.model))
+        except ModelError:
+            return 0
 
     @cached_property
     def instance_type(self) -> str:

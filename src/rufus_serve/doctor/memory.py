@@ -1,7 +1,6 @@
 """Host memory, disk and shared memory for compiling and loading; the sizes are `plan`'s."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from rufus_serve.artifacts.fetch import default_cache
 from rufus_serve.artifacts.location import is_remote
@@ -87,7 +86,7 @@ def _needed_memory(context: Context) -> tuple[int, str]:
 
 def checkpoint_bytes(context: Context) -> int:
     """Bytes of the weights in host memory, in the number format they are served in."""
-    files = sum(file.stat().st_size for file in Path(context.config.model).glob("*.safetensors"))
+    files = context.weights_bytes
     if context.config.dtype == "auto" or context.shape is None or not files:
         return files
     return context.shape.num_params * (4 if context.config.dtype == "float32" else 2)

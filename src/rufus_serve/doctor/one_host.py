@@ -4,7 +4,6 @@ import socket
 from pathlib import Path
 
 from rufus_serve.cluster.line_child import LineChild
-from rufus_serve.config.model_folder import check_folder
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import compare_versions
 from rufus_serve.doctor.context import Placement
@@ -14,6 +13,7 @@ from rufus_serve.doctor.report import Report, on_node
 from rufus_serve.doctor.system import HostSystem
 from rufus_serve.doctor.versions import common_facts, leader_versions
 from rufus_serve.errors import FollowerError
+from rufus_serve.model.folder import check_folder
 from rufus_serve.supervisor.group_file import load, path_for
 from rufus_serve.supervisor.plan import GroupPlan, make_plan
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from rufus_serve.doctor.context import Context
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ConfigError, ModelError
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import INSTANCES, Instance, instance_named
 from rufus_serve.plan.memory import gib
-from rufus_serve.plan.model_shape import ModelShape
 from rufus_serve.plan.plan import Plan, make_plan
 from rufus_serve.plan.request import PlanRequest
 from rufus_serve.plan.tensor_parallel import tensor_parallel
@@ -23,7 +23,7 @@ def settings(context: Context) -> Iterator[Finding]:
     if shape is None:
         yield say.skipped("the model's config.json is no good")
         return
-    limit = shape.max_position_embeddings
+    limit = shape.max_model_len
     if context.config.max_model_len > limit:
         yield say.error(
             f"max_model_len {context.config.max_model_len} exceeds the model's {limit} positions",
@@ -91,7 +91,7 @@ def device_plan(context: Context, shape: ModelShape) -> Plan:
         ConfigError: the hardware cannot do it; holds the equation.
     """
     config, instance = context.config, instance_of(context)
-    length = CompiledShape.of(config, shape.max_position_embeddings).max_model_len
+    length = CompiledShape.of(config, shape.max_model_len).max_model_len
     return make_plan(
         PlanRequest(
             shape=shape,

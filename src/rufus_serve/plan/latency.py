@@ -10,9 +10,9 @@ import math
 
 import msgspec
 
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import Instance
 from rufus_serve.plan.memory import CoreWeights
-from rufus_serve.plan.model_shape import ModelShape
 
 LAYER_MS = 0.163
 """Launch and on-node all-reduces of one layer: more than half of a small batch's step."""

@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import GIB, Instance
-from rufus_serve.plan.model_shape import ModelShape
 from rufus_serve.plan.tensor_parallel import TensorParallel
 
 WeightFormat = Literal["bfloat16", "int8", "float32"]

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import Instance
 from rufus_serve.plan.latency import DecodeEstimate, Placement, decode_estimate, prefill_ms
 from rufus_serve.plan.memory import (
@@ -12,7 +13,6 @@ from rufus_serve.plan.memory import (
     kv_bytes_per_token,
     scratch_bytes,
 )
-from rufus_serve.plan.model_shape import ModelShape
 from rufus_serve.plan.request import PlanRequest, check
 from rufus_serve.plan.start_up import StartUp, start_up
 from rufus_serve.plan.tensor_parallel import TensorParallel, divides, tensor_parallel
@@ -130,7 +130,7 @@ def _memory(request: PlanRequest, placement: Placement) -> CoreMemory:
 
 def _capacity(request: PlanRequest, memory: CoreMemory) -> tuple[Capacity, ...]:
     room = max(0, memory.hbm - memory.weights - memory.scratch)
-    limit = request.shape.max_position_embeddings
+    limit = request.shape.max_model_len
     contexts = {length for length in _CONTEXTS if length <= limit} | {request.max_model_len}
     return tuple(
         Capacity(context=length, sequences=room // (memory.kv_per_token * (length + LINE_PADDING)))

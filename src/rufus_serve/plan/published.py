@@ -7,27 +7,27 @@ libraries/nxd-inference/tutorials/llama*_comparison.csv (NxD Inference on Trn2).
 
 import msgspec
 
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import instance_named
 from rufus_serve.plan.latency import Placement, decode_estimate, prefill_ms
 from rufus_serve.plan.memory import WeightFormat, core_weights, kv_bytes_per_token
-from rufus_serve.plan.model_shape import ModelShape
 from rufus_serve.plan.tensor_parallel import padded_shares
 
 LLAMA3_8B = ModelShape(
     model_type="llama", num_layers=32, hidden_size=4096, num_q_heads=32, num_kv_heads=8,
-    head_size=128, intermediate_size=14336, vocab_size=128256, max_position_embeddings=8192,
+    head_size=128, intermediate_size=14336, vocab_size=128256, max_model_len=8192,
 )  # fmt: skip
 LLAMA3_70B = ModelShape(
     model_type="llama", num_layers=80, hidden_size=8192, num_q_heads=64, num_kv_heads=8,
-    head_size=128, intermediate_size=28672, vocab_size=128256, max_position_embeddings=8192,
+    head_size=128, intermediate_size=28672, vocab_size=128256, max_model_len=8192,
 )  # fmt: skip
 LLAMA31_405B = ModelShape(
     model_type="llama", num_layers=126, hidden_size=16384, num_q_heads=128, num_kv_heads=8,
-    head_size=128, intermediate_size=53248, vocab_size=128256, max_position_embeddings=131072,
+    head_size=128, intermediate_size=53248, vocab_size=128256, max_model_len=131072,
 )  # fmt: skip
 LLAMA2_13B = ModelShape(
     model_type="llama", num_layers=40, hidden_size=5120, num_q_heads=40, num_kv_heads=40,
-    head_size=128, intermediate_size=13824, vocab_size=32000, max_position_embeddings=4096,
+    head_size=128, intermediate_size=13824, vocab_size=32000, max_model_len=4096,
 )  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import msgspec
 
 from rufus_serve.config.schema import BucketConfig, ServeConfig
 from rufus_serve.errors import ConfigError
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import Instance
 from rufus_serve.plan.memory import WeightFormat
-from rufus_serve.plan.model_shape import ModelShape
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 
 
@@ -46,7 +46,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     def compiled(self) -> CompiledShape:
         """The shapes that runtime neuron compiles for `settings`."""
         config = ServeConfig(model="planned", **self.settings)
-        return CompiledShape.of(config, self.shape.max_position_embeddings)
+        return CompiledShape.of(config, self.shape.max_model_len)
 
     def _prefill_buckets(self) -> tuple[int, ...]:
         """The default ones, doubled up to the longest prompt: contiguous KV prefills at once."""
@@ -66,7 +66,7 @@ def check(request: PlanRequest) -> None:
     Raises:
         ConfigError: with the values.
     """
-    instance, limit = request.instance, request.shape.max_position_embeddings
+    instance, limit = request.instance, request.shape.max_model_len
     if request.cores_per_node > instance.num_cores:
         raise ConfigError(
             f"{instance.name} has {instance.num_cores} cores, {request.cores_per_node} were asked"

@@ -7,7 +7,7 @@ and query heads are padded to a multiple of it.
 import msgspec
 
 from rufus_serve.errors import ConfigError
-from rufus_serve.plan.model_shape import ModelShape
+from rufus_serve.model.shape import ModelShape
 
 
 class TensorParallel(msgspec.Struct, frozen=True, kw_only=True):

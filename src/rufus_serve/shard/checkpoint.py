@@ -1,6 +1,6 @@
 """`Checkpoint`: slices of tensors in a folder of safetensors files, read one by one."""
 
-import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rufus_serve.errors import ModelError
+from rufus_serve.model.weight_files import INDEX, stale_file, tensor_files
 from rufus_serve.shard.partition import Span
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _FLOAT_DTYPES = ("F32", "BF16", "F16")
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -24,11 +25,14 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = {path: _open(path) for path in _weight_files(folder)}
-        self._path_of = {name: path for path, file in self._files.items() for name in file.keys()}  # noqa: SIM118
+        self._path_of = tensor_files(folder)
+        self._files = {path: _open(path) for path in sorted(set(self._path_of.values()))}
         self._folder = folder
+        stale = stale_file(folder)
+        if stale:
+            _log.warning("%s is not read: %s beside it does not name it", stale, INDEX)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._path_of
 
     def close(self) -> None:
@@ -72,25 +76,10 @@ class Checkpoint:
         path = self._path_of.get(name)
         if path is None:
             raise ModelError(f"{self._folder}: no tensor {name} in the checkpoint")
-        return self._files[path].get_slice(name)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the checkpoint."""
-    index = folder / _INDEX
-    if not index.exists():
-        if not (folder / _SINGLE).exists():
-            raise ModelError(
-                f"{folder}: neither {_SINGLE} nor {_INDEX}; only safetensors weights are read"
-            )
-        return [folder / _SINGLE]
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index}: not a safetensors index: {error!r}") from error
-    if any(Path(str(name)).name != name for name in names):
-        raise ModelError(f"{index}: names files outside of its folder: {sorted(map(str, names))}")
-    return [folder / name for name in sorted(names)]
+        try:
+            return self._files[path].get_slice(name)
+        except SafetensorError as error:
+            raise ModelError(f"{path}: lacks tensor {name}, which {INDEX} says it has") from error
 
 
 def _open(path: Path) -> Any:

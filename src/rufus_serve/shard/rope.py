@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rufus_serve.errors import ModelError
+from rufus_serve.model.rope import rope_kind, rope_settings
 
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
 
@@ -21,6 +22,7 @@ _NEEDED_KEYS = {
         "original_max_position_embeddings",
     ),
 }
+_ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,8 @@ def read_rope(raw: Mapping[str, Any]) -> RopeConfig:
     Raises:
         ModelError: the rope type is not supported or lacks a parameter.
     """
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise ModelError(f"config.json: rope settings must be an object, got {scaling!r}")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    scaling = rope_settings(raw)
+    kind = rope_kind(scaling)
     if kind not in SUPPORTED_ROPE_TYPES:
         raise ModelError(
             f"config.json: rope type {kind!r} is not supported; "
@@ -54,7 +54,9 @@ def read_rope(raw: Mapping[str, Any]) -> RopeConfig:
     if partial not in (None, 1, 1.0):
         raise ModelError(f"config.json: partial_rotary_factor {partial} is not supported, only 1.0")
     theta = _number(scaling.get("rope_theta", raw.get("rope_theta", 10000.0)), "rope_theta")
-    needed = {key: _number(scaling.get(key), f"rope {key}") for key in _NEEDED_KEYS[kind]}
+    # What transformers 5 fills in.
+    known = {_ORIGINAL: raw.get("max_position_embeddings"), **scaling}
+    needed = {key: _number(known.get(key), f"rope {key}") for key in _NEEDED_KEYS[kind]}
     return RopeConfig(theta=theta, kind=kind, **needed)
 
 

@@ -5,7 +5,7 @@ file's metadata. The bytes are those that the checkpoint itself would give.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition, Span
 from rufus_serve.shard.weights import WeightLoader
 
-SHARD_LAYOUT = 1
+SHARD_LAYOUT = 2
 """Version of these files; raised when the slices a follower reads change."""
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -53,9 +53,9 @@ class Slice:
         return self.rows, self.columns
 
 
-def slices_of(model: ModelConfig, partition: Partition) -> list[Slice]:
-    """The slices that a follower reads, in that order."""
-    recorder = _Recorder()
+def slices_of(model: ModelConfig, partition: Partition, names: Container[str]) -> list[Slice]:
+    """The slices that a follower reads of a checkpoint that holds `names`, in that order."""
+    recorder = _Recorder(names)
     # float32 on no device: nothing is read, allocated or packed.
     loader = WeightLoader(recorder, model, partition=partition, dtype=torch.float32)
     loader.load(lambda done, total, detail: None)  # noqa: ARG005 - the callback's signature
@@ -106,6 +106,9 @@ class ShardFile:
         self._file = _open(path)
         self._metadata: dict[str, str] = self._file.metadata() or {}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._metadata
+
     def read(
         self,
         name: str,
@@ -152,8 +155,12 @@ def _open(path: Path) -> Any:
 class _Recorder:
     """A `TensorSource` without data, which notes what is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Container[str]) -> None:
         self.slices: list[Slice] = []
+        self._names = names
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def read(
         self,

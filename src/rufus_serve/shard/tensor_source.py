@@ -11,6 +11,9 @@ from rufus_serve.shard.partition import Span
 class TensorSource(Protocol):
     """A whole checkpoint, or the slices of one follower cut out of it beforehand."""
 
+    def __contains__(self, name: object) -> bool:
+        """Whether `name` can be read."""
+
     def read(
         self,
         name: str,

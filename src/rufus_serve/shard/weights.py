@@ -3,18 +3,19 @@
 Query, key and value projections are one matrix, as are gate and up projections.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from rufus_serve.model.tying import EMBEDDING, OUTPUT, embedding_name
 from rufus_serve.shard.linear import Linear
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition, Span
 from rufus_serve.shard.tensor_source import TensorSource
 
-_EMBEDDING = "model.embed_tokens.weight"
-_OUTPUT = "lm_head.weight"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,13 @@ class WeightLoader:
             ModelError: a tensor is missing, of another shape or unreadable.
         """
         total = self._model.num_layers + 2
-        embedding = self._vocab_rows(_EMBEDDING)
+        embedding, output = self._embedding_and_output()
         progress(1, total, "embedding")
         layers = []
         for index in range(self._model.num_layers):
             layers.append(self._layer(f"model.layers.{index}."))
             progress(index + 2, total, f"layer {index}")
-        tied = self._model.tie_word_embeddings
-        lm_head = Linear(embedding if tied else self._vocab_rows(_OUTPUT))
+        lm_head = Linear(output)
         final_norm = self._vector("model.norm.weight", self._model.hidden_size)
         progress(total, total, "output layer")
         linears = [lm_head, *(linear for layer in layers for linear in _linears(layer))]
@@ -86,6 +86,24 @@ class WeightLoader:
             lm_head=lm_head,
             nbytes=embedding.nbytes + sum(linear.nbytes for linear in linears),
         )
+
+    def _embedding_and_output(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two matrices, or one twice: see `model.tying`."""
+        if not self._model.tie_word_embeddings:
+            return self._vocab_rows(EMBEDDING), self._vocab_rows(OUTPUT)
+        embedding = self._vocab_rows(embedding_name(self._source))
+        if EMBEDDING not in self._source or OUTPUT not in self._source:
+            return embedding, embedding
+        output = self._vocab_rows(OUTPUT)
+        # Nothing can be compared where slices are only listed.
+        if not output.is_meta and torch.equal(embedding, output):
+            return embedding, embedding
+        if not output.is_meta:
+            _log.warning(
+                "tie_word_embeddings is set, but %s is another matrix than %s: both are used",
+                OUTPUT, EMBEDDING,
+            )  # fmt: skip
+        return embedding, output
 
     def _layer(self, prefix: str) -> LayerWeights:
         model = self._model

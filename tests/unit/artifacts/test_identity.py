@@ -106,5 +106,5 @@ def test_a_large_file_is_told_from_one_that_differs_throughout(tmp_path):
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         identify_model(tmp_path)

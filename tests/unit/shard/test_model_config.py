@@ -1,4 +1,4 @@
-"""config.json is read by the rules of its architecture."""
+"""What config.json says of a decoder is taken by the rules of its architecture, or refused."""
 
 import json
 
@@ -21,25 +21,6 @@ def read(tmp_path):
         return read_model_config(tmp_path)
 
     return read
-
-
-@pytest.mark.parametrize(
-    ("model_type", "more", "windows"),
-    [
-        ("llama", {"sliding_window": 8}, (0, 0, 0, 0)),
-        ("mistral", {"sliding_window": 8}, (8, 8, 8, 8)),
-        ("mistral", {"sliding_window": None}, (0, 0, 0, 0)),
-        ("mistral", {}, (4096,) * 4),
-        ("qwen2", {"sliding_window": 8}, (0, 0, 0, 0)),
-        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3},
-         (0, 0, 0, 8)),
-        ("qwen2", {"sliding_window": 8, "use_sliding_window": True}, (0, 0, 0, 0)),
-        ("qwen3", {"sliding_window": 8, "use_sliding_window": True,
-                   "layer_types": ["full_attention", "sliding_attention"] * 2}, (0, 8, 0, 8)),
-    ],
-)  # fmt: skip
-def test_windows_follow_the_architecture(read, model_type, more, windows):
-    assert read(model_type, **more).windows == windows
 
 
 @pytest.mark.parametrize(
@@ -75,12 +56,11 @@ def test_the_dtype_is_read_under_both_names(read, more, dtype):
     assert read("llama", **more).dtype == dtype
 
 
-def test_layer_types_must_name_every_layer(read):
-    with pytest.raises(ModelError, match="layer_types must name 4 times"):
-        read("qwen2", use_sliding_window=True, sliding_window=8, layer_types=["full_attention"])
+def test_an_odd_head_cannot_be_rotated(read):
+    with pytest.raises(ModelError, match="head_dim must be even for rotary embedding, got 15"):
+        read("llama", head_dim=15)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "4", True, []])
-def test_counts_must_be_positive_integers(read, value):
-    with pytest.raises(ModelError, match="num_attention_heads must be a positive integer"):
-        read("llama", num_attention_heads=value)
+@pytest.mark.parametrize(("name", "taken"), [("swish", "silu"), ("gelu_new", "gelu_pytorch_tanh")])
+def test_an_activation_has_one_name(read, name, taken):
+    assert read("llama", hidden_act=name).activation == taken

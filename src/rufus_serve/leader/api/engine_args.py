@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
+from rufus_serve.model.folder import model_name
 
 _OURS = {
     "model": "model", "served_model_name": "served_model_name", "host": "host", "port": "port",
@@ -107,7 +108,7 @@ def check_option(name: str, value: object, *, known: set[str]) -> None:
 
 def served_name(config: ServeConfig) -> str:
     """The model's name in the API."""
-    return config.served_model_name or Path(config.model).name
+    return config.served_model_name or model_name(Path(config.model))
 
 
 def _own_words(config: ServeConfig) -> Iterator[str]:

@@ -4,6 +4,7 @@ import torch
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ModelError
+from rufus_serve.model.tying import embedding_name
 from rufus_serve.shard.kv_cache import block_bytes, blocks_per_sequence, num_blocks_that_fit
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition
@@ -11,7 +12,6 @@ from rufus_serve.shard.tensor_source import TensorSource
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_EMBEDDING = "model.embed_tokens.weight"
 
 
 def resolve_dtype(config: ServeConfig, model: ModelConfig, source: TensorSource) -> torch.dtype:
@@ -20,7 +20,7 @@ def resolve_dtype(config: ServeConfig, model: ModelConfig, source: TensorSource)
         return _DTYPES[config.dtype]
     name = model.dtype
     if not name:
-        stored = source.dtype_of(_EMBEDDING)
+        stored = source.dtype_of(embedding_name(source))
         name = _STORED_DTYPES.get(stored, stored)
     if name not in _DTYPES:
         raise ModelError(
@@ -32,11 +32,11 @@ def resolve_dtype(config: ServeConfig, model: ModelConfig, source: TensorSource)
 
 def resolve_max_model_len(config: ServeConfig, model: ModelConfig) -> int:
     """The longest sequence. Raises `ModelError` if the model has no positions for it."""
-    limit = model.max_position_embeddings
+    limit = model.max_model_len
     if config.max_model_len > limit:
         raise ModelError(
-            f"max_model_len {config.max_model_len} exceeds the model's "
-            f"max_position_embeddings {limit}; lower it, or 0 takes the model's"
+            f"max_model_len {config.max_model_len} exceeds the model's longest context {limit} "
+            "(max_position_embeddings, rope scaling included); lower it, or 0 takes the model's"
         )
     return config.max_model_len or limit
 

@@ -6,7 +6,8 @@ from itertools import takewhile
 from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.errors import ConfigError
+from rufus_serve.errors import ConfigError, ModelError
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.runtime.layouts.buckets import SMALLEST_PREFIX_BUCKET, first_gap
 
 
@@ -50,6 +51,16 @@ class CompiledShape:
             "prefix_caching": self.is_block,
             "segmented_prefill": self.is_block,
         }
+
+
+def refuse_windows(model: ModelShape, shape: CompiledShape) -> None:
+    """Raise ModelError if a sliding window would close within `shape`."""
+    narrow = [window for window in model.windows if 0 < window < shape.max_model_len]
+    if narrow:
+        raise ModelError(
+            f"sliding_window {narrow[0]} < max_model_len {shape.max_model_len}: windowed attention "
+            f"is not supported by runtime neuron; set max_model_len to {narrow[0]} or less"
+        )
 
 
 def _contiguous(config: ServeConfig, max_positions: int) -> CompiledShape:

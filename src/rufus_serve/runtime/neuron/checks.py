@@ -1,13 +1,13 @@
 """Refusals at start-up: what NxD Inference 0.8 would shard, read or answer wrongly."""
 
 from rufus_serve.errors import ModelError
-from rufus_serve.runtime.neuron.checkpoint import Checkpoint
+from rufus_serve.model.shape import ModelShape
 from rufus_serve.runtime.neuron.topology import Topology
 
 
-def check_sharding(checkpoint: Checkpoint, topology: Topology) -> None:
+def check_sharding(shape: ModelShape, topology: Topology) -> None:
     """Raise ModelError unless NxD Inference can cut this model into `tp_degree` shards."""
-    tp, kv_heads = topology.tp_degree, checkpoint.num_kv_heads
+    tp, kv_heads = topology.tp_degree, shape.num_kv_heads
     product = (
         f"tensor parallel degree {tp} (nodes {topology.num_nodes} x cores_per_node "
         f"{topology.cores_per_node})"
@@ -18,9 +18,11 @@ def check_sharding(checkpoint: Checkpoint, topology: Topology) -> None:
             f"{kv_heads % tp}: one must be 0, since NxD Inference either replicates KV heads or "
             f"divides them; possible degrees near: {_near(tp, kv_heads)}"
         )
-    for name in ("intermediate_size", "moe_intermediate_size"):
-        size = checkpoint.raw.get(name)
-        if isinstance(size, int) and size % tp:
+    sizes = {
+        "intermediate_size": shape.intermediate_size, "moe_intermediate_size": shape.expert_size
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if size % tp:
             raise ModelError(
                 f"{name} {size} % {product} = {size % tp}, must be 0; choose another number of "
                 "nodes or cores_per_node"
@@ -28,13 +30,13 @@ def check_sharding(checkpoint: Checkpoint, topology: Topology) -> None:
 
 
 def check_attention_groups(
-    checkpoint: Checkpoint, topology: Topology, *, cp_degree: int, dp_degree: int
+    shape: ModelShape, topology: Topology, *, cp_degree: int, dp_degree: int
 ) -> None:
     """Raise ModelError unless attention can be cut within its smaller groups.
 
     With context or data parallelism, a group of tp_degree / degree ranks shares the heads.
     """
-    tp, kv_heads = topology.tp_degree, checkpoint.num_kv_heads
+    tp, kv_heads = topology.tp_degree, shape.num_kv_heads
     for name, degree in (("cp_degree", cp_degree), ("attention_dp_degree", dp_degree)):
         group = tp // degree
         if degree > 1 and group % kv_heads and kv_heads % group:

@@ -34,7 +34,7 @@ def model_identity(model: NeuronModel) -> Identity:
     """The same on every node, and where the SDK is not installed but for its versions."""
     fields = {name: value for name, value in model.fields.items() if name not in _PER_NODE}
     return Identity(
-        model=identify_model(model.checkpoint.folder),
+        model=identify_model(model.config.folder),
         runtime="neuron",
         num_nodes=model.topology.num_nodes,
         layout=_LAYOUT,

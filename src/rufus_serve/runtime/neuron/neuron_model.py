@@ -6,11 +6,13 @@ from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.model.config_json import ConfigJson, read_config
+from rufus_serve.model.shape import ModelShape, shape_of
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape, refuse_windows
 from rufus_serve.runtime.neuron.application import application_class, build_application
-from rufus_serve.runtime.neuron.checkpoint import Checkpoint, config_overlay, write_overlay
 from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
 from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
+from rufus_serve.runtime.neuron.overlay import config_overlay, write_overlay
 from rufus_serve.runtime.neuron.topology import Topology
 
 
@@ -18,7 +20,8 @@ from rufus_serve.runtime.neuron.topology import Topology
 class NeuronModel:
     """What NxD Inference is asked to build on one node."""
 
-    checkpoint: Checkpoint
+    config: ConfigJson
+    decoder: ModelShape
     shape: CompiledShape
     topology: Topology
     dtype: str
@@ -33,25 +36,32 @@ class NeuronModel:
             ConfigError: the settings do not fit one another.
             ModelError: NxD Inference cannot shard or would misread this checkpoint.
         """
-        checkpoint = Checkpoint.read(config.model)
-        shape = CompiledShape.of(config, checkpoint.max_positions)
-        check_sharding(checkpoint, topology)
+        config_json = read_config(Path(config.model))
+        decoder = shape_of(config_json)
+        shape = CompiledShape.of(config, decoder.max_model_len)
+        refuse_windows(decoder, shape)
+        check_sharding(decoder, topology)
         check_attention_groups(
-            checkpoint,
+            decoder,
             topology,
             cp_degree=config.neuron.cp_degree,
             dp_degree=config.neuron.attention_dp_degree,
         )
-        dtype = number_format(config, checkpoint.dtype)
+        dtype = number_format(config, decoder.dtype or "bfloat16")
         fields = neuron_config_fields(config, shape, topology, dtype)
-        return cls(checkpoint, shape, topology, dtype, fields)
+        return cls(config_json, decoder, shape, topology, dtype, fields)
 
     def build(self, work: Path) -> Any:
         """The application, neither compiled nor loaded; `work` is needed as long as it is."""
-        application = application_class(self.checkpoint.architecture)
-        overlay = config_overlay(self.checkpoint, self.shape.max_model_len)
-        folder = write_overlay(self.checkpoint, overlay, work / "checkpoint")
+        application = application_class(_architecture(self.config))
+        folder = write_overlay(self.config, config_overlay(self.config), work / "checkpoint")
         return build_application(application, folder, self.fields)
+
+
+def _architecture(config: ConfigJson) -> str:
+    """First entry of `architectures`, or what `model_type` stands for."""
+    names = config.raw.get("architectures") or [config.raw.get("model_type", "")]
+    return str(names[0])
 
 
 def number_format(config: ServeConfig, checkpoint_dtype: str) -> str:

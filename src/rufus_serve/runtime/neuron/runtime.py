@@ -16,6 +16,7 @@ import numpy as np
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
+from rufus_serve.model.weight_files import weights_bytes
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.layouts.block import BlockLayout
@@ -59,7 +60,7 @@ class NeuronRuntime:
         started = time.monotonic()
         model = NeuronModel.of(self._config, self._topology)
         self._layout = make_layout(model)
-        self._vocab_size = model.checkpoint.vocab_size
+        self._vocab_size = model.decoder.vocab_size
         apply_environment(self._environment())
         self._application = model.build(self._work)
         if not self._on_cpu:
@@ -188,16 +189,16 @@ def make_layout(model: NeuronModel) -> ContiguousLayout | BlockLayout:
 
 def runtime_info(model: NeuronModel, *, load_s: float) -> RuntimeInfo:
     """What the leader must know of `model`."""
-    checkpoint, shape = model.checkpoint, model.shape
+    decoder, shape = model.decoder, model.shape
     return RuntimeInfo(
-        model_type=str(checkpoint.raw.get("model_type", "")),
-        num_layers=int(checkpoint.raw["num_hidden_layers"]),
-        num_kv_heads=checkpoint.num_kv_heads,
-        head_size=checkpoint.head_size,
-        vocab_size=checkpoint.vocab_size,
+        model_type=decoder.model_type,
+        num_layers=decoder.num_layers,
+        num_kv_heads=decoder.num_kv_heads,
+        head_size=decoder.head_size,
+        vocab_size=decoder.vocab_size,
         dtype=model.dtype,
         **shape.of_info(),
         can_rejoin=False,
-        weights_bytes=checkpoint.weights_bytes // model.topology.num_nodes,
+        weights_bytes=weights_bytes(model.config.folder) // model.topology.num_nodes,
         load_s=load_s,
     )

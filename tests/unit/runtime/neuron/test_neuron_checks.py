@@ -4,14 +4,20 @@ import pytest
 from neuron_sized import configured
 
 from rufus_serve.errors import ConfigError, ModelError
-from rufus_serve.runtime.neuron.checkpoint import Checkpoint
+from rufus_serve.model.config_json import ConfigJson
+from rufus_serve.model.shape import shape_of
 from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
 from rufus_serve.runtime.neuron.topology import Topology
 
+SIZES = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 768, "vocab_size": 256,
+    "intermediate_size": 64 * 9, "max_position_embeddings": 512,
+}  # fmt: skip
+
 
 def model(heads, kv_heads, **more):
-    raw = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, **more}
-    return Checkpoint(Path("m"), raw)
+    raw = SIZES | {"num_attention_heads": heads, "num_key_value_heads": kv_heads, **more}
+    return shape_of(ConfigJson(Path("config.json"), raw))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_attention_groups_that_cannot_share_kv_heads_are_refused(
 ):
     with pytest.raises(ModelError, match=equation):
         check_attention_groups(
-            model(9, kv_heads), Topology(degree, 1, 0), cp_degree=cp, dp_degree=dp
+            model(24, kv_heads), Topology(degree, 1, 0), cp_degree=cp, dp_degree=dp
         )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.errors import ModelError
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.cpu.runtime import CpuRuntime
@@ -17,9 +16,9 @@ from rufus_serve.runtime.cpu.strict.block import BlockDevice
 from rufus_serve.runtime.cpu.strict.contiguous import ContiguousDevice
 from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
-from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.runtime.layouts.compiled_shape import CompiledShape, refuse_windows
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
-from rufus_serve.shard.model_config import ModelConfig, read_model_config
+from rufus_serve.shard.model_config import read_model_config
 
 
 class StrictCpuRuntime(CpuRuntime):
@@ -45,8 +44,8 @@ class StrictCpuRuntime(CpuRuntime):
             ModelError: as the CPU runtime, or a device could not serve the model.
         """
         model = read_model_config(Path(self._asked.model))
-        shape = CompiledShape.of(self._asked, model.max_position_embeddings)
-        _refuse_windows(model, shape)
+        shape = CompiledShape.of(self._asked, model.max_model_len)
+        refuse_windows(model, shape)
         if shape.is_block:
             self._layout, self._device = BlockLayout(shape), BlockDevice(shape)
         else:
@@ -107,12 +106,3 @@ class StrictCpuRuntime(CpuRuntime):
             return logits
         rows: np.ndarray = logits[prepared.rows]
         return rows
-
-
-def _refuse_windows(model: ModelConfig, shape: CompiledShape) -> None:
-    narrow = [window for window in model.windows if 0 < window < shape.max_model_len]
-    if narrow:
-        raise ModelError(
-            f"sliding_window {narrow[0]} < max_model_len {shape.max_model_len}: windowed attention "
-            f"is not supported by runtime neuron; set max_model_len to {narrow[0]} or less"
-        )

@@ -1,13 +1,13 @@
 """`ModelShape`: a decoder's sizes and parameter counts, from its config.json alone."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from rufus_serve.errors import ModelError
+from rufus_serve.model.config_json import ConfigJson, read_config
+from rufus_serve.model.rope import longest_context
+from rufus_serve.model.windows import read_windows
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
@@ -26,7 +26,8 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     head_size: int
     intermediate_size: int
     vocab_size: int
-    max_position_embeddings: int
+    max_model_len: int
+    """Longest sequence that the model was made for, rotary scaling included."""
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
@@ -39,6 +40,10 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     num_moe_layers: int = 0
     quantization: str = ""
     """How the checkpoint's own weights are quantized; empty if they are not."""
+    dtype: str = ""
+    """Number format of the weights; empty if config.json does not say."""
+    windows: tuple[int, ...] = ()
+    """Sliding window of each layer in tokens; 0 sees the whole context."""
 
     @property
     def num_dense_layers(self) -> int:
@@ -99,99 +104,94 @@ def read_model_shape(path: Path) -> ModelShape:
     Raises:
         ModelError: there is none, or it is of an architecture that is not known.
     """
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        raw = json.loads(file.read_text())
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ModelError(f"{file}: must hold a JSON object")
-    try:
-        return _shape(raw)
-    except ModelError as error:
-        raise ModelError(f"{file}: {error}") from error
+    return shape_of(read_config(path))
 
 
-def _shape(raw: Mapping[str, Any]) -> ModelShape:
-    model_type = raw.get("model_type")
+def shape_of(config: ConfigJson) -> ModelShape:
+    """The shape that `config` describes.
+
+    Raises:
+        ModelError: it is of an architecture that is not known, or a size is none.
+    """
+    model_type = config.raw.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise ModelError(
-            f"model type {model_type!r} is not known; known are {', '.join(MODEL_TYPES)}"
-        )
-    heads = _count(raw, "num_attention_heads")
-    kv_heads = _count(raw, "num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise ModelError(
-            "num_attention_heads % num_key_value_heads must be 0, but "
-            f"{heads} % {kv_heads} = {heads % kv_heads}"
-        )
-    hidden = _count(raw, "hidden_size")
-    implied = _QWEN3_HEAD_SIZE if model_type.startswith("qwen3") else max(1, hidden // heads)
+        config.refuse(f"model type {model_type!r} is not known; known are {', '.join(MODEL_TYPES)}")
+    heads, kv_heads = _heads(config)
+    hidden_size = config.count("hidden_size")
+    # Qwen3's default does not follow from the hidden size.
+    implied = _QWEN3_HEAD_SIZE if model_type.startswith("qwen3") else max(1, hidden_size // heads)
     return ModelShape(
         model_type=model_type,
-        num_layers=_count(raw, "num_hidden_layers"),
-        hidden_size=hidden,
+        num_layers=config.count("num_hidden_layers"),
+        hidden_size=hidden_size,
         num_q_heads=heads,
         num_kv_heads=kv_heads,
-        head_size=_count(raw, "head_dim", default=implied),
-        intermediate_size=_count(raw, "intermediate_size"),
-        vocab_size=_count(raw, "vocab_size"),
-        max_position_embeddings=_count(raw, "max_position_embeddings"),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        quantization=_quantization(raw),
-        **_options(raw, model_type),
-        **_experts(raw, model_type),
+        head_size=config.count("head_dim", default=implied),
+        intermediate_size=config.count("intermediate_size"),
+        vocab_size=config.count("vocab_size"),
+        max_model_len=longest_context(config.raw, config.count("max_position_embeddings")),
+        tie_word_embeddings=config.flag("tie_word_embeddings"),
+        quantization=_quantization(config),
+        dtype=_dtype(config),
+        windows=read_windows(config),
+        **_options(config, model_type),
+        **_experts(config, model_type),
     )
 
 
-def _options(raw: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def _heads(config: ConfigJson) -> tuple[int, int]:
+    heads = config.count("num_attention_heads")
+    kv_heads = config.count("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        config.refuse(
+            "num_attention_heads % num_key_value_heads must be 0, but "
+            f"{heads} % {kv_heads} = {heads % kv_heads}"
+        )
+    return heads, kv_heads
+
+
+def _options(config: ConfigJson, model_type: str) -> dict[str, Any]:
     """Which biases and norms the architecture has."""
     takes_bias = model_type in ("llama", "qwen3", "qwen3_moe")
-    bias = takes_bias and bool(raw.get("attention_bias", False))
+    bias = takes_bias and config.flag("attention_bias")
     return {
         "qkv_bias": bias or model_type == "qwen2",
         "output_bias": bias,
-        "mlp_bias": model_type == "llama" and bool(raw.get("mlp_bias", False)),
+        "mlp_bias": model_type == "llama" and config.flag("mlp_bias"),
         "qk_norm": model_type.startswith("qwen3"),
     }
 
 
-def _experts(raw: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+def _experts(config: ConfigJson, model_type: str) -> dict[str, Any]:
     if model_type not in _MOE_TYPES:
         return {}
     # Older files call it num_experts; transformers 5 writes num_local_experts.
-    count_key = "num_experts" if "num_experts" in raw else "num_local_experts"
+    count_key = "num_experts" if "num_experts" in config.raw else "num_local_experts"
     size_key = "intermediate_size" if model_type == "mixtral" else "moe_intermediate_size"
     return {
-        "num_experts": _count(raw, count_key),
-        "experts_per_token": _count(raw, "num_experts_per_tok"),
-        "expert_size": _count(raw, size_key),
-        "num_moe_layers": _num_moe_layers(raw, model_type),
+        "num_experts": config.count(count_key),
+        "experts_per_token": config.count("num_experts_per_tok"),
+        "expert_size": config.count(size_key),
+        "num_moe_layers": _num_moe_layers(config, model_type),
     }
 
 
-def _num_moe_layers(raw: Mapping[str, Any], model_type: str) -> int:
-    num_layers = _count(raw, "num_hidden_layers")
+def _num_moe_layers(config: ConfigJson, model_type: str) -> int:
+    num_layers = config.count("num_hidden_layers")
     if model_type == "mixtral":
         return num_layers
-    step = _count(raw, "decoder_sparse_step", default=1)
-    dense = set(raw.get("mlp_only_layers") or ())
+    step = config.count("decoder_sparse_step", default=1)
+    dense = set(config.raw.get("mlp_only_layers") or ())
     return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers))
 
 
-def _quantization(raw: Mapping[str, Any]) -> str:
-    section = raw.get("quantization_config")
+def _quantization(config: ConfigJson) -> str:
+    section = config.raw.get("quantization_config")
     if not section:
         return ""
     return str(section.get("quant_method", "unknown")) if isinstance(section, dict) else "unknown"
 
 
-def _count(raw: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{key} must be a positive integer, got {value!r}")
-    return value
+def _dtype(config: ConfigJson) -> str:
+    name = config.raw.get("dtype") or config.raw.get("torch_dtype") or ""
+    return str(name).removeprefix("torch.")

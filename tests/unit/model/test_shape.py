@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rufus_serve.errors import ModelError
-from rufus_serve.plan.model_shape import MODEL_TYPES, ModelShape, read_model_shape
+from rufus_serve.model.shape import MODEL_TYPES, ModelShape, read_model_shape
 from rufus_serve.plan.published import LLAMA2_13B, LLAMA3_8B, LLAMA3_70B, LLAMA31_405B
 
 transformers = pytest.importorskip("transformers")
