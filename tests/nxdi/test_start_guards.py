@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def without_overlay(module):
-    module.config_overlay = lambda checkpoint, _: checkpoint.raw
+    module.config_overlay = lambda config: config.raw
 
 
 def without_sharding_check(module):
