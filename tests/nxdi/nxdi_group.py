@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import tempfile
 import warnings
@@ -97,9 +98,19 @@ class Group:
         return self
 
     def all(self, verb, *arguments):
+        """Every rank's answer, in order; the first error to come, whichever rank's it is.
+
+        Whoever waits in a collective for a rank that failed would not answer.
+        """
         for pipe in self._pipes:
             pipe.send((verb, *arguments))
-        return [self._answer(pipe) for pipe in self._pipes]
+        answers = {}
+        while len(answers) < len(self._pipes):
+            waiting = [pipe for pipe in self._pipes if pipe not in answers]
+            ready = multiprocessing.connection.wait(waiting, _DEADLINE_S)
+            assert ready, "a follower does not answer"
+            answers |= {pipe: self._answer(pipe) for pipe in ready}
+        return [answers[pipe] for pipe in self._pipes]
 
     def step(self, step: StepRequest):
         return self.all("step", step)[0]

@@ -104,12 +104,13 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
             "parallelism, and a multiple of it",
             ("neuron.cp_degree", "neuron.attention_dp_degree"),
         )
-    if neuron.mode == "nxdi-cpu" and (cp > 1 or dp > 1):
-        yield Conflict(
-            f"neuron.cp_degree {cp} and attention_dp_degree {dp} with neuron.mode nxdi-cpu: NxD "
-            "Inference 0.8's CPU mode was never seen to start with them; set both to 1",
-            ("neuron.mode", "neuron.cp_degree", "neuron.attention_dp_degree"),
-        )
+    for name, value in (("cp_degree", cp), ("attention_dp_degree", dp)):
+        if neuron.mode == "device" and (value, degree) == (8, 64):
+            yield Conflict(
+                f"neuron.{name} 8 at tensor parallel degree 64: NxD Inference 0.8 places such "
+                "groups on Trn2's mesh, which Trn1 does not have; use 2, 4 or 16",
+                (*size_keys, f"neuron.{name}"),
+            )
     if dp > 1 and neuron.kv_layout == "block":
         yield Conflict(
             f"neuron.attention_dp_degree {dp} with neuron.kv_layout block: NxD Inference 0.8 "
@@ -117,6 +118,7 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
             ("neuron.attention_dp_degree", "neuron.kv_layout"),
         )
     yield from _decode_batches(config, dp)
+    yield from _prompts_cut(config, cp, degree)
 
 
 def _decode_batches(config: ServeConfig, dp: int) -> Iterator[Conflict]:
@@ -130,6 +132,21 @@ def _decode_batches(config: ServeConfig, dp: int) -> Iterator[Conflict]:
                 f"{key} {uneven[0]} % neuron.attention_dp_degree {dp} = {uneven[0] % dp}, "
                 "must be 0: decode rows are divided evenly among the attention groups",
                 (key, "neuron.attention_dp_degree"),
+            )
+
+
+def _prompts_cut(config: ServeConfig, cp: int, degree: int) -> Iterator[Conflict]:
+    """Prefill buckets whose tokens are divided among ranks."""
+    cuts = [("neuron.cp_degree", cp)]
+    if config.neuron.neuron_config.get("sequence_parallel_enabled"):
+        cuts.append(("tensor parallel degree (neuron_config.sequence_parallel_enabled)", degree))
+    for name, parts in cuts:
+        uneven = [size for size in config.buckets.prefill if size % parts]
+        if uneven:
+            yield Conflict(
+                f"buckets.prefill {uneven[0]} % {name} {parts} = {uneven[0] % parts}, must be 0: "
+                "a prompt's tokens are divided evenly among the ranks",
+                ("buckets.prefill", name.split(" ")[0]),
             )
 
 

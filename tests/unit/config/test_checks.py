@@ -58,7 +58,7 @@ def test_the_smallest_number_of_blocks_that_holds_a_sequence_is_accepted():
 
 
 def test_the_tensor_parallel_degree_must_be_a_multiple_of_both_other_degrees():
-    assert neuron(2, cp_degree=16, attention_dp_degree=8) == []
+    assert neuron(2, cp_degree=16, attention_dp_degree=4) == []
     assert neuron(3, cores_per_node=2, cp_degree=4) == [
         "tensor parallel degree 6 (nodes 3 x cores_per_node 2) % neuron.cp_degree 4 = 2, must be 0"
     ]
@@ -75,10 +75,26 @@ def test_attention_data_parallelism_may_come_alone_but_not_with_kv_blocks():
     assert message.startswith("neuron.attention_dp_degree 4 with neuron.kv_layout block")
 
 
-def test_the_cpu_mode_of_nxd_inference_has_plain_tensor_parallelism_only():
-    for degrees in ({"cp_degree": 2}, {"attention_dp_degree": 2}):
-        (message,) = neuron(4, mode="nxdi-cpu", cores_per_node=1, **degrees)
-        assert "with neuron.mode nxdi-cpu" in message
+def test_the_cpu_mode_of_nxd_inference_takes_hybrid_parallelism():
+    degrees = {"cp_degree": 2, "attention_dp_degree": 2}
+    assert neuron(4, mode="nxdi-cpu", cores_per_node=1, **degrees) == []
+
+
+@pytest.mark.parametrize("name", ["cp_degree", "attention_dp_degree"])
+def test_groups_of_eight_over_64_ranks_are_a_mesh_that_trn1_has_not(name):
+    (message,) = neuron(2, **{name: 8})
+    assert message.startswith(f"neuron.{name} 8 at tensor parallel degree 64")
+    assert neuron(2, **{name: 4}) == []
+    assert neuron(64, mode="nxdi-cpu", cores_per_node=1, **{name: 8}) == []
+
+
+def test_a_prompts_tokens_are_divided_evenly():
+    buckets = {"prefill": [128, 1030]}
+    (message,) = messages(runtime="neuron", buckets=buckets, neuron={"cp_degree": 4})
+    assert message.startswith("buckets.prefill 1030 % neuron.cp_degree 4 = 2, must be 0")
+    parallel = {"neuron_config": {"sequence_parallel_enabled": True}}
+    (message,) = messages(runtime="neuron", buckets=buckets, neuron=parallel)
+    assert message.startswith("buckets.prefill 1030 % tensor parallel degree")
 
 
 def test_decode_rows_are_divisible_by_the_attention_groups():

@@ -4,7 +4,9 @@ Runs against real NxD Inference 0.8 on CPU, tested. What CPU mode leaves out of 
 behaviour is put back here.
 """
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,62 @@ def load_on_cpu(application: Any) -> None:
     if not hasattr(application, "_get_captured_tensors_offset"):
         # SDK 2.27 to 2.29 call it for every model but define it for image models only.
         vars(application)["_get_captured_tensors_offset"] = lambda: 0
-    application.to_cpu()
+    with whole_meshes(), kept_rank_ordering():
+        application.to_cpu()
     for wrapper in application.models:
         wrapper.model.register_forward_pre_hook(_BucketShape(wrapper.neuron_config))
+
+
+@contextlib.contextmanager
+def whole_meshes() -> Iterator[None]:
+    """Make every row of a mesh a process group of its own, while groups are made.
+
+    NxD Inference names the first row and passes the mesh as an option of torch-xla's back end,
+    which makes them all; gloo takes no such option and makes that one row. Whoever is in
+    another would be left without a group.
+    """
+    import torch.distributed as dist
+
+    make = dist.new_group
+
+    def new_group(ranks: Any = None, *args: Any, pg_options: Any = None, **options: Any) -> Any:
+        mesh = pg_options["xla_pg_options"]["mesh"] if isinstance(pg_options, dict) else None
+        if not mesh:
+            return make(ranks, *args, pg_options=pg_options, **options)
+        # All ranks make all groups, in one order, as torch.distributed wants it.
+        rows = {tuple(row): make(list(row), backend="gloo") for row in mesh}
+        return next(group for row, group in rows.items() if dist.get_rank() in row)
+
+    dist.new_group = new_group
+    try:
+        yield
+    finally:
+        dist.new_group = make
+
+
+@contextlib.contextmanager
+def kept_rank_ordering() -> Iterator[None]:
+    """Shard weights in the order that their layer asks for, while a checkpoint is cut.
+
+    A layer whose heads lie on the ranks in another order in decode than in prefill says so in
+    `rank_ordering`. NxD copies it to the weight, which the cutting reads, for devices only.
+    """
+    from neuronx_distributed_inference.models import application_base
+
+    cut = application_base.get_sharded_checkpoint
+
+    def cut_in_order(checkpoint: Any, model: Any, *args: Any, **options: Any) -> Any:
+        for module in model.modules():
+            order = getattr(module, "rank_ordering", None)
+            if order is not None and hasattr(module, "weight"):
+                module.weight.rank_ordering = order
+        return cut(checkpoint, model, *args, **options)
+
+    application_base.get_sharded_checkpoint = cut_in_order
+    try:
+        yield
+    finally:
+        application_base.get_sharded_checkpoint = cut
 
 
 class _BucketShape:

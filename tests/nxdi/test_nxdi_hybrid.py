@@ -1,0 +1,82 @@
+"""Context-parallel prefill and data-parallel decode: the tokens' sequence, and the batch, are cut."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from nxdi_group import Failed, Group, Reference, write_model
+from tests.contract.step_sequences import CONTIGUOUS, SCHEDULES, Sequences
+
+pytestmark = pytest.mark.timeout(300)
+
+CP, DP, BOTH = {"cp_degree": 2}, {"attention_dp_degree": 2}, {"cp_degree": 2, "attention_dp_degree": 2}  # fmt: skip
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def even_model(tmp_path_factory):
+    """8 query and 2 KV heads: four ranks, and groups of two, divide both."""
+    return write_model(tmp_path_factory.mktemp("even"), "Llama", heads=8, kv_heads=2)
+
+
+def settings(model, degrees):
+    neuron = CONTIGUOUS["neuron"] | {"mode": "nxdi-cpu", "cores_per_node": 1} | degrees
+    return CONTIGUOUS | {
+        "model": str(model), "runtime": "neuron", "nodes": 4, "max_num_seqs": 4,
+        "dtype": "float32", "neuron": neuron,
+    }  # fmt: skip
+
+
+def check_all_schedules(group, model):
+    """Mixed lengths, full and partial batches in every order, preemption: as transformers."""
+    reference, random = Reference(model), np.random.default_rng(11)
+
+    class Checked(Sequences):
+        def run(self, *names):
+            logits = super().run(*names)
+            for name, found in logits.items():
+                wanted = reference(self.tokens[name])
+                np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
+            return logits
+
+    for schedule in SCHEDULES["contiguous"]:
+        sequences = Checked(group.step, group.info)
+        schedule(sequences, lambda length: random.integers(3, 504, length).tolist())
+
+
+@pytest.mark.parametrize("degrees", [CP, DP, BOTH], ids=["cp2", "dp2", "cp2-dp2"])
+def test_every_schedule_gives_the_reference_logits(even_model, start_group, degrees):
+    group = start_group(settings(even_model, degrees))
+    check_all_schedules(group, even_model)
+    group.close()
+
+
+def first_row_of_a_mesh_only(_):
+    from rufus_serve.runtime.neuron import cpu_mode
+
+    cpu_mode.whole_meshes = nullcontext
+
+
+def heads_in_one_order_for_both_phases(_):
+    from rufus_serve.runtime.neuron import cpu_mode
+
+    cpu_mode.kept_rank_ordering = nullcontext
+
+
+def test_gloo_alone_makes_a_meshs_first_row_and_the_rank_outside_it_says_so(even_model):
+    group = Group(settings(even_model, CP), unguarded=first_row_of_a_mesh_only)
+    with pytest.raises(Failed, match="AttributeError: 'int' object has no attribute 'size'"):
+        group.start()
+    for rank in range(4):
+        group.kill(rank)
+    group.close()
+
+
+@pytest.mark.parametrize("degrees", [CP, DP], ids=["cp2", "dp2"])
+def test_without_its_rank_ordering_decode_is_wrong(even_model, degrees):
+    group = Group(
+        settings(even_model, degrees), unguarded=heads_in_one_order_for_both_phases
+    ).start()
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check_all_schedules(group, even_model)
+    group.close()
