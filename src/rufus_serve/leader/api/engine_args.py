@@ -74,12 +74,17 @@ def vllm_namespace(config: ServeConfig) -> Namespace:
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.exceptions import VLLMError
 
+    from rufus_serve.leader.api import tool_choice
+
     parser = make_arg_parser(_parser_class()())
     actions = {action.dest: action for action in parser._actions}  # noqa: SLF001 - no public list
     extra = {name.replace("-", "_"): value for name, value in config.vllm_args.items()}
     for name, value in extra.items():
         check_option(name, value, known=set(actions))
-    words = [word for name, value in extra.items() for word in _words(actions[name], value)]
+    if "tool_call_parser" not in extra:
+        tool_choice.register()
+        extra |= {"tool_call_parser": tool_choice.NAME, "enable_auto_tool_choice": True}
+    words = [word for name, value in extra.items() for word in words_of(actions[name], value)]
     args: Namespace = parser.parse_args([*_own_words(config), *words])
     _check_parsers(args)
     try:
@@ -127,12 +132,13 @@ def _own_words(config: ServeConfig) -> Iterator[str]:
         yield from ("--max-model-len", str(config.max_model_len))
 
 
-def _words(action: Any, value: object) -> list[str]:
+def words_of(action: Any, value: object) -> list[str]:
     """`value` of a YAML file as command line words for `action`."""
     flag = max(action.option_strings, key=len)
     if isinstance(value, bool) and action.nargs == 0:
-        plain = [text for text in action.option_strings if not text.startswith("--no-")]
-        negated = [text for text in action.option_strings if text.startswith("--no-")]
+        opposites = ("--no-",) if action.dest.startswith("disable") else ("--no-", "--disable-")
+        plain = [text for text in action.option_strings if not text.startswith(opposites)]
+        negated = [text for text in action.option_strings if text.startswith(opposites)]
         return [plain[-1]] if value else negated[-1:]
     if value is None:
         return []

@@ -67,21 +67,22 @@ def whole_meshes() -> Iterator[None]:
     """
     import torch.distributed as dist
 
-    make = dist.new_group
+    make: Any = dist.new_group
 
-    def new_group(ranks: Any = None, *args: Any, pg_options: Any = None, **options: Any) -> Any:
-        mesh = pg_options["xla_pg_options"]["mesh"] if isinstance(pg_options, dict) else None
+    def new_group(ranks: Any = None, **options: Any) -> Any:
+        device = options.get("pg_options")
+        mesh = device["xla_pg_options"]["mesh"] if isinstance(device, dict) else None
         if not mesh:
-            return make(ranks, *args, pg_options=pg_options, **options)
+            return make(ranks, **options)
         # All ranks make all groups, in one order, as torch.distributed wants it.
         rows = {tuple(row): make(list(row), backend="gloo") for row in mesh}
         return next(group for row, group in rows.items() if dist.get_rank() in row)
 
-    dist.new_group = new_group
+    vars(dist)["new_group"] = new_group
     try:
         yield
     finally:
-        dist.new_group = make
+        vars(dist)["new_group"] = make
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.leader.api.engine_args import check_option, served_name
+from rufus_serve.leader.api.engine_args import check_option, served_name, words_of
 
 KNOWN = {"enable_auto_tool_choice", "tool_call_parser", "quantization", "enable_lora", "seed"}
 
@@ -32,6 +34,23 @@ def test_refused_options_say_what_to_do(name: str, value: object, message: str) 
 )
 def test_harmless_options_pass(name: str, value: object) -> None:
     check_option(name, value, known=KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("strings", "value", "word"),
+    [
+        (["--enable-x", "--no-enable-x"], True, "--enable-x"),
+        (["--enable-x", "--no-enable-x"], False, "--no-enable-x"),
+        (["--enable-x", "--disable-x"], True, "--enable-x"),
+        (["--enable-x", "--disable-x"], False, "--disable-x"),
+        (["--disable-x", "--no-disable-x"], True, "--disable-x"),
+        (["--disable-x", "--no-disable-x"], False, "--no-disable-x"),
+    ],
+)
+def test_a_switch_is_written_as_vllm_reads_it(strings: list[str], value: bool, word: str) -> None:
+    name = strings[0].strip("-").replace("-", "_")
+    action = SimpleNamespace(option_strings=strings, nargs=0, dest=name)
+    assert words_of(action, value) == [word]
 
 
 def test_the_model_is_called_by_its_folder_unless_it_has_a_name() -> None:
