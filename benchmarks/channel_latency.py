@@ -32,7 +32,7 @@ CASES = (
 SMALL_BYTES = 64
 REPLY_BYTES = (SMALL_BYTES, ROWS * (CANDIDATES * 8 + 4), ROWS * VOCABULARY * 4)
 T = TypeVar("T")
-INFO = HelloInfo(package_version="0", config_hash="benchmark", sender_id="benchmark")
+INFO = HelloInfo(config_hash="benchmark", sender_id="benchmark")
 
 
 def answer(step: StepRequest, node_rank: int, logits: np.ndarray) -> StepReply:

@@ -12,7 +12,7 @@
     ├── LeaderError                10   the vLLM process failed
     ├── LeaderLost                 11   a follower lost its leader (on_leader_loss: exit)
     ├── ArtifactError              12   compiled artifacts are absent, stale or damaged
-    │   └── ArtifactsUnreachable   12   their storage does not answer; another try may succeed
+    │   └── ArtifactsUnreachable   15   their storage does not answer; another try may succeed
     ├── RuntimeStepError           13   a step was refused or failed in the runtime
     │   └── CollectiveAborted      13   a peer of the collective is gone
     └── DoctorWarning              14   `doctor --strict` found warnings, and no error
@@ -96,6 +96,8 @@ class ArtifactError(RufusError):
 class ArtifactsUnreachable(ArtifactError):
     """The storage of artifacts does not answer; another try may succeed."""
 
+    exit_code = 15
+
 
 class RuntimeStepError(RufusError):
     """The runtime refused or failed a step."""
@@ -111,3 +113,18 @@ class DoctorWarning(RufusError):
     """`doctor --strict` found warnings; errors it finds have the code `serve` would end with."""
 
     exit_code = 14
+
+
+def class_of(code: int) -> type[RufusError] | None:
+    """The class whose errors end a process with exit code `code`; None if it is not one of ours."""
+    found: list[type[RufusError]] = [RufusError]
+    for kind in found:
+        if kind.exit_code == code:
+            return kind
+        found += kind.__subclasses__()
+    return None
+
+
+def of(code: int, text: str, *, otherwise: type[RufusError] = RufusError) -> RufusError:
+    """The error that another process told of by its exit code, or one of class `otherwise`."""
+    return (class_of(code) or otherwise)(text)

@@ -15,7 +15,7 @@ from rufus_serve.protocol.messages import Phase, StepEndpoint, StepFailed, StepR
 
 KEYS = GroupKeys.from_token("the token of the group")
 OTHER_KEYS = GroupKeys.from_token("the token of another group")
-INFO = HelloInfo(package_version="1.2.3", config_hash="aaaa", sender_id="leader-1")
+INFO = HelloInfo(config_hash="aaaa", sender_id="leader-1")
 SOON_S = 1.0
 LONG_S = 20.0
 

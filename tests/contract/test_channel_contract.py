@@ -20,7 +20,7 @@ from channel_group import (
 )
 
 from rufus_serve.channel import ledger
-from rufus_serve.channel.base import FollowerGone, HelloInfo
+from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
 from rufus_serve.channel.faults import Fault, FaultPlan, FaultyFollowerChannel
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
@@ -76,7 +76,7 @@ def test_large_logits_arrive_intact(group: Group) -> None:
 
 
 def test_another_configuration_is_refused_with_both_values(group: Group) -> None:
-    other = HelloInfo(package_version="1.2.3", config_hash="bbbb", sender_id="follower")
+    other = HelloInfo(config_hash="bbbb", sender_id="follower")
     serving = group.serve(group.follower(3, info=other))
     with pytest.raises(HandshakeRefused, match=r"follower 3 .*(bbbb.*aaaa|aaaa.*bbbb)"):
         group.leader().connect(1, endpoints(serving), deadline_s=LONG_S)
@@ -87,17 +87,8 @@ def test_another_protocol_version_is_refused_with_both_values(
 ) -> None:
     serving = group.serve(group.follower())
     monkeypatch.setattr(ledger, "PROTOCOL_VERSION", 99)
-    with pytest.raises(HandshakeRefused, match=r"protocol 99, .* protocol 1"):
+    with pytest.raises(HandshakeRefused, match=r"protocol 99, .* protocol 2"):
         group.leader().connect(1, endpoints(serving), deadline_s=LONG_S)
-
-
-def test_another_package_version_is_welcome(group: Group) -> None:
-    newer = HelloInfo(package_version="2.0", config_hash="aaaa", sender_id="follower")
-    serving = group.serve(group.follower(info=newer))
-    leader = group.leader()
-    leader.connect(1, endpoints(serving), deadline_s=LONG_S)
-    leader.broadcast(step(1))
-    assert leader.gather(1, deadline_s=LONG_S)
 
 
 def test_another_token_is_refused_by_name_and_reaches_nobody(group: Group) -> None:
@@ -248,9 +239,7 @@ def test_a_second_leader_adopts_the_followers(group: Group) -> None:
     first, serving = group.connected(reply_to, reply_to)
     for one in serving:
         one.begin(2)
-    second = group.leader(
-        info=HelloInfo(package_version="1.3", config_hash="aaaa", sender_id="leader-2")
-    )
+    second = group.leader(info=HelloInfo(config_hash="aaaa", sender_id="leader-2"))
     second.connect(2, endpoints(*serving), deadline_s=LONG_S)
     first.broadcast(step(1))
     second.broadcast(step(1, epoch=2))
@@ -283,12 +272,55 @@ def test_a_broken_connection_can_be_made_again_for_a_new_epoch(group: Group) -> 
     assert leader.gather(1, deadline_s=LONG_S)
 
 
-def test_a_leader_that_breaks_its_connections_loses_the_epoch(group: Group) -> None:
-    leader, _ = group.connected(reply_to)
-    leader.disconnect()
+def test_an_epoch_given_up_from_another_thread_ends_a_waiting_gather_and_names_nobody(
+    group: Group,
+) -> None:
+    leader, _ = group.connected(silence, silence)
     leader.broadcast(step(1))
-    with pytest.raises(FollowerGone, match="connection closed"):
+    giving_up = threading.Timer(0.2, leader.abandon, args=(1, "node 1 is gone"))
+    started = time.monotonic()
+    giving_up.start()
+    with pytest.raises(FollowerGone, match=r"^node 1 is gone$") as gone:
         leader.gather(1, deadline_s=LONG_S)
+    giving_up.join()
+    assert time.monotonic() - started < 0.2 + SOON_S
+    assert gone.value.node_rank == NOBODY
+
+
+def test_an_epoch_given_up_gets_no_further_step_but_replies_that_are_in_count(
+    group: Group,
+) -> None:
+    leader, (one,) = group.connected(reply_to)
+    leader.broadcast(step(1))
+    leader.gather(1, deadline_s=LONG_S)
+    leader.abandon(1, "given up")
+    leader.broadcast(step(2))
+    with pytest.raises(FollowerGone, match="given up"):
+        leader.gather(2, deadline_s=LONG_S)
+    assert [request.step_id for request in one.seen] == [1]
+
+
+def test_an_epoch_given_up_before_its_handshake_is_not_connected_to(group: Group) -> None:
+    serving = group.serve(group.follower(epoch=7))
+    leader = group.leader()
+    leader.abandon(7, "lost already")
+    started = time.monotonic()
+    with pytest.raises(FollowerGone, match="lost already"):
+        leader.connect(7, endpoints(serving), deadline_s=LONG_S)
+    assert time.monotonic() - started < SOON_S
+    serving.begin(8)
+    leader.connect(8, endpoints(serving), deadline_s=LONG_S)
+    leader.broadcast(step(1, epoch=8))
+    assert leader.gather(1, deadline_s=LONG_S)
+
+
+def test_giving_up_an_older_epoch_leaves_the_current_one_alone(group: Group) -> None:
+    leader, serving = group.connected(reply_to)
+    serving[0].begin(3)
+    leader.connect(3, endpoints(*serving), deadline_s=LONG_S)
+    leader.abandon(2, "late news")
+    leader.broadcast(step(1, epoch=3))
+    assert leader.gather(1, deadline_s=LONG_S)
 
 
 def test_duplicated_frames_do_no_harm(group: Group) -> None:

@@ -17,7 +17,7 @@ from rufus_serve.channel.peer import PeerClient, PeerServer
 from rufus_serve.channel.sockets import LineMonitor, connect, new_socket
 from rufus_serve.errors import EndpointError
 from rufus_serve.protocol.codec import encode
-from rufus_serve.protocol.messages import Ack, Drain, Heartbeat, Status, StatusRequest
+from rufus_serve.protocol.messages import Ack, Drain, RestartFollower, Status, StatusRequest
 
 KEYS = GroupKeys.from_token("the token of the group")
 OTHER_KEYS = GroupKeys.from_token("the token of another group")
@@ -312,7 +312,7 @@ def test_large_status_messages_pass() -> None:
 
 def _beat(endpoint: str) -> None:
     client = PeerClient(endpoint, keys=KEYS, on_message=print)
-    client.send(Heartbeat(epoch=1, last_step_id=os.getpid()))
+    client.send(RestartFollower(node_rank=os.getpid()))
     client.close(flush_s=LONG_S)
 
 
@@ -325,7 +325,7 @@ def test_a_forked_child_makes_its_own_connection() -> None:
         await server.receive()
         child = multiprocessing.get_context("fork").Process(target=_beat, args=(server.endpoint,))
         child.start()
-        assert (await server.receive())[1] == Heartbeat(epoch=1, last_step_id=child.pid)
+        assert (await server.receive())[1] == RestartFollower(node_rank=child.pid)
         await asyncio.to_thread(child.join)
         assert child.exitcode == 0
         ours.peer.send(Ack())

@@ -11,12 +11,18 @@ import msgspec
 
 from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
 
+NOBODY = -1
+"""Node rank of a loss that is no follower's fault."""
+
 
 class FollowerGone(Exception):
-    """A follower is lost: no reply in time, a closed connection, or a failed step."""
+    """A follower is lost: no reply in time, a closed connection, or a failed step.
+
+    Of rank `NOBODY`, and all of them, where the leader's own side gave the epoch up.
+    """
 
     def __init__(self, node_rank: int, reason: str) -> None:
-        super().__init__(f"follower {node_rank}: {reason}")
+        super().__init__(reason if node_rank == NOBODY else f"follower {node_rank}: {reason}")
         self.node_rank = node_rank
         self.reason = reason
 
@@ -24,13 +30,12 @@ class FollowerGone(Exception):
 class HelloInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What each side of a channel says of itself in the handshake."""
 
-    package_version: str
     config_hash: str
     sender_id: str
 
 
 class LeaderChannel(Protocol):
-    """The leader's side; one thread calls it, but for `close`."""
+    """The leader's side; one thread calls it, but for `abandon` and `close`, which any may."""
 
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """Drop the old epoch's connections and shake hands with every follower of `epoch`.
@@ -49,6 +54,13 @@ class LeaderChannel(Protocol):
         Raises:
             FollowerGone: one failed, closed, or stayed silent past `deadline_s`. The epoch is
                 over then: only steps whose replies are all in can still be gathered.
+        """
+
+    def abandon(self, epoch: int, reason: str) -> None:
+        """Give up `epoch`, and any before it; never blocks, any thread.
+
+        A call of the owner's that waits ends with `FollowerGone` of rank `NOBODY` within 0.1 s,
+        and so does a later `connect` to such an epoch. Sockets are closed by the owner's calls.
         """
 
     def close(self) -> None:

@@ -9,7 +9,7 @@
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -105,22 +105,14 @@ class FaultDice:
         return True
 
 
-class Breakable(Protocol):
-    """A channel whose connections can be broken."""
+class BreakableFollowerChannel(FollowerChannel, Protocol):
+    """What `FaultyFollowerChannel` wraps."""
 
     def disconnect(self) -> None:
         """Break all connections, as a network failure would."""
 
 
-class BreakableLeaderChannel(LeaderChannel, Breakable, Protocol):
-    """What `FaultyLeaderChannel` wraps."""
-
-
-class BreakableFollowerChannel(FollowerChannel, Breakable, Protocol):
-    """What `FaultyFollowerChannel` wraps."""
-
-
-def _strike(channel: Breakable, faults: Sequence[Fault], step_id: int) -> int:
+def _strike(disconnect: Callable[[], None], faults: Sequence[Fault], step_id: int) -> int:
     """Let faults happen; how many copies of the frame survive: 0, 1 or 2."""
     copies = 1
     for fault in faults:
@@ -132,7 +124,7 @@ def _strike(channel: Breakable, faults: Sequence[Fault], step_id: int) -> int:
             case "duplicate":
                 copies *= 2
             case "disconnect":
-                channel.disconnect()
+                disconnect()
                 copies = 0
             case "drop":
                 copies = 0
@@ -165,7 +157,8 @@ class FaultyFollowerChannel:
         step = self._inner.receive(timeout_s=timeout_s)
         if step is None:
             return None
-        copies = _strike(self._inner, self._dice.roll("request", step.step_id), step.step_id)
+        faults = self._dice.roll("request", step.step_id)
+        copies = _strike(self._inner.disconnect, faults, step.step_id)
         self._again = step if copies == 2 else None
         return step if copies else None
 
@@ -179,7 +172,7 @@ class FaultyFollowerChannel:
                 node_rank=message.node_rank,
                 error=f"{VARIABLE}: step {message.step_id}",
             )
-        for _ in range(_strike(self._inner, faults, message.step_id)):
+        for _ in range(_strike(self._inner.disconnect, faults, message.step_id)):
             self._inner.reply(message)
 
     def close(self) -> None:
@@ -190,36 +183,41 @@ class FaultyFollowerChannel:
 class FaultyLeaderChannel:
     """A `LeaderChannel` that fails by plan (faults of node rank -2)."""
 
-    def __init__(self, inner: BreakableLeaderChannel, plan: FaultPlan) -> None:
+    def __init__(self, inner: LeaderChannel, plan: FaultPlan) -> None:
         self._inner = inner
         self._dice = FaultDice(plan, LEADER_RANK)
+        self._epoch = -1
 
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """See `LeaderChannel.connect`."""
+        self._epoch = epoch
         self._inner.connect(epoch, endpoints, deadline_s=deadline_s)
 
     def broadcast(self, step: StepRequest) -> None:
         """See `LeaderChannel.broadcast`."""
         faults = self._dice.roll("request", step.step_id)
-        for _ in range(_strike(self._inner, faults, step.step_id)):
+        for _ in range(_strike(self._break, faults, step.step_id)):
             self._inner.broadcast(step)
 
     def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
         """See `LeaderChannel.gather`; dropped replies are waited for all the same."""
         faults = self._dice.roll("reply", step_id)
-        copies = _strike(self._inner, faults, step_id)
+        copies = _strike(self._break, faults, step_id)
         replies = self._inner.gather(step_id, deadline_s=deadline_s)
         if not copies:
             raise FollowerGone(0, f"silent on step {step_id} ({VARIABLE})")
         return replies
 
-    def disconnect(self) -> None:
-        """Break all connections of the wrapped channel."""
-        self._inner.disconnect()
+    def abandon(self, epoch: int, reason: str) -> None:
+        """See `LeaderChannel.abandon`."""
+        self._inner.abandon(epoch, reason)
 
     def close(self) -> None:
         """See `LeaderChannel.close`."""
         self._inner.close()
+
+    def _break(self) -> None:
+        self._inner.abandon(self._epoch, f"connections broken ({VARIABLE})")
 
 
 def with_follower_faults(channel: BreakableFollowerChannel) -> FollowerChannel:
@@ -228,7 +226,7 @@ def with_follower_faults(channel: BreakableFollowerChannel) -> FollowerChannel:
     return channel if plan is None else FaultyFollowerChannel(channel, plan)
 
 
-def with_leader_faults(channel: BreakableLeaderChannel) -> BreakableLeaderChannel:
+def with_leader_faults(channel: LeaderChannel) -> LeaderChannel:
     """`channel`, failing as `RUFUS_FAULTS` says; `channel` itself if it is unset."""
     plan = FaultPlan.from_environment()
     return channel if plan is None else FaultyLeaderChannel(channel, plan)

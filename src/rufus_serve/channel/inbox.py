@@ -93,7 +93,6 @@ class StepInbox:
     def _welcome(self, epoch: int, *, refused: str = "") -> StepWelcome:
         return StepWelcome(
             protocol_version=PROTOCOL_VERSION,
-            package_version=self._info.package_version,
             config_hash=self._info.config_hash,
             epoch=epoch,
             node_rank=self._node_rank,

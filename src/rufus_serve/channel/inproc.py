@@ -6,6 +6,7 @@ array is shared between the sides.
 
 import itertools
 import queue
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -85,13 +86,8 @@ class InprocLeaderChannel(LeaderSide):
 
     def close(self) -> None:
         """Hang up; may be called twice, from any thread."""
-        self._ledger.lose(-1, "the channel is closed")
+        self.abandon(sys.maxsize, "the channel is closed")
         self._drop()
-
-    def disconnect(self) -> None:
-        """Break all connections of the epoch, as a network failure would."""
-        self._drop()
-        self._ledger.lose(0, "connection closed")
 
     def _open(self, endpoints: Sequence[StepEndpoint]) -> None:
         self._received = queue.SimpleQueue()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rufus_serve.channel.base import FollowerGone, HelloInfo
+from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
@@ -58,7 +58,6 @@ class StepLedger:
         """What this leader says to every follower first."""
         return StepHello(
             protocol_version=PROTOCOL_VERSION,
-            package_version=self._info.package_version,
             config_hash=self._info.config_hash,
             epoch=self._epoch,
             leader_id=self._info.sender_id,
@@ -138,7 +137,7 @@ class StepLedger:
         It stays lost for the epoch: what it says later would be answers to forgotten steps.
         """
         missing = self._followers.keys() - self._open.get(step_id, {}).keys()
-        rank = min(missing, default=-1)
+        rank = min(missing, default=NOBODY)
         self.lose(rank, f"silent on step {step_id} for {deadline_s:.3g} s")
         return self._loss()
 

@@ -5,12 +5,13 @@ add two hand-overs, each behind the interpreter lock, to every step. What goes o
 waits (encryption, queues, pings) is the transport's own business, in libzmq's IO thread.
 """
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from rufus_serve.channel.base import FollowerGone, HelloInfo
+from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
 from rufus_serve.channel.inbox import Peer, StepInbox
 from rufus_serve.channel.ledger import StepLedger
 from rufus_serve.errors import HandshakeRefused
@@ -29,18 +30,25 @@ SLICE_S = 0.1
 
 
 class LeaderSide(ABC):
-    """`LeaderChannel` over a transport; one thread calls it, `close` comes from any."""
+    """`LeaderChannel` over a transport; one thread calls it and owns the ledger.
+
+    `abandon` and `close` come from any thread. They leave word, which the owner finds whenever
+    it looks at the ledger.
+    """
 
     def __init__(self, info: HelloInfo) -> None:
         self._ledger = StepLedger(info)
+        self._word = threading.Lock()
+        self._abandoned = (-2, "")
+        """The newest epoch given up, and why."""
 
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """See `LeaderChannel.connect`."""
         self._drop()
         self._ledger.begin(epoch, endpoints)
-        self._open(endpoints)
-        self._send(self._ledger.hello())
         try:
+            self._open(endpoints)
+            self._send(self._ledger.hello())
             if self._wait(lambda: self._ledger.all_welcome() or None, deadline_s) is None:
                 raise self._ledger.unheard(deadline_s)
         except (HandshakeRefused, FollowerGone):
@@ -49,6 +57,7 @@ class LeaderSide(ABC):
 
     def broadcast(self, step: StepRequest) -> None:
         """See `LeaderChannel.broadcast`."""
+        self._heed()
         if self._ledger.expect(step):
             self._send(step)
 
@@ -59,12 +68,25 @@ class LeaderSide(ABC):
             raise self._ledger.silent(step_id, deadline_s)
         return replies
 
+    def abandon(self, epoch: int, reason: str) -> None:
+        """See `LeaderChannel.abandon`."""
+        with self._word:
+            if epoch > self._abandoned[0]:
+                self._abandoned = (epoch, reason)
+
+    def _heed(self) -> None:
+        """Lose the epoch if it was given up meanwhile."""
+        epoch, reason = self._abandoned
+        if epoch >= self._ledger.epoch:
+            self._ledger.lose(NOBODY, reason)
+
     def _wait(self, ask: Callable[[], _T | None], deadline_s: float) -> _T | None:
         """The first answer of `ask` that is not None; None after `deadline_s`."""
         deadline = time.monotonic() + deadline_s
         wait_s = 0.0
         while True:
             self._pump(wait_s)
+            self._heed()
             answer = ask()
             left_s = deadline - time.monotonic()
             if answer is not None or left_s <= 0:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import select
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -70,14 +71,9 @@ class ZmqLeaderChannel(LeaderSide):
 
     def close(self) -> None:
         """Close the sockets; may be called twice, from any thread."""
-        self._ledger.lose(-1, "the channel is closed")
+        self.abandon(sys.maxsize, "the channel is closed")
         self._drop()
         self._context.term()
-
-    def disconnect(self) -> None:
-        """Break all connections of the epoch, as a network failure would."""
-        self._drop()
-        self._ledger.lose(0, "connection closed")
 
     def _open(self, endpoints: Sequence[StepEndpoint]) -> None:
         with self._lock:
@@ -186,7 +182,6 @@ class ZmqFollowerChannel(FollowerSide):
             node_rank=node_rank,
             host=host,
             endpoint=endpoint,
-            server_key=keys.server_public.decode(),
         )
 
     @property

@@ -27,6 +27,8 @@ class FollowerExit(msgspec.Struct, frozen=True, kw_only=True):
     follower_id: str
     code: int
     """Exit code; negative for a signal, as subprocess tells it."""
+    cause: str = ""
+    """Why it ended, by its own word or that of what ran it; empty if neither could tell."""
     log_tail: str = ""
     """Its last log lines."""
 
@@ -34,9 +36,8 @@ class FollowerExit(msgspec.Struct, frozen=True, kw_only=True):
     def reason(self) -> str:
         """One line for people."""
         how = f"killed by signal {-self.code}" if self.code < 0 else f"exited with {self.code}"
-        lines = [line for line in self.log_tail.splitlines() if " ERROR " in line]
-        if lines:
-            return f"{how}: {lines[0].split(' ERROR ', 1)[1].strip()}"
+        if self.cause:
+            return f"{how}: {self.cause}"
         # What an interpreter that cannot start, or a crash in native code, leaves behind.
         own_end = self.code not in (0, -signal.SIGKILL, -signal.SIGTERM)
         return f"{how}: {self.log_tail.splitlines()[-1]}" if own_end and self.log_tail else how

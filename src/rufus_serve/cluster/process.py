@@ -29,7 +29,8 @@ _SHOWN_LINES = 3
 class FollowerProcess:
     """Runs `python -m rufus_serve.follower`; the spec, with its secret, goes through a pipe.
 
-    Its log goes to `log_file`, if given, or else to our standard error.
+    Its log goes to `log_file`, if given, or else to our standard error; beside that file it
+    leaves the cause of its end.
     """
 
     def __init__(
@@ -42,9 +43,14 @@ class FollowerProcess:
     ) -> None:
         self._follower_id = spec.follower_id
         self._log_file, self._log_begin = log_file, 0
+        self._cause_file: Path | None = None
         self._on_exit = on_exit
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
         interpreter = python or sys.executable
+        if log_file is not None:
+            self._cause_file = log_file.with_suffix(".cause")
+            self._cause_file.unlink(missing_ok=True)
+            spec = msgspec.structs.replace(spec, cause_file=str(self._cause_file))
         if log_file is None:
             self._process = _spawn(interpreter, subprocess.PIPE)
         else:
@@ -84,8 +90,14 @@ class FollowerProcess:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        tail = self._read_tail()
-        self._on_exit(FollowerExit(follower_id=self._follower_id, code=code, log_tail=tail))
+        self._on_exit(
+            FollowerExit(
+                follower_id=self._follower_id,
+                code=code,
+                cause=self._read_cause(),
+                log_tail=self._read_tail(),
+            )
+        )
 
     def _pump(self, source: IO[bytes]) -> None:
         with source:
@@ -93,6 +105,12 @@ class FollowerProcess:
                 self._tail.append(line.decode(errors="replace").rstrip())
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
+
+    def _read_cause(self) -> str:
+        try:
+            return self._cause_file.read_text() if self._cause_file is not None else ""
+        except OSError:
+            return ""
 
     def _read_tail(self) -> str:
         if self._log_file is not None and self._log_file.exists():

@@ -51,10 +51,9 @@ class FollowerAgent:
         )
         return self._process.pid
 
-    def wait_exit(self) -> tuple[str, int, str]:
-        """Blocks until the follower ends; its id, exit code and last log lines."""
-        news = self._exits.get()
-        return news.follower_id, news.code, news.log_tail
+    def wait_exit(self) -> bytes:
+        """Blocks until the follower ends; its `FollowerExit`, encoded."""
+        return msgspec.json.encode(self._exits.get())
 
     def kill(self) -> None:
         """Kill the follower if it still runs."""

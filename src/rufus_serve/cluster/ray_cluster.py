@@ -304,13 +304,12 @@ class RayCluster:
             while not ray.wait([call], timeout=_POLL_S)[0]:
                 if self._stopped:
                     return
-            _, code, tail = ray.get(call)
-            news = FollowerExit(follower_id=follower_id, code=code, log_tail=tail)
+            news = msgspec.json.decode(ray.get(call), type=FollowerExit)
         except RayError as error:
             slot.agent = None
             cause = str(error).strip().splitlines()[0]
-            tail = f"agent ERROR the Ray actor on {slot.node and slot.node.host} died: {cause}"
-            news = FollowerExit(follower_id=follower_id, code=-9, log_tail=tail)
+            text = f"the Ray actor on {slot.node and slot.node.host} died: {cause}"
+            news = FollowerExit(follower_id=follower_id, code=-9, cause=text)
         self._ended(slot, news)
 
     def _ended(self, slot: _Slot, news: FollowerExit) -> None:

@@ -4,11 +4,13 @@ Standard input stays open as long as the process that started us lives; when it 
 follower ends as well, unless it was told to wait for another leader.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
@@ -35,11 +37,20 @@ def main() -> int:
         FollowerNode(spec).run()
     except RufusError as error:
         _log.error("%s", error)
+        _leave_word(spec, str(error))
         return error.exit_code
-    except Exception:  # noqa: BLE001 - the edge of the process
+    except Exception as error:  # noqa: BLE001 - the edge of the process
         _log.exception("the follower failed unexpectedly")
+        _leave_word(spec, f"{type(error).__name__}: {error}")
         return FollowerError.exit_code
     return 0
+
+
+def _leave_word(spec: FollowerSpec, cause: str) -> None:
+    """Write down why this process ends, for whoever started it to tell."""
+    if spec.cause_file:
+        with contextlib.suppress(OSError):
+            Path(spec.cause_file).write_text(cause)
 
 
 def _watch_parent() -> None:

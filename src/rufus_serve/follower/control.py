@@ -1,7 +1,6 @@
 """A follower's conversation with the supervisor: orders in, news and heartbeats out."""
 
 import os
-import platform
 import queue
 import socket
 import threading
@@ -43,11 +42,10 @@ class Control:
         spec: FollowerSpec,
         config: ServeConfig,
         *,
-        beat: Callable[[], Heartbeat],
         interrupt: Callable[[], None],
     ) -> None:
         self._spec, self._config = spec, config
-        self._beat, self._interrupt = beat, interrupt
+        self._interrupt = interrupt
         self.node_rank = spec.node_rank
         self._orders: queue.Queue[Order] = queue.Queue()
         self._heard = time.monotonic()
@@ -95,7 +93,6 @@ class Control:
             host=socket.gethostname(),
             address=self._spec.address,
             pid=os.getpid(),
-            python_version=platform.python_version(),
         )
 
     def _on_connection(self, connected: bool) -> None:
@@ -119,7 +116,7 @@ class Control:
         while not self._closed.wait(self._config.timeouts.heartbeat_s):
             if not self._known and self.silence_s > 2 * self._config.timeouts.heartbeat_s:
                 self._peer.send(self._hello())
-            self._peer.send(self._beat())
+            self._peer.send(Heartbeat())
             self._interrupt_if_ordered()
 
     def _interrupt_if_ordered(self) -> None:

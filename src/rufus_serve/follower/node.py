@@ -5,20 +5,16 @@ import socket
 import time
 import traceback
 
-from rufus_serve import __version__
 from rufus_serve.channel.base import FollowerChannel, HelloInfo
 from rufus_serve.channel.faults import with_follower_faults
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqFollowerChannel
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import (
-    ArtifactError,
-    ArtifactsUnreachable,
     CollectiveAborted,
-    ConfigError,
+    FollowerError,
     HandshakeRefused,
     LeaderLost,
-    ModelError,
     RufusError,
 )
 from rufus_serve.follower.control import Control
@@ -26,11 +22,12 @@ from rufus_serve.follower.runtimes import import_runtime, make_runtime
 from rufus_serve.follower.stepper import Stepper
 from rufus_serve.protocol.messages import (
     FollowerFailed,
+    FollowerForming,
+    FollowerGaveUp,
     FollowerLoaded,
-    FollowerPhase,
+    FollowerProgress,
     FollowerReady,
     FormGroup,
-    Heartbeat,
     Refused,
     RuntimeInfo,
     Stop,
@@ -42,8 +39,6 @@ from rufus_serve.runtime.base import GroupSpec, Runtime
 _log = logging.getLogger(__name__)
 _POLL_S = 0.02
 _PROGRESS_S = 0.5
-_LASTING = (ArtifactError, ConfigError, ModelError)
-"""Errors that another try would meet again."""
 
 
 class FollowerNode:
@@ -56,11 +51,10 @@ class FollowerNode:
         self._info: RuntimeInfo | None = None
         self._channel: FollowerChannel | None = None
         self._stepper: Stepper | None = None
-        self._epoch = 0
         self._load_count = 0
         self._reported = 0.0
         self._phase = "joining"
-        self._control = Control(spec, self._config, beat=self._beat, interrupt=self._interrupt)
+        self._control = Control(spec, self._config, interrupt=self._interrupt)
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -125,9 +119,9 @@ class FollowerNode:
 
     def _form(self, order: FormGroup) -> None:
         assert self._runtime is not None
-        self._stepper, self._epoch = None, order.epoch
+        self._stepper = None
         self._phase = "grouping"
-        self._control.send(FollowerPhase(phase="grouping", done=order.epoch))
+        self._control.send(FollowerForming(epoch=order.epoch))
         try:
             self._runtime.join(_group_of(order))
             if order.warm_up:
@@ -135,26 +129,18 @@ class FollowerNode:
                 self._runtime.warm_up(self._progress)
         except CollectiveAborted as error:
             _log.warning("epoch %d was given up while it formed: %s", order.epoch, error)
-            news = FollowerPhase(phase="gave up", done=order.epoch, detail=str(error))
-            self._control.send(news)
+            self._control.send(FollowerGaveUp(epoch=order.epoch, reason=str(error)))
             return
         channel = self._open_channel(order.node_rank)
         channel.begin(order.epoch)
         self._stepper = Stepper(self._runtime, epoch=order.epoch, node_rank=order.node_rank)
         self._phase = "ready"
-        endpoint = channel.endpoint
-        self._control.send(
-            FollowerReady(
-                epoch=order.epoch, endpoint=endpoint.endpoint, server_key=endpoint.server_key
-            )
-        )
+        self._control.send(FollowerReady(epoch=order.epoch, endpoint=channel.endpoint.endpoint))
 
     def _open_channel(self, node_rank: int) -> FollowerChannel:
         if self._channel is None:
             info = HelloInfo(
-                package_version=__version__,
-                config_hash=self._config.group_hash(),
-                sender_id=self._spec.follower_id,
+                config_hash=self._config.group_hash(), sender_id=self._spec.follower_id
             )
             channel = ZmqFollowerChannel(
                 info,
@@ -178,16 +164,6 @@ class FollowerNode:
 
     # ---- called on other threads ----
 
-    def _beat(self) -> Heartbeat:
-        stepper = self._stepper
-        busy_since = stepper.busy_since if stepper else 0.0
-        return Heartbeat(
-            epoch=self._epoch,
-            last_step_id=stepper.last_step_id if stepper else -1,
-            busy_s=time.monotonic() - busy_since if busy_since else 0.0,
-            load_count=self._load_count,
-        )
-
     def _interrupt(self) -> None:
         if self._runtime is not None:
             self._runtime.abort()
@@ -196,20 +172,15 @@ class FollowerNode:
         now = time.monotonic()
         if done == total or now - self._reported > _PROGRESS_S:
             self._reported = now
-            self._control.send(
-                FollowerPhase(phase=self._phase, done=done, total=total, detail=detail)
-            )
+            self._control.send(FollowerProgress(done=done, total=total, detail=detail))
 
     # ---- the end ----
 
     def _report_failure(self, error: Exception) -> None:
         known = isinstance(error, RufusError)
         text = str(error) if known else "".join(traceback.format_exception(error)[-3:]).strip()
-        fatal = isinstance(error, _LASTING) and not isinstance(error, ArtifactsUnreachable)
-        code = error.exit_code if isinstance(error, RufusError) else 7
-        self._control.send(
-            FollowerFailed(phase=self._phase, error=text, fatal=fatal, exit_code=code)
-        )
+        code = error.exit_code if isinstance(error, RufusError) else FollowerError.exit_code
+        self._control.send(FollowerFailed(phase=self._phase, error=text, exit_code=code))
 
     def _close(self) -> None:
         if self._channel is not None:

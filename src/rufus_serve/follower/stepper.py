@@ -14,23 +14,18 @@ _log = logging.getLogger(__name__)
 
 
 class Stepper:
-    """One epoch's steps on one runtime; after a failed step every further one fails too.
-
-    `busy_since` and `last_step_id` are read by the heartbeat thread.
-    """
+    """One epoch's steps on one runtime; after a failed step every further one fails too."""
 
     def __init__(self, runtime: Runtime, *, epoch: int, node_rank: int) -> None:
         self._runtime = runtime
         self._epoch, self._node_rank = epoch, node_rank
         self._broken = ""
-        self.last_step_id = -1
-        self.busy_since = 0.0
 
     def run(self, step: StepRequest) -> StepReply | StepFailed:
         """The answer to `step`."""
         if self._broken:
             return self._failure(step, f"an earlier step of the epoch failed: {self._broken}")
-        started = self.busy_since = time.monotonic()
+        started = time.monotonic()
         try:
             call = self._runtime.prefill if step.phase is Phase.PREFILL else self._runtime.decode
             logits = call(step)
@@ -39,9 +34,6 @@ class Stepper:
         except Exception as error:  # noqa: BLE001 - the leader hears of it and decides
             _log.exception("step %d of epoch %d failed", step.step_id, step.epoch)
             return self._failure(step, f"{type(error).__name__}: {error}")
-        finally:
-            self.busy_since = 0.0
-        self.last_step_id = step.step_id
         return self._reply(step, logits, time.monotonic() - started)
 
     def _failure(self, step: StepRequest, error: str) -> StepFailed:
@@ -56,7 +48,7 @@ class Stepper:
             epoch=step.epoch,
             node_rank=self._node_rank,
             compute_s=spent_s,
-            wait_s=float(getattr(self._runtime, "last_wait_s", 0.0)),
+            wait_s=self._runtime.last_wait_s,
         )
         if logits is None or not step.want_logits:
             return reply

@@ -12,9 +12,9 @@ from pathlib import Path
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import EndpointError, LeaderError, RufusError
 from rufus_serve.leader.failure_note import NOTE_VARIABLE
-from rufus_serve.leader.spec import SPEC_VARIABLE, config_of, read_spec
+from rufus_serve.leader.spec import config_of, read_spec
 from rufus_serve.log import configure_logging
-from rufus_serve.protocol.specs import LeaderSpec
+from rufus_serve.protocol.specs import SPEC_VARIABLE, LeaderSpec, last_word_file
 
 _log = logging.getLogger("rufus_serve.leader")
 
@@ -50,7 +50,7 @@ async def _serve(spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> 
 def _leave_word(error: str) -> None:
     """Write down why we end, beside the spec, for the supervisor to repeat."""
     with contextlib.suppress(KeyError, OSError):
-        Path(os.environ[SPEC_VARIABLE]).with_suffix(".error").write_text(error)
+        last_word_file(Path(os.environ[SPEC_VARIABLE])).write_text(error)
 
 
 def _own_folder() -> tempfile.TemporaryDirectory[str]:

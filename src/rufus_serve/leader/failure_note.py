@@ -1,10 +1,11 @@
-"""How the engine process tells the API process why it ended."""
+"""How an engine process that dies tells the API process why."""
 
 import os
 from pathlib import Path
 
 import msgspec
 
+from rufus_serve import errors
 from rufus_serve.errors import LeaderError, RufusError
 
 NOTE_VARIABLE = "RUFUS_LEADER_FAILURE"
@@ -35,6 +36,4 @@ class FailureNote:
             exit_code, message = msgspec.json.decode(self._path.read_bytes(), type=tuple[int, str])
         except (OSError, msgspec.DecodeError):
             return None
-        error = LeaderError(message)
-        error.exit_code = exit_code
-        return error
+        return errors.of(exit_code, message, otherwise=LeaderError)

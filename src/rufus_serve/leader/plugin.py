@@ -2,7 +2,7 @@
 
 import os
 
-from rufus_serve.leader.spec import SPEC_VARIABLE
+from rufus_serve.protocol.specs import SPEC_VARIABLE
 
 
 def register() -> str | None:

@@ -1,4 +1,4 @@
-"""Reads what the supervisor wrote for this leader, and says hello to it."""
+"""Reads what the supervisor wrote for this leader."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,9 @@ from pathlib import Path
 import msgspec
 import pydantic
 
-from rufus_serve import __version__
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.protocol.messages import PROTOCOL_VERSION, LeaderHello
-from rufus_serve.protocol.specs import LeaderSpec
-
-SPEC_VARIABLE = "RUFUS_LEADER_SPEC"
-"""Environment variable with the path of the `LeaderSpec` file (JSON)."""
+from rufus_serve.protocol.specs import SPEC_VARIABLE, LeaderSpec
 
 
 def read_spec() -> LeaderSpec:
@@ -45,15 +40,3 @@ def config_of(spec: LeaderSpec) -> ServeConfig:
         raise ConfigError(f"the leader's configuration is wrong at {where}: {first['msg']}") from (
             error
         )
-
-
-def hello(spec: LeaderSpec, config: ServeConfig, *, role: str) -> LeaderHello:
-    """How a leader process of `role` (engine or api) announces itself."""
-    return LeaderHello(
-        protocol_version=PROTOCOL_VERSION,
-        package_version=__version__,
-        config_hash=config.group_hash(),
-        leader_id=spec.leader_id,
-        pid=os.getpid(),
-        role=role,
-    )

@@ -18,7 +18,9 @@ from enum import Enum
 import msgspec
 import numpy as np
 
-PROTOCOL_VERSION = 1
+from rufus_serve.errors import FollowerError, RestartBudgetSpent
+
+PROTOCOL_VERSION = 2
 """Raised when a peer of the older version could misread a message."""
 
 Array = np.ndarray
@@ -69,7 +71,6 @@ class StepHello(Message, frozen=True):
     """First message of a leader on a step channel."""
 
     protocol_version: int
-    package_version: str
     config_hash: str
     epoch: int
     leader_id: str
@@ -79,7 +80,6 @@ class StepWelcome(Message, frozen=True):
     """A follower's answer to `StepHello`; `refused` says why not, if so."""
 
     protocol_version: int
-    package_version: str
     config_hash: str
     epoch: int
     node_rank: int
@@ -168,7 +168,6 @@ class FollowerHello(Message, frozen=True):
     address: str
     """IP address that other nodes reach this one by."""
     pid: int
-    python_version: str
 
 
 class Welcome(Message, frozen=True):
@@ -184,11 +183,9 @@ class Refused(Message, frozen=True):
     reason: str
 
 
-class FollowerPhase(Message, frozen=True):
-    """Progress of start-up."""
+class FollowerProgress(Message, frozen=True):
+    """How far a follower is within its phase."""
 
-    phase: str
-    """joining, loading, grouping, warming up, ready."""
     done: int = 0
     total: int = 0
     detail: str = ""
@@ -220,13 +217,24 @@ class FormGroup(Message, frozen=True):
     """Run every bucket once; left out when survivors of an earlier epoch take part."""
 
 
+class FollowerForming(Message, frozen=True):
+    """The follower began to form `epoch`."""
+
+    epoch: int
+
+
+class FollowerGaveUp(Message, frozen=True):
+    """The follower lives and keeps its weights, but `epoch` cannot be formed."""
+
+    epoch: int
+    reason: str
+
+
 class FollowerReady(Message, frozen=True):
     """Collectives stand and buckets are warm; steps of `epoch` are awaited at `endpoint`."""
 
     epoch: int
     endpoint: str
-    server_key: str = ""
-    """Public CurveZMQ key of the step socket, Z85."""
 
 
 class FollowerFailed(Message, frozen=True):
@@ -234,19 +242,12 @@ class FollowerFailed(Message, frozen=True):
 
     phase: str
     error: str
-    fatal: bool = False
-    """True if another try would fail the same way (bad checkpoint, wrong shapes, …)."""
-    exit_code: int = 7
+    exit_code: int = FollowerError.exit_code
+    """Of the error's class: it says whether another try may do better."""
 
 
 class Heartbeat(Message, frozen=True):
-    """Sign of life of a follower, from its IO thread."""
-
-    epoch: int
-    last_step_id: int
-    busy_s: float = 0.0
-    """Seconds that the current runtime call has been running; 0 when idle."""
-    load_count: int = 0
+    """Sign of life of a follower's interpreter, from a thread of its own."""
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -265,13 +266,15 @@ class Stop(Message, frozen=True):
 class LeaderHello(Message, frozen=True):
     """A leader process announces itself; answered by `GroupReady` when there is a group."""
 
-    protocol_version: int
-    package_version: str
-    config_hash: str
     leader_id: str
-    pid: int
     role: str
     """engine (steps followers) or api (serves HTTP)."""
+
+
+class Serving(Message, frozen=True):
+    """The API process of `leader_id` takes requests, health apart, from now on."""
+
+    leader_id: str
 
 
 class StepEndpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,7 +283,6 @@ class StepEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     node_rank: int
     host: str
     endpoint: str
-    server_key: str = ""
 
 
 class GroupReady(Message, frozen=True):
@@ -299,30 +301,25 @@ class GroupLost(Message, frozen=True):
 
 
 class GroupFailed(Message, frozen=True):
-    """No further epoch will come."""
+    """No further epoch will come: the API process ends all requests, then itself."""
 
     reason: str
-    exit_code: int = 9
+    exit_code: int = RestartBudgetSpent.exit_code
 
 
 class FollowerSuspected(Message, frozen=True):
-    """The leader found a follower dead, hung or failing in `epoch`."""
+    """The leader found a follower dead, hung or failing in `epoch`; `reason` names it."""
 
     epoch: int
-    node_rank: int
     reason: str
 
 
 class LeaderProgress(Message, frozen=True):
     """Heartbeat of the engine."""
 
-    epoch: int
     steps_done: int
     steps_in_flight: int
-    oldest_step_s: float = 0.0
-    """Age of the oldest unanswered step."""
     num_running: int = 0
-    num_waiting: int = 0
     follower_step_s: tuple[float, ...] = ()
     """Mean seconds of compute per step, by node rank, since the last heartbeat."""
 
@@ -341,6 +338,7 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase_s: float
     load_count: int = 0
     restarts: int = 0
+    """Processes that took this rank after a loss."""
     step_s: float = 0.0
     """Smoothed seconds of compute per step."""
 
@@ -380,11 +378,12 @@ class Ack(Message, frozen=True):
 
 StepMessage = StepHello | StepWelcome | StepRequest | StepReply | StepFailed
 ControlMessage = (
-    FollowerHello | Welcome | Refused | FollowerPhase | FollowerLoaded | FormGroup | FollowerReady
-    | FollowerFailed | Heartbeat | HeartbeatAck | Stop
+    FollowerHello | Welcome | Refused | FollowerProgress | FollowerLoaded | FormGroup
+    | FollowerForming | FollowerGaveUp | FollowerReady | FollowerFailed | Heartbeat | HeartbeatAck
+    | Stop
 )  # fmt: skip
 LinkMessage = (
     LeaderHello | GroupReady | GroupLost | GroupFailed | FollowerSuspected | LeaderProgress
-    | StatusRequest | Status | RestartFollower | Drain | Ack | Stop
+    | Serving | StatusRequest | Status | RestartFollower | Drain | Ack
 )  # fmt: skip
 AnyMessage = StepMessage | ControlMessage | LinkMessage

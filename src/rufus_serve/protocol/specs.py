@@ -1,12 +1,21 @@
-"""What the supervisor hands to a process it starts."""
+"""What the supervisor hands to a process it starts, and what one that fails leaves for it."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+SPEC_VARIABLE = "RUFUS_LEADER_SPEC"
+"""Environment variable with the path of the `LeaderSpec` file (JSON)."""
+
+
+def last_word_file(spec_file: Path) -> Path:
+    """Where the leader of `spec_file` writes, in one paragraph, why it ends."""
+    return spec_file.with_suffix(".error")
+
 
 class LeaderSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All a leader process needs; written to a file of mode 0600 named by `RUFUS_LEADER_SPEC`."""
+    """All a leader process needs; written to a file of mode 0600 that `SPEC_VARIABLE` names."""
 
     config: dict[str, Any]
     """`ServeConfig.model_dump(mode="json")`."""
@@ -33,3 +42,5 @@ class FollowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """IP address to listen on, by which the leader and the other nodes reach this one."""
     step_port: int = 0
     """Port for step inputs; 0 takes a free one."""
+    cause_file: str = ""
+    """Where the follower writes, in one paragraph, why it ends; empty for nowhere."""

@@ -32,6 +32,9 @@ class Runtime(Protocol):
     the weights kept and the KV cache void, and steps of the next epoch.
     """
 
+    last_wait_s: float
+    """Seconds of the last step spent waiting for peers; 0 where the runtime cannot tell."""
+
     def load(self, progress: Progress) -> RuntimeInfo:
         """Read this node's shard of the weights.
 

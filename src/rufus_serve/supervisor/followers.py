@@ -6,13 +6,16 @@ from rufus_serve import __version__
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.config import ServeConfig
+from rufus_serve.errors import FollowerError, class_of
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     FollowerFailed,
+    FollowerForming,
+    FollowerGaveUp,
     FollowerHello,
     FollowerLoaded,
-    FollowerPhase,
+    FollowerProgress,
     FollowerReady,
     Heartbeat,
     HeartbeatAck,
@@ -21,6 +24,7 @@ from rufus_serve.protocol.messages import (
     Stop,
 )
 from rufus_serve.supervisor import group_events as ev
+from rufus_serve.supervisor.fatal import kind_of_exit
 from rufus_serve.supervisor.group_file import KeptFollower
 from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.report import Report
@@ -67,11 +71,11 @@ class FollowerDesk:
         match message:
             case Heartbeat():
                 pass
-            case FollowerPhase(phase="grouping"):
-                event = ev.Grouping(follower_id=who, epoch=message.done)
-            case FollowerPhase(phase="gave up"):
-                event = ev.GaveUp(follower_id=who, epoch=message.done, reason=message.detail)
-            case FollowerPhase():
+            case FollowerForming():
+                event = ev.Grouping(follower_id=who, epoch=message.epoch)
+            case FollowerGaveUp():
+                event = ev.GaveUp(follower_id=who, epoch=message.epoch, reason=message.reason)
+            case FollowerProgress():
                 self._report.progress(
                     member, done=message.done, total=message.total, detail=message.detail
                 )
@@ -82,12 +86,8 @@ class FollowerDesk:
                 event = ev.Ready(follower_id=who, epoch=message.epoch, endpoint=endpoint)
             case FollowerFailed():
                 self._errors[who] = f"{message.phase}: {message.error}"
-                event = ev.Failed(
-                    follower_id=who,
-                    reason=message.error,
-                    fatal=message.fatal,
-                    exit_code=message.exit_code,
-                )
+                kind = class_of(message.exit_code) or FollowerError
+                event = ev.Failed(follower_id=who, reason=message.error, kind=kind)
             case _:
                 _log.debug("ignored %s of follower %s", type(message).__name__, who)
                 event = None
@@ -160,20 +160,13 @@ class FollowerDesk:
             self._ids.pop(peer, None)
             self._replaced.add(peer)
 
-    def note_exit(self, news: FollowerExit) -> None:
-        """Keep how a follower ended; the first one is the cause of what follows."""
+    def ended(self, news: FollowerExit) -> ev.Failed:
+        """A follower process ended; what it reported before outweighs how it did."""
         self.exits.append(news)
         _log.info("follower %s %s", news.follower_id, news.reason)
-
-    def first_error(self, news: FollowerExit) -> str:
-        """A follower's own first error: what it reported, else the first error in its log."""
-        return self._errors.get(news.follower_id) or news.reason
+        reason = self._errors.get(news.follower_id) or news.reason
+        return ev.Failed(follower_id=news.follower_id, reason=reason, kind=kind_of_exit(news.code))
 
 
 def _endpoint_of(member: ev.Member, message: FollowerReady) -> StepEndpoint:
-    return StepEndpoint(
-        node_rank=member.node_rank,
-        host=member.host,
-        endpoint=message.endpoint,
-        server_key=message.server_key,
-    )
+    return StepEndpoint(node_rank=member.node_rank, host=member.host, endpoint=message.endpoint)

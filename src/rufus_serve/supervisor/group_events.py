@@ -14,6 +14,7 @@ from enum import Enum
 
 import msgspec
 
+from rufus_serve.errors import FollowerError, RufusError
 from rufus_serve.protocol.messages import RuntimeInfo, StepEndpoint
 
 STANDBY = -1
@@ -133,17 +134,16 @@ class Heard(MemberEvent, frozen=True):
 
 
 class Lost(MemberEvent, frozen=True):
-    """A follower process is gone or beyond hope."""
+    """A follower process is gone or beyond hope, whatever it says."""
 
     reason: str
 
 
 class Failed(MemberEvent, frozen=True):
-    """A follower reported an error; a fatal one would come back on every try."""
+    """A follower ended, or said that it will: of an error of class `kind`."""
 
     reason: str
-    fatal: bool = False
-    exit_code: int = 7
+    kind: type[RufusError] = FollowerError
 
 
 class Suspected(Event, frozen=True):
@@ -208,7 +208,6 @@ class Form(Action, frozen=True):
     """(follower id, node rank), by rank."""
     num_blocks: int
     addresses: tuple[str, ...]
-    hosts: tuple[str, ...]
     warm_up: bool
     """Whether all members are new."""
 
@@ -227,7 +226,7 @@ class AnnounceLost(Action, frozen=True):
 
 
 class FailGroup(Action, frozen=True):
-    """Give up: answer every request with an error and exit."""
+    """Give up: answer every request with an error and exit as errors of class `kind` do."""
 
     reason: str
-    exit_code: int
+    kind: type[RufusError]

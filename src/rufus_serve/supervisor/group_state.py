@@ -9,11 +9,13 @@ lost, when the leader gives up on a step, or when another leader takes over; sur
 keep their weights and form the next epoch, with void KV caches.
 """
 
-from collections import deque
+from collections import Counter, deque
 
 import msgspec
 
+from rufus_serve.errors import RestartBudgetSpent, RufusError, StartupTimeout
 from rufus_serve.protocol.messages import RuntimeInfo
+from rufus_serve.supervisor.fatal import is_fatal
 from rufus_serve.supervisor.group_events import (
     STANDBY,
     Action,
@@ -43,8 +45,6 @@ from rufus_serve.supervisor.group_events import (
     Welcomed,
 )
 
-_MAY_PASS = (7, 11, 13)
-"""Exit codes of a follower that was killed, lost its leader or failed a step: see `errors`."""
 _FORMING = (MemberPhase.GROUPING, MemberPhase.WARMING)
 
 
@@ -63,6 +63,7 @@ class GroupState:
         self.restarts: deque[tuple[float, str]] = deque()
         """When the last ones were begun, and why."""
         self.total_restarts = 0
+        self.restarts_of_rank: Counter[int] = Counter()
         self.failure = ""
         self._consecutive = 0
         self._serial = serial
@@ -182,10 +183,8 @@ class GroupState:
             self._announce()
 
     def _on_failed(self, member: Member, event: Failed, now: float) -> None:
-        # At the first start whatever a follower says would come back; later it may pass.
-        first_start = self.phase is GroupPhase.STARTING
-        if event.fatal or (first_start and event.exit_code not in _MAY_PASS):
-            self._fail(f"{self._name(member)}: {event.reason}", event.exit_code, now)
+        if self._is_fatal(event.kind):
+            self._fail(event.kind, f"{self._name(member)}: {event.reason}", now)
         else:
             self._on_lost(member, event.reason, now)
 
@@ -229,6 +228,7 @@ class GroupState:
             self._regroup = None
             self._end_epoch(f"{self._name(member)}: {reason}", now)
         if self._spend(f"{self._name(member)}: {reason}", now):
+            self.restarts_of_rank[member.node_rank] += 1
             self._replace(member.node_rank, now)
 
     def _on_tick(self, now: float) -> None:
@@ -263,9 +263,9 @@ class GroupState:
         spent = now - member.since
         if limit is not None and spent > limit:
             reason = f"still {member.phase.value} after {spent:.1f} s (limit {limit:g} s)"
-            first_start = self.phase is GroupPhase.STARTING
-            if first_start and member.phase is not MemberPhase.GROUPING:
-                self._fail(f"{self._name(member)} {reason}", 8, now)
+            hung = member.phase is MemberPhase.GROUPING
+            if not hung and self._is_fatal(StartupTimeout):
+                self._fail(StartupTimeout, f"{self._name(member)} {reason}", now)
             else:
                 self._on_lost(member, reason, now)
         elif member.phase is not MemberPhase.STARTING:
@@ -313,7 +313,6 @@ class GroupState:
                 members=tuple((m.follower_id, m.node_rank) for m in with_weights),
                 num_blocks=info.num_blocks,
                 addresses=tuple(m.address for m in with_weights),
-                hosts=tuple(m.host for m in with_weights),
                 warm_up=warm_up,
             )
         )
@@ -329,7 +328,8 @@ class GroupState:
         if len(self.restarts) >= self.settings.max_restarts:
             limit = f"{self.settings.max_restarts} restarts in {self.settings.window_s:g} s"
             first = f"first: {self.restarts[0][1]}; " if self.restarts else ""
-            self._fail(f"restart budget spent ({limit}); {first}last: {reason}", 9, now)
+            text = f"restart budget spent ({limit}); {first}last: {reason}"
+            self._fail(RestartBudgetSpent, text, now)
             return False
         self.restarts.append((now, reason))
         self.total_restarts += 1
@@ -373,10 +373,13 @@ class GroupState:
         del self.members[member.follower_id]
         self._do(KillFollower(follower_id=member.follower_id))
 
-    def _fail(self, reason: str, exit_code: int, now: float) -> None:
+    def _is_fatal(self, kind: type[RufusError]) -> bool:
+        return is_fatal(kind, first_start=self.phase is GroupPhase.STARTING)
+
+    def _fail(self, kind: type[RufusError], reason: str, now: float) -> None:
         self.failure = reason
         self._enter(GroupPhase.FAILED, now)
-        self._do(FailGroup(reason=reason, exit_code=exit_code))
+        self._do(FailGroup(kind=kind, reason=reason))
 
     def _enter(self, phase: GroupPhase, now: float) -> None:
         if phase is not self.phase:

@@ -1,11 +1,12 @@
 """`LeaderKeeper`: starts the leader process, and again when it dies."""
 
 import asyncio
-import ipaddress
+import contextlib
 import logging
 import socket
 import time
 
+from rufus_serve import errors
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import LeaderError, StartupTimeout
 from rufus_serve.supervisor.group_events import GroupPhase
@@ -17,7 +18,6 @@ from rufus_serve.supervisor.report import Report
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
-_ANSWER_S = 2.0
 _PORT_FREE_S = 10.0
 
 
@@ -37,13 +37,22 @@ class LeaderKeeper:
         self._process = LeaderProcess(config, plan)
         self._restarts = 0
         self._given_up = False
-        self.serving = False
-        """Whether HTTP answers."""
+        self._serving = asyncio.Event()
 
     @property
     def running(self) -> bool:
         """Whether there is a leader process."""
         return self._process.running
+
+    @property
+    def serving(self) -> bool:
+        """Whether it takes requests, by its own word."""
+        return self._serving.is_set()
+
+    def took_serving(self, leader_id: str) -> None:
+        """The API process of `leader_id` says that it takes requests."""
+        if self.running and leader_id == self._process.leader_id:
+            self._serving.set()
 
     def give_up(self) -> None:
         """Start no further leader."""
@@ -75,7 +84,8 @@ class LeaderKeeper:
             await self._await_free_port()
 
     def _after_death(self, code: int) -> None:
-        served, self.serving = self.serving, False
+        served = self.serving
+        self._serving.clear()
         self._link.forget()
         if self._given_up:
             return
@@ -83,9 +93,7 @@ class LeaderKeeper:
         if not served or self._restarts > self._config.recovery.max_restarts:
             often = f" (death {self._restarts})" if self._restarts > 1 else ""
             said = self._process.last_word() or f"it ended with code {code}; its log says why"
-            error = LeaderError(f"leader{often}: {said}")
-            error.exit_code = code if 0 < code < 64 else LeaderError.exit_code
-            raise error
+            raise errors.of(code, f"leader{often}: {said}", otherwise=LeaderError)
         _log.warning("the leader died with code %d; starting another", code)
 
     async def _await_free_port(self) -> None:
@@ -107,36 +115,14 @@ class LeaderKeeper:
         return bool(self._restarts) or adopted
 
     async def _watch_start(self) -> None:
-        """Poll until HTTP answers; the deadline runs while followers are ready."""
+        """Wait until it serves; the deadline runs while followers are ready."""
         ready_since = 0.0
         limit = self._config.timeouts.leader_start_s
         while not self.serving:
-            await asyncio.sleep(_POLL_S)
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._serving.wait(), _POLL_S)
             if self._state.phase is GroupPhase.READY:
                 ready_since = ready_since or time.monotonic()
             if ready_since and time.monotonic() - ready_since > limit:
                 raise StartupTimeout(f"the leader did not serve within {limit:g} s")
-            self.serving = await self._http_answers()
         self._report.step(f"serving on http://{self._config.host}:{self._config.port}")
-
-    async def _http_answers(self) -> bool:
-        """Whether vLLM's own routes answer (health answers sooner)."""
-        if self._link.progress is None or self._state.phase is not GroupPhase.READY:
-            return False
-        host = _reachable(self._config.host)
-        try:
-            reader, writer = await asyncio.open_connection(host, self._config.port)
-            writer.write(b"GET /version HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            line = await asyncio.wait_for(reader.readline(), _ANSWER_S)
-            writer.close()
-        except (OSError, asyncio.TimeoutError, TimeoutError):
-            return False
-        return b" 200 " in line or b" 401 " in line
-
-
-def _reachable(host: str) -> str:
-    """An address to reach a server by that listens on `host`, which may be a wildcard."""
-    address = ipaddress.ip_address(host) if host[0].isdigit() or ":" in host else None
-    if address is None or not address.is_unspecified:
-        return host
-    return "127.0.0.1" if address.version == 4 else "::1"

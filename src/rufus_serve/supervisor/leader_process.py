@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.protocol.specs import LeaderSpec
+from rufus_serve.protocol.specs import SPEC_VARIABLE, LeaderSpec, last_word_file
 from rufus_serve.supervisor.plan import GroupPlan
 
 
@@ -45,7 +45,7 @@ class LeaderProcess:
             sys.executable,
             "-m",
             "rufus_serve.leader",
-            env=os.environ | {"RUFUS_LEADER_SPEC": str(path)},
+            env=os.environ | {SPEC_VARIABLE: str(path)},
             start_new_session=True,
         )
 
@@ -59,7 +59,7 @@ class LeaderProcess:
     def last_word(self) -> str:
         """The error that the process wrote down before it ended; empty if it did not."""
         try:
-            return self._spec_path.with_suffix(".error").read_text()
+            return last_word_file(self._spec_path).read_text()
         except OSError:
             return ""
 

@@ -26,8 +26,8 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     token: str
     address: str
-    control_port: int
     """This host's address, by which followers reach the supervisor."""
+    control_port: int
     spread: bool
     """Whether followers join by themselves, from other hosts; else all run on this one."""
     run_dir: Path

@@ -15,7 +15,7 @@ from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.ports import step_port
-from rufus_serve.errors import ClusterError, FollowerError, RufusError
+from rufus_serve.errors import ClusterError, RufusError
 from rufus_serve.protocol.messages import (
     Ack,
     AnyMessage,
@@ -27,6 +27,7 @@ from rufus_serve.protocol.messages import (
     LeaderHello,
     LeaderProgress,
     RestartFollower,
+    Serving,
     Status,
     StatusRequest,
     Welcome,
@@ -198,6 +199,8 @@ class Supervisor:
             case FollowerSuspected():
                 _log.warning("the leader gave up epoch %d: %s", message.epoch, message.reason)
                 await self._handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
+            case Serving():
+                self._leader.took_serving(message.leader_id)
             case StatusRequest():
                 await self._link_server.send(peer, self._status())
             case RestartFollower():
@@ -226,15 +229,7 @@ class Supervisor:
     def _follower_ended(self, news: FollowerExit) -> None:
         if self._ended.is_set() or self._state.phase is ev.GroupPhase.STOPPED:
             return
-        self._desk.note_exit(news)
-        fatal = self._state.phase is ev.GroupPhase.STARTING and 0 < news.code != 11
-        event = ev.Failed(
-            follower_id=news.follower_id,
-            reason=self._desk.first_error(news),
-            fatal=fatal,
-            exit_code=news.code if news.code > 0 else 7,
-        )
-        self._spawn(self._handle(event))
+        self._spawn(self._handle(self._desk.ended(news)))
 
     async def _tick(self) -> None:
         while True:
@@ -272,7 +267,7 @@ class Supervisor:
                 _log.warning("epoch %d is over: %s", action.epoch, action.reason)
                 await self._link.to_engine(GroupLost(epoch=action.epoch, reason=action.reason))
             case ev.FailGroup():
-                self._fail(FollowerError(action.reason), action.exit_code)
+                self._fail(action.kind(action.reason))
 
     async def _launch(self, action: ev.StartFollower) -> None:
         spec = FollowerSpec(
@@ -314,18 +309,17 @@ class Supervisor:
         await self._link.to_engine(GroupReady(epoch=epoch, endpoints=endpoints, info=info))
         self._desk.exits.clear()
 
-    def _fail(self, error: RufusError, exit_code: int) -> None:
+    def _fail(self, error: RufusError) -> None:
         if self._failure is None:
-            error.exit_code = exit_code
             self._failure = error
             self._leader.give_up()
             self._spawn(self._end_failed(error))
 
     async def _end_failed(self, error: RufusError) -> None:
-        """Let the engine answer every open request with an error, then end."""
+        """Let the API process answer every open request with an error, then end."""
         if self._desk.exits:
             _log.error("%s", self._desk.exits[0].last_words)
-        await self._link.to_engine(GroupFailed(reason=str(error), exit_code=error.exit_code))
+        await self._link.to_api(GroupFailed(reason=str(error), exit_code=error.exit_code))
         deadline = time.monotonic() + _LEADER_STOP_S
         while self._leader.running and self._leader.serving and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
@@ -394,7 +388,7 @@ class Supervisor:
             return
         error = task.exception()
         if isinstance(error, RufusError):
-            self._fail(error, error.exit_code)
+            self._fail(error)
         else:
             _log.error("a task of the supervisor failed", exc_info=error)
-            self._fail(RufusError(f"the supervisor failed: {error}"), 1)
+            self._fail(RufusError(f"the supervisor failed: {error}"))

@@ -30,6 +30,7 @@ def status_of(
                 phase=member.phase.value,
                 phase_s=now - member.since,
                 load_count=member.load_count,
+                restarts=state.restarts_of_rank[member.node_rank],
                 step_s=link.lag.step_s.get(member.node_rank, 0.0),
             )
             for member in state.by_rank().values()

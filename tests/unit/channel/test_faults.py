@@ -69,6 +69,9 @@ class Recorder:
     def disconnect(self) -> None:
         self.calls.append("disconnect")
 
+    def abandon(self, epoch: int, reason: str) -> None:
+        self.calls.append(f"abandon {epoch}: {reason}")
+
     def close(self) -> None:
         self.calls.append("close")
 

@@ -19,7 +19,6 @@ LEADER, RIVAL = b"leader", b"rival"
 def hello(epoch: int = 1, *, version: int = PROTOCOL_VERSION, config: str = "aaaa") -> StepHello:
     return StepHello(
         protocol_version=version,
-        package_version="9",
         config_hash=config,
         epoch=epoch,
         leader_id="me",
@@ -46,7 +45,7 @@ def reply(epoch: int = 1) -> StepReply:
 @pytest.fixture
 def inbox() -> StepInbox:
     """Node rank 3 in epoch 1, without a leader."""
-    inbox = StepInbox(HelloInfo(package_version="1", config_hash="aaaa", sender_id="f"), 3)
+    inbox = StepInbox(HelloInfo(config_hash="aaaa", sender_id="f"), 3)
     inbox.begin(1)
     return inbox
 

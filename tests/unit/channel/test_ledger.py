@@ -38,7 +38,6 @@ def reply(step_id: int, node_rank: int, *, epoch: int = 1, compute_s: float = 0.
 def welcome(rank: int, **changes: object) -> StepWelcome:
     fields = {
         "protocol_version": PROTOCOL_VERSION,
-        "package_version": "1",
         "config_hash": "aaaa",
         "epoch": 1,
         "node_rank": rank,
@@ -49,7 +48,7 @@ def welcome(rank: int, **changes: object) -> StepWelcome:
 @pytest.fixture
 def ledger() -> StepLedger:
     """Two followers, epoch 1, nothing heard yet."""
-    ledger = StepLedger(HelloInfo(package_version="1", config_hash="aaaa", sender_id="me"))
+    ledger = StepLedger(HelloInfo(config_hash="aaaa", sender_id="me"))
     ledger.begin(
         1, [StepEndpoint(node_rank=rank, host=f"node{rank}", endpoint="e") for rank in (0, 1)]
     )

@@ -98,14 +98,12 @@ def test_what_a_follower_started_ends_with_it(script, tmp_path):
     raise AssertionError("the follower's child still runs")
 
 
-def test_the_first_error_in_the_log_is_the_reason(script, tmp_path):
-    exits = Exits()
-    python = script(
-        'echo "t INFO x" >&2; echo "t ERROR follower 0 a.b: no weights" >&2; '
-        'echo "t ERROR later" >&2; exit 3'
-    )
-    FollowerProcess(spec(), python=python, log_file=tmp_path / "log", on_exit=exits.put)
-    assert exits.next().reason == "exited with 3: follower 0 a.b: no weights"
+def test_what_a_follower_wrote_down_is_the_reason(script, tmp_path):
+    exits, log = Exits(), tmp_path / "follower-0.1.log"
+    (tmp_path / "follower-0.1.cause").write_text("of another group's follower")
+    python = script(f"read -r line; printf 'no weights' > {tmp_path}/follower-0.1.cause; exit 3")
+    FollowerProcess(spec(), python=python, log_file=log, on_exit=exits.put)
+    assert exits.next().reason == "exited with 3: no weights"
 
 
 def test_without_an_error_in_the_log_its_last_line_is_the_reason(script, tmp_path):

@@ -8,10 +8,10 @@ def test_without_a_note_there_is_no_error(tmp_path: Path) -> None:
 
 
 def test_the_error_carries_message_and_exit_code(tmp_path: Path) -> None:
-    FailureNote(tmp_path / "note").write(9, "restarted too often")
+    FailureNote(tmp_path / "note").write(3, "restarted too often")
     error = FailureNote(tmp_path / "note").error()
     assert error is not None
-    assert (error.exit_code, str(error)) == (9, "restarted too often")
+    assert (error.exit_code, str(error)) == (3, "restarted too often")
 
 
 def test_the_first_error_is_kept(tmp_path: Path) -> None:

@@ -43,12 +43,9 @@ def _ints(*values: int) -> np.ndarray:
 
 
 _SAMPLES: list[m.AnyMessage] = [
-    m.StepHello(
-        protocol_version=1, package_version="0.1.0", config_hash="c0ffee", epoch=3, leader_id="l1"
-    ),
+    m.StepHello(protocol_version=2, config_hash="c0ffee", epoch=3, leader_id="l1"),
     m.StepWelcome(
-        protocol_version=1,
-        package_version="0.1.0",
+        protocol_version=2,
         config_hash="c0ffee",
         epoch=3,
         node_rank=1,
@@ -79,7 +76,7 @@ _SAMPLES: list[m.AnyMessage] = [
     ),
     m.StepFailed(step_id=7, epoch=3, node_rank=1, error="no such bucket"),
     m.FollowerHello(
-        protocol_version=1,
+        protocol_version=2,
         package_version="0.1.0",
         config_hash="c0ffee",
         follower_id="f1",
@@ -87,11 +84,10 @@ _SAMPLES: list[m.AnyMessage] = [
         host="node1",
         address="10.0.0.2",
         pid=4242,
-        python_version="3.11.9",
     ),
     m.Welcome(node_rank=1, num_followers_on_host=2),
     m.Refused(reason="another version"),
-    m.FollowerPhase(phase="loading", done=3, total=30, detail="layer 3"),
+    m.FollowerProgress(done=3, total=30, detail="layer 3"),
     m.FollowerLoaded(info=INFO, load_count=2),
     m.FormGroup(
         epoch=3,
@@ -101,19 +97,15 @@ _SAMPLES: list[m.AnyMessage] = [
         same_host=False,
         num_blocks=65,
     ),
-    m.FollowerReady(epoch=3, endpoint="tcp://10.0.0.2:5000", server_key="k" * 40),
-    m.FollowerFailed(phase="loading", error="bad checkpoint", fatal=True, exit_code=3),
-    m.Heartbeat(epoch=3, last_step_id=7, busy_s=0.5, load_count=1),
+    m.FollowerForming(epoch=3),
+    m.FollowerGaveUp(epoch=3, reason="a peer left"),
+    m.FollowerReady(epoch=3, endpoint="tcp://10.0.0.2:5000"),
+    m.FollowerFailed(phase="loading", error="bad checkpoint", exit_code=3),
+    m.Heartbeat(),
     m.HeartbeatAck(),
     m.Stop(reason="shutdown"),
-    m.LeaderHello(
-        protocol_version=1,
-        package_version="0.1.0",
-        config_hash="c0ffee",
-        leader_id="l1",
-        pid=4243,
-        role="engine",
-    ),
+    m.LeaderHello(leader_id="l1", role="engine"),
+    m.Serving(leader_id="l1"),
     m.GroupReady(
         epoch=3,
         endpoints=(
@@ -124,15 +116,8 @@ _SAMPLES: list[m.AnyMessage] = [
     ),
     m.GroupLost(epoch=3, reason="follower 1 is silent"),
     m.GroupFailed(reason="restart budget spent", exit_code=9),
-    m.FollowerSuspected(epoch=3, node_rank=1, reason="connection closed"),
-    m.LeaderProgress(
-        epoch=3,
-        steps_done=100,
-        steps_in_flight=2,
-        oldest_step_s=0.5,
-        num_running=4,
-        num_waiting=1,
-    ),
+    m.FollowerSuspected(epoch=3, reason="follower 1: connection closed"),
+    m.LeaderProgress(steps_done=100, steps_in_flight=2, num_running=4, follower_step_s=(0.25, 0.5)),
     m.StatusRequest(),
     m.Status(
         state="ready",
@@ -143,7 +128,14 @@ _SAMPLES: list[m.AnyMessage] = [
         restarts=1,
         followers=(
             m.FollowerStatus(
-                node_rank=0, host="node0", pid=4242, phase="ready", phase_s=12.5, load_count=1
+                node_rank=0,
+                host="node0",
+                pid=4242,
+                phase="ready",
+                phase_s=12.5,
+                load_count=1,
+                restarts=2,
+                step_s=0.25,
             ),
         ),
     ),

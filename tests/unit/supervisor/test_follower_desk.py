@@ -7,11 +7,13 @@ from fake_peers import FakePeerServer
 from rufus_serve import __version__
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.config import ServeConfig
+from rufus_serve.errors import ModelError
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     FollowerFailed,
+    FollowerForming,
+    FollowerGaveUp,
     FollowerHello,
-    FollowerPhase,
     FollowerReady,
     Heartbeat,
     HeartbeatAck,
@@ -47,7 +49,6 @@ class Desk:
             "host": "node-a",
             "address": "10.0.0.1",
             "pid": 42,
-            "python_version": "3.11",
         }
         return FollowerHello(**fields | changes)
 
@@ -95,27 +96,27 @@ def test_a_follower_of_another_kind_is_refused_with_the_reason(desk, change, rea
 def test_heartbeats_are_acknowledged(desk):
     desk.take(b"p", desk.hello())
     desk.server.take()
-    events = desk.take(b"p", Heartbeat(epoch=1, last_step_id=2))
+    events = desk.take(b"p", Heartbeat())
     assert events == [ev.Heard(follower_id=desk.ids[0])]
     assert desk.server.take() == [(b"p", HeartbeatAck())]
 
 
 def test_a_heartbeat_that_overtook_its_hello_means_nothing(desk):
-    assert desk.take(b"early", Heartbeat(epoch=1, last_step_id=2)) == []
+    assert desk.take(b"early", Heartbeat()) == []
     assert desk.server.take() == []
 
 
 def test_phases_of_grouping_become_events(desk):
     desk.take(b"p", desk.hello())
-    (grouping,) = desk.take(b"p", FollowerPhase(phase="grouping", done=6))
+    (grouping,) = desk.take(b"p", FollowerForming(epoch=6))
     assert grouping == ev.Grouping(follower_id=desk.ids[0], epoch=6)
-    (gave_up,) = desk.take(b"p", FollowerPhase(phase="gave up", done=6, detail="peer left"))
+    (gave_up,) = desk.take(b"p", FollowerGaveUp(epoch=6, reason="peer left"))
     assert gave_up == ev.GaveUp(follower_id=desk.ids[0], epoch=6, reason="peer left")
 
 
 def test_readiness_carries_the_step_endpoint(desk):
     desk.take(b"p", desk.hello(1))
-    (ready,) = desk.take(b"p", FollowerReady(epoch=2, endpoint="tcp://10.0.0.1:5", server_key="k"))
+    (ready,) = desk.take(b"p", FollowerReady(epoch=2, endpoint="tcp://10.0.0.1:5"))
     assert ready.epoch == 2
     assert (ready.endpoint.node_rank, ready.endpoint.endpoint) == (1, "tcp://10.0.0.1:5")
 
@@ -123,19 +124,19 @@ def test_readiness_carries_the_step_endpoint(desk):
 def test_what_a_follower_reported_outweighs_the_way_it_ended(desk):
     desk.take(b"p", desk.hello())
     (failed,) = desk.take(
-        b"p", FollowerFailed(phase="loading", error="no tensor x", fatal=True, exit_code=3)
+        b"p", FollowerFailed(phase="loading", error="no tensor x", exit_code=ModelError.exit_code)
     )
-    assert (failed.reason, failed.fatal, failed.exit_code) == ("no tensor x", True, 3)
-    ended = FollowerExit(follower_id=desk.ids[0], code=3)
-    assert desk.desk.first_error(ended) == "loading: no tensor x"
-    assert desk.desk.first_error(FollowerExit(follower_id="1.2", code=-9)) == "killed by signal 9"
+    assert (failed.reason, failed.kind) == ("no tensor x", ModelError)
+    ended = desk.desk.ended(FollowerExit(follower_id=desk.ids[0], code=3))
+    assert (ended.reason, ended.kind) == ("loading: no tensor x", ModelError)
+    assert desk.desk.ended(FollowerExit(follower_id="1.2", code=-9)).reason == "killed by signal 9"
 
 
 def test_a_replaced_follower_that_still_lives_is_sent_away(desk):
     desk.take(b"p", desk.hello())
     desk.server.take()
     desk.desk.forget(desk.ids[0])
-    assert desk.take(b"p", Heartbeat(epoch=1, last_step_id=2)) == []
+    assert desk.take(b"p", Heartbeat()) == []
     asyncio.run(desk.desk.send(desk.ids[0], Stop()))
     ((_, refused),) = desk.server.take()
     assert isinstance(refused, Refused)

@@ -105,7 +105,7 @@ def test_one_node_may_join_by_itself_beside_a_leader_without_a_follower(tmp_path
 def test_members_of_an_epoch_are_told_where_to_meet(plan, addresses, same_host, rendezvous):
     form = Form(
         epoch=17, members=(("0.1", 0), ("1.4", 1)), num_blocks=9, addresses=addresses,
-        hosts=("a", "b"), warm_up=False,
+        warm_up=False,
     )  # fmt: skip
     orders = form_orders(config(cluster={"rendezvous_port": 7000}), plan, form)
     assert [name for name, _ in orders] == ["0.1", "1.4"]
@@ -121,7 +121,6 @@ def orders(plan, epoch: int, *addresses: str):
         epoch=epoch,
         members=members,
         addresses=addresses,
-        hosts=addresses,
         num_blocks=5,
         warm_up=True,
     )

@@ -1,6 +1,7 @@
 import pytest
 from group_history import GroupHistory, of
 
+from rufus_serve.errors import HandshakeRefused, ModelError, RestartBudgetSpent, StartupTimeout
 from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.group_state import GroupState
 
@@ -96,7 +97,7 @@ def test_one_loss_more_than_the_budget_fails_the_group_for_good():
         history.wait(1.0)
         history.advance()
     (failed,) = of(ev.FailGroup, history.lose(1, "out of memory"))
-    assert failed.exit_code == 9
+    assert failed.kind is RestartBudgetSpent
     assert "2 restarts in 600 s" in failed.reason
     assert "first: follower 1 on h: a broken link; last: follower 1" in failed.reason
     assert failed.reason.endswith("out of memory")
@@ -209,7 +210,7 @@ def test_a_phase_past_its_deadline_fails_the_first_start(phase, limit):
     assert history.phase_of(0).name == phase
     assert not of(ev.FailGroup, history.wait(2.9))
     (failed,) = of(ev.FailGroup, history.wait(0.3))
-    assert failed.exit_code == 8
+    assert failed.kind is StartupTimeout
     assert "limit 3 s" in failed.reason
 
 
@@ -317,22 +318,25 @@ def test_a_restart_of_an_unknown_rank_is_ignored():
 
 def test_a_fatal_failure_ends_the_group_with_its_own_exit_code():
     history = GroupHistory()
-    failed = ev.Failed(follower_id=history.id_of(0), reason="no such file", fatal=True, exit_code=3)
+    failed = ev.Failed(follower_id=history.id_of(0), reason="no such file", kind=ModelError)
     (action,) = history.happen(failed)
     assert isinstance(action, ev.FailGroup)
-    assert action.exit_code == 3
+    assert action.kind is ModelError
     assert "no such file" in action.reason
 
 
-@pytest.mark.parametrize(("exit_code", "is_fatal"), [(12, True), (6, True), (7, False)])
-def test_an_error_at_the_first_start_is_fatal_unless_it_may_pass(exit_code, is_fatal):
-    history = GroupHistory()
-    history.state.start((), 0.0)
-    failed = ev.Failed(follower_id=history.id_of(0), reason="stale", exit_code=exit_code)
-    assert bool(of(ev.FailGroup, history.happen(failed))) == is_fatal
+def test_an_error_that_may_pass_is_fatal_at_the_first_start_alone():
+    for history, is_fatal in ((GroupHistory(), True), (GroupHistory().serve(), False)):
+        failed = ev.Failed(follower_id=history.id_of(0), reason="key", kind=HandshakeRefused)
+        assert bool(of(ev.FailGroup, history.happen(failed))) == is_fatal
+
+
+def test_restarts_are_counted_by_the_rank_that_was_lost():
     history = GroupHistory().serve()
-    failed = ev.Failed(follower_id=history.id_of(0), reason="stale", exit_code=exit_code)
-    assert not of(ev.FailGroup, history.happen(failed))
+    history.lose(1)
+    history.advance()
+    history.lose(1)
+    assert dict(history.state.restarts_of_rank) == {1: 2}
 
 
 def test_news_of_a_replaced_process_is_ignored():

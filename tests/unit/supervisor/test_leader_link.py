@@ -6,13 +6,11 @@ from rufus_serve.protocol.messages import GroupLost, LeaderHello, LeaderProgress
 from rufus_serve.supervisor.leader_link import LeaderLink
 
 LOST = GroupLost(epoch=1, reason="x")
-PROGRESS = LeaderProgress(epoch=1, steps_done=5, steps_in_flight=0)
+PROGRESS = LeaderProgress(steps_done=5, steps_in_flight=0)
 
 
 def hello(role: str) -> LeaderHello:
-    return LeaderHello(
-        protocol_version=1, package_version="0", config_hash="c", leader_id="a", pid=1, role=role
-    )
+    return LeaderHello(leader_id="a", role=role)
 
 
 def test_each_role_has_a_connection_of_its_own():

@@ -3,6 +3,7 @@ import time
 import pytest
 from fake_peers import FakePeerServer
 
+from rufus_serve.errors import ModelError
 from rufus_serve.protocol.messages import LeaderProgress
 from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor import status as module
@@ -31,7 +32,7 @@ def serve(state: GroupState) -> None:
 
 
 def progress(link: LeaderLink, *, age_s: float) -> None:
-    message = LeaderProgress(epoch=3, steps_done=1, steps_in_flight=0)
+    message = LeaderProgress(steps_done=1, steps_in_flight=0)
     link.took_progress(message, time.monotonic() - age_s, {})
 
 
@@ -73,7 +74,7 @@ def test_a_silent_engine_is_unhealthy_and_says_for_how_long(state, link):
 
 def test_a_failed_group_tells_why(state, link):
     failed = ev.Failed(
-        follower_id=next(iter(state.members)), reason="bad checkpoint", fatal=True, exit_code=3
+        follower_id=next(iter(state.members)), reason="bad checkpoint", kind=ModelError
     )
     state.handle(failed, time.monotonic())
     status = status_of(state, link, draining=False, serving=False)
@@ -83,9 +84,7 @@ def test_a_failed_group_tells_why(state, link):
 
 def reports(link: LeaderLink, *ages_s: float, done: int = 5, running: int = 2, in_flight: int = 0):
     for age_s in ages_s:
-        message = LeaderProgress(
-            epoch=3, steps_done=done, steps_in_flight=in_flight, num_running=running
-        )
+        message = LeaderProgress(steps_done=done, steps_in_flight=in_flight, num_running=running)
         link.took_progress(message, time.monotonic() - age_s, {})
 
 
@@ -112,3 +111,10 @@ def test_an_engine_may_stand_still_while_there_is_no_group(state, link):
     serve(state)
     reports(link, 30.0, 0.0)
     assert status_of(state, link, draining=False, serving=True).healthy
+
+
+def test_a_follower_that_was_replaced_says_how_often(state, link):
+    (member,) = state.members.values()
+    state.handle(ev.Lost(follower_id=member.follower_id, reason="killed"), time.monotonic())
+    (follower,) = status_of(state, link, draining=False, serving=True).followers
+    assert follower.restarts == 1

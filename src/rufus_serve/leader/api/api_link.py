@@ -1,14 +1,22 @@
-"""The API process's conversation with the supervisor: status, drain, stop."""
+"""The API process's conversation with the supervisor: status, drain, failure."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from rufus_serve import errors
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient
-from rufus_serve.config import ServeConfig
-from rufus_serve.leader.spec import hello
-from rufus_serve.protocol.messages import Ack, Drain, GroupFailed, Status, StatusRequest, Stop
+from rufus_serve.errors import RufusError
+from rufus_serve.protocol.messages import (
+    Ack,
+    Drain,
+    GroupFailed,
+    LeaderHello,
+    Serving,
+    Status,
+    StatusRequest,
+)
 from rufus_serve.protocol.specs import LeaderSpec
 
 _ANSWER_S = 2.0
@@ -20,16 +28,17 @@ class ApiLink:
     def __init__(
         self,
         spec: LeaderSpec,
-        config: ServeConfig,
         *,
         on_drain: Callable[[float], None],
-        on_stop: Callable[[], None],
+        on_failed: Callable[[RufusError], None],
     ) -> None:
         self._event_loop = asyncio.get_running_loop()
         self._on_drain = on_drain
-        self._on_stop = on_stop
+        self._on_failed = on_failed
+        """Called with why the group failed for good."""
+        self._leader_id = spec.leader_id
+        self._serving = False
         self._asked: asyncio.Future[Status] | None = None
-        self._hello = hello(spec, config, role="api")
         self._peer = PeerClient(
             spec.link_endpoint,
             keys=GroupKeys.from_token(spec.token),
@@ -48,6 +57,11 @@ class ApiLink:
             self._asked = None
             return None
 
+    def serving(self) -> None:
+        """Tell the supervisor that requests are taken from now on."""
+        self._serving = True
+        self._peer.send(Serving(leader_id=self._leader_id))
+
     def acknowledge(self) -> None:
         """Tell the supervisor that no inference request is open any more."""
         self._peer.send(Ack())
@@ -58,7 +72,9 @@ class ApiLink:
 
     def _on_connection(self, connected: bool) -> None:
         if connected:
-            self._peer.send(self._hello)
+            self._peer.send(LeaderHello(leader_id=self._leader_id, role="api"))
+        if connected and self._serving:
+            self.serving()
 
     def _on_loop(self, call: Callable[..., None], *args: Any) -> None:
         if not self._event_loop.is_closed():
@@ -72,9 +88,7 @@ class ApiLink:
                     asked.set_result(message)
             case Drain():
                 self._on_drain(message.grace_s)
-            case Stop():
-                self._on_stop()
             case GroupFailed():
-                pass
+                self._on_failed(errors.of(message.exit_code, message.reason))
             case _:
                 pass

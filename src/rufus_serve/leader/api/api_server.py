@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.errors import ConfigError, LeaderError
+from rufus_serve.errors import ConfigError, LeaderError, RufusError
 from rufus_serve.leader.api.admission import Admission, ApiKeys
 from rufus_serve.leader.api.api_link import ApiLink
 from rufus_serve.leader.api.engine_args import served_name, vllm_namespace
@@ -42,7 +42,8 @@ class ApiServer:
         self._sock = sock
         self._stopping = asyncio.Event()
         self._inner: App | None = None
-        self._link = ApiLink(spec, config, on_drain=self._drain, on_stop=self._stopping.set)
+        self._failed: asyncio.Future[RufusError] = asyncio.get_running_loop().create_future()
+        self._link = ApiLink(spec, on_drain=self._drain, on_failed=self._fail)
         self._admission = Admission(self._forward, config)
         self._http = _HttpServer(_uvicorn_config(self._gateway(), config))
         self._background: set[asyncio.Task[None]] = set()
@@ -59,18 +60,20 @@ class ApiServer:
         serving = asyncio.create_task(self._http.serve(sockets=[self._sock]))
         loading = asyncio.create_task(self._serve_model())
         stopping = asyncio.create_task(self._stopped_or_orphaned())
+        failing = asyncio.create_task(self._failing())
         try:
-            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (stopping, loading):
+            ends = (failing, stopping, loading)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in ends:
                 if task.done():
                     task.result()
         finally:
             self._admission.cut_off("the server is stopping")
             self._http.should_exit = True
             await asyncio.wait({serving}, timeout=_CLOSE_S)
-            for task in (loading, stopping, serving):
+            for task in (*ends, serving):
                 task.cancel()
-            await asyncio.gather(loading, stopping, serving, return_exceptions=True)
+            await asyncio.gather(*ends, serving, return_exceptions=True)
             self._link.close()
 
     def _gateway(self) -> App:
@@ -90,19 +93,30 @@ class ApiServer:
             self._inner = app
             exporting = asyncio.create_task(self._export_metrics())
             self._background.add(exporting)
+            self._link.serving()
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
             await self._watch(engine)
 
     async def _watch(self, engine: Any) -> None:
-        """Return never; raise once the engine is dead.
+        """Fail with what the engine noted, once it is dead."""
+        while not engine.errored:
+            await asyncio.sleep(_WATCH_S)
+        noted = FailureNote.from_environment().error()
+        self._fail(noted or LeaderError("vLLM's engine process died; its log above says why"))
+        await asyncio.Event().wait()
+
+    def _fail(self, error: RufusError) -> None:
+        """End for good; the first error counts."""
+        if not self._failed.done():
+            self._failed.set_result(error)
+
+    async def _failing(self) -> None:
+        """Once the server failed: answer all open requests with an error, and raise it.
 
         Raises:
-            RufusError: what the engine noted, or LeaderError.
+            RufusError: with the exit code of the cause.
         """
-        note = FailureNote.from_environment()
-        while not engine.errored and note.error() is None:
-            await asyncio.sleep(_WATCH_S)
-        error = note.error() or LeaderError("vLLM's engine process died; its log above says why")
+        error = await self._failed
         self._admission.cut_off(f"the server failed: {error}")
         await asyncio.wait({asyncio.create_task(self._admission.idle())}, timeout=_CLOSE_S)
         raise error

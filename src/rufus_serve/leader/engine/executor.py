@@ -1,17 +1,14 @@
 """vLLM's executor over followers: waits for the group, tells vLLM its shape, runs steps."""
 
+import contextlib
 import logging
 import queue
 import signal
-import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NoReturn
 
 from vllm.v1.executor.abstract import Executor
 
-from rufus_serve import __version__
 from rufus_serve.channel.base import HelloInfo
 from rufus_serve.channel.faults import with_leader_faults
 from rufus_serve.channel.keys import GroupKeys
@@ -31,17 +28,16 @@ from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.leader.engine.step_loop import StepLoop
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.leader.spec import config_of, read_spec
-from rufus_serve.protocol.messages import GroupFailed, GroupLost, GroupReady
+from rufus_serve.protocol.messages import GroupLost, GroupReady
 
 _log = logging.getLogger(__name__)
-_LAST_RESORT_S = 3.0
 
 
 class FollowerExecutor(Executor):  # type: ignore[misc]
     """Lives in the engine process; vLLM calls it from EngineCore's main thread.
 
     A lost group is not a failure here: its steps end in `StepLost`, and the scheduler waits
-    for the next epoch. Only `GroupFailed` ends the engine.
+    for the next epoch. Once no further one can come, the supervisor has the API process end it.
     """
 
     supports_pp = False
@@ -49,10 +45,9 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
     def _init_executor(self) -> None:
         signal.set_wakeup_fd(-1)
         vllm_compat.quiet_shutdown()
-        self._on_failure: Callable[[], None] | None = None
         self._loop: StepLoop | None = None
-        self._latest_epoch = -1
-        self._news: queue.Queue[GroupReady | GroupFailed] = queue.Queue()
+        self._formed: queue.Queue[GroupReady] = queue.Queue()
+        """Groups not connected to yet; before the first, that is until steps can be run."""
         try:
             self._start()
         except RufusError as error:
@@ -66,9 +61,9 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         progress = Progress(self._engine)
         self._link = GroupLink(
             spec,
-            config,
-            events=GroupEvents(self._on_ready, self._on_lost, self._on_failed),
+            events=GroupEvents(self._on_ready, self._on_lost),
             progress=progress.report,
+            interval_s=config.timeouts.heartbeat_s,
         )
         ready = self._first_group()
         self._shape = GroupShape.of(ready.info, config)
@@ -90,47 +85,39 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         state = BatchState(self.vllm_config, info=ready.info)
         sampler = TokenSampler(self.vllm_config, state, vocab_size=ready.info.vocab_size)
         self._loop = StepLoop(self._steps, self._engine.gate, state, sampler)
-        while not self._news.empty():
-            # The first group was lost, and another one formed, while the above was set up.
-            newer = self._news.get_nowait()
-            ready = newer if isinstance(newer, GroupReady) else ready
-        self._connect(ready)
+        self._formed.put(ready)
+        self._connect_newest()
 
     def _first_group(self) -> GroupReady:
         """Wait for the first group, as long as all of its start-up phases may take.
 
         Raises:
-            FollowerError: the supervisor gave up on the group.
-            StartupTimeout: no news in time.
+            StartupTimeout: none in time.
         """
         limits = self._config.timeouts
         budget_s = limits.join_s + limits.load_s + limits.warm_up_s
-        deadline = time.monotonic() + budget_s
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                news = self._news.get(timeout=min(left, 1.0))
-            except queue.Empty:
-                continue
-            if isinstance(news, GroupFailed):
-                raise _failure(news)
-            return news
-        raise StartupTimeout(
-            f"no group of followers within {budget_s:g} s "
-            "(timeouts.join_s + timeouts.load_s + timeouts.warm_up_s); see the followers' logs"
-        )
+        try:
+            return self._formed.get(timeout=budget_s)
+        except queue.Empty:
+            raise StartupTimeout(
+                f"no group of followers within {budget_s:g} s "
+                "(timeouts.join_s + timeouts.load_s + timeouts.warm_up_s); see the followers' logs"
+            ) from None
 
-    def _connect(self, ready: GroupReady) -> None:
-        if self._loop is None:
-            self._news.put(ready)
-            return
-        if ready.epoch <= self._latest_epoch:
-            return
+    def _connect_newest(self) -> None:
+        """Connect to what formed; main or link thread, and by the gate's order only onwards."""
+        with contextlib.suppress(queue.Empty):
+            while self._loop is not None:
+                self._connect(self._formed.get_nowait(), self._loop)
+
+    def _connect(self, ready: GroupReady, loop: StepLoop) -> None:
         mismatch = self._shape.mismatch(ready.info)
         if mismatch:
-            self._on_failed(GroupFailed(reason=mismatch, exit_code=FollowerError.exit_code))
+            self._link.fail(FollowerError(mismatch))
             return
-        self._latest_epoch = ready.epoch
-        joining = self._loop.submit(self._steps.connect, ready)
+        if not self._engine.gate.announce(ready.epoch):
+            return
+        joining = loop.submit(self._steps.connect, ready)
         joining.add_done_callback(self._check)
 
     def _check(self, future: "Future[Any]") -> None:
@@ -138,27 +125,17 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         error = None if future.cancelled() else future.exception()
         if error is not None:
             _log.error("connecting to the followers failed", exc_info=error)
-            reason = f"connecting to the followers failed: {error}"
-            self._on_failed(GroupFailed(reason=reason, exit_code=LeaderError.exit_code))
+            self._link.fail(LeaderError(f"connecting to the followers failed: {error}"))
 
     def _on_ready(self, ready: GroupReady) -> None:
         _log.info("group of epoch %d is ready, %d followers", ready.epoch, len(ready.endpoints))
-        self._connect(ready)
+        self._formed.put(ready)
+        self._connect_newest()
 
     def _on_lost(self, lost: GroupLost) -> None:
         _log.warning("epoch %d is over: %s", lost.epoch, lost.reason)
-        self._engine.gate.shut(lost.epoch)
-        if lost.epoch == self._latest_epoch:
-            self._channel.disconnect()
-
-    def _on_failed(self, failed: GroupFailed) -> None:
-        """Leave a note, upon which the API process ends everything in good order."""
-        FailureNote.from_environment().write(failed.exit_code, failed.reason)
-        self._news.put(failed)
-        if self._on_failure is not None:
-            timer = threading.Timer(_LAST_RESORT_S, self._on_failure)
-            timer.daemon = True
-            timer.start()
+        if self._engine.gate.shut(lost.epoch):
+            self._channel.abandon(lost.epoch, lost.reason)
 
     def _give_up(self, error: RufusError) -> NoReturn:
         """End the engine process before it served anything; the API process tells why."""
@@ -228,10 +205,6 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
     # ---- life cycle ----
 
-    def register_failure_callback(self, callback: Callable[[], None]) -> None:
-        """`callback` ends the engine; called when no further group will come."""
-        self._on_failure = callback
-
     def check_health(self) -> None:
         """Always healthy while the process lives; the supervisor judges the group."""
 
@@ -252,16 +225,8 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
 
 def _identity(config: ServeConfig, leader_id: str) -> HelloInfo:
-    return HelloInfo(
-        package_version=__version__, config_hash=config.group_hash(), sender_id=leader_id
-    )
+    return HelloInfo(config_hash=config.group_hash(), sender_id=leader_id)
 
 
 def _max_prefills(config: ServeConfig) -> int:
     return config.neuron.max_prefills_per_decode if config.is_neuron_shaped else 0
-
-
-def _failure(failed: GroupFailed) -> RufusError:
-    error = FollowerError(failed.reason)
-    error.exit_code = failed.exit_code
-    return error

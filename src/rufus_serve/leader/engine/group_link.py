@@ -9,15 +9,14 @@ from typing import Any
 
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient
-from rufus_serve.config import ServeConfig
-from rufus_serve.leader.spec import hello
+from rufus_serve.errors import RufusError
 from rufus_serve.protocol.messages import (
     FollowerSuspected,
     GroupFailed,
     GroupLost,
     GroupReady,
+    LeaderHello,
     LeaderProgress,
-    Stop,
 )
 from rufus_serve.protocol.specs import LeaderSpec
 
@@ -31,7 +30,6 @@ class GroupEvents:
 
     on_ready: Callable[[GroupReady], None]
     on_lost: Callable[[GroupLost], None]
-    on_failed: Callable[[GroupFailed], None]
 
 
 class GroupLink:
@@ -43,17 +41,17 @@ class GroupLink:
     def __init__(
         self,
         spec: LeaderSpec,
-        config: ServeConfig,
         *,
         events: GroupEvents,
         progress: Callable[[], LeaderProgress],
+        interval_s: float,
     ) -> None:
         self._events = events
         self._progress = progress
-        self._interval_s = config.timeouts.heartbeat_s
+        self._interval_s = interval_s
         self._closed, self._made = threading.Event(), threading.Event()
         self._parent = os.getppid()
-        self._hello = hello(spec, config, role="engine")
+        self._hello = LeaderHello(leader_id=spec.leader_id, role="engine")
         self._peer = PeerClient(
             spec.link_endpoint,
             keys=GroupKeys.from_token(spec.token),
@@ -64,9 +62,13 @@ class GroupLink:
         self._thread = threading.Thread(target=self._report, name="progress", daemon=True)
         self._thread.start()
 
-    def suspect(self, epoch: int, node_rank: int, reason: str) -> None:
+    def suspect(self, epoch: int, reason: str) -> None:
         """Tell the supervisor that a follower of `epoch` is dead, hung or failing."""
-        self._peer.send(FollowerSuspected(epoch=epoch, node_rank=node_rank, reason=reason))
+        self._peer.send(FollowerSuspected(epoch=epoch, reason=reason))
+
+    def fail(self, error: RufusError) -> None:
+        """Tell the supervisor that no group can be stepped any more, for it to end everything."""
+        self._peer.send(GroupFailed(reason=str(error), exit_code=error.exit_code))
 
     def close(self) -> None:
         """Stop reporting and hang up; may be called twice."""
@@ -85,10 +87,6 @@ class GroupLink:
                 self._events.on_ready(message)
             case GroupLost():
                 self._events.on_lost(message)
-            case GroupFailed():
-                self._events.on_failed(message)
-            case Stop():
-                _log.debug("the API process handles Stop")
             case _:
                 _log.debug("ignored %s", type(message).__name__)
 

@@ -16,8 +16,8 @@ _log = logging.getLogger(__name__)
 _HANDSHAKE_S = 15.0
 
 Answer = tuple[PlannedStep, StepReply]
-Suspect = Callable[[int, int, str], None]
-"""Called with (epoch, node_rank, reason) when a follower is found lost; any thread."""
+Suspect = Callable[[int, str], None]
+"""Called with (epoch, reason) when a follower is found lost; any thread."""
 
 
 class GroupSteps:
@@ -46,14 +46,10 @@ class GroupSteps:
         """Shake hands with the followers of an epoch; steps may run then."""
         try:
             self._channel.connect(ready.epoch, ready.endpoints, deadline_s=_HANDSHAKE_S)
-        except FollowerGone as gone:
-            self._lose(ready.epoch, gone.node_rank, gone.reason)
-            return False
-        except HandshakeRefused as refused:
-            self._lose(ready.epoch, -1, str(refused))
+        except (FollowerGone, HandshakeRefused) as error:
+            self._lose(ready.epoch, str(error))
             return False
         self._next_step_id = 0
-        self._progress.epoch = ready.epoch
         return self._gate.open(ready.epoch)
 
     def run(
@@ -70,7 +66,7 @@ class GroupSteps:
                 self._progress.begin(step.request.step_id)
             return [(step, self._gather(step)) for step in planned]
         except FollowerGone as gone:
-            self._lose(epoch, gone.node_rank, gone.reason)
+            self._lose(epoch, str(gone))
             return None
 
     def _gather(self, step: PlannedStep) -> StepReply:
@@ -83,8 +79,9 @@ class GroupSteps:
         self.pace.observe(replies)
         return replies[0]
 
-    def _lose(self, epoch: int, node_rank: int, reason: str) -> None:
-        _log.warning("epoch %d is lost: follower %d: %s", epoch, node_rank, reason)
-        self._gate.shut(epoch)
+    def _lose(self, epoch: int, reason: str) -> None:
         self._progress.forget()
-        self._suspect(epoch, node_rank, reason)
+        # The supervisor need not hear of an epoch that it ended itself.
+        if self._gate.shut(epoch):
+            _log.warning("epoch %d is lost: %s", epoch, reason)
+            self._suspect(epoch, reason)

@@ -57,7 +57,6 @@ class CpuRuntime:
         self, config: ServeConfig, node_rank: int, *, num_followers_on_host: int = 1
     ) -> None:
         self.last_wait_s = 0.0
-        """Seconds of the last step spent waiting for peers in collectives."""
         self._config = config
         self._node_rank = node_rank
         self._num_followers_on_host = num_followers_on_host

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rufus_serve.channel.base import FollowerGone
+from rufus_serve.channel.base import NOBODY, FollowerGone
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.group_steps import GroupSteps
 from rufus_serve.leader.engine.progress import Progress
@@ -57,6 +57,9 @@ class Channel:
             for rank in (0, 1)
         ]
 
+    def abandon(self, epoch: int, reason: str) -> None:
+        self.error = FollowerGone(NOBODY, reason)
+
     def close(self) -> None:
         pass
 
@@ -65,7 +68,7 @@ class Group:
     def __init__(self) -> None:
         self.channel, self.engine = Channel(), Engine()
         self.progress = Progress(self.engine)
-        self.suspected: list[tuple[int, int, str]] = []
+        self.suspected: list[tuple[int, str]] = []
         self.steps = GroupSteps(
             self.channel,
             self.engine.gate,
@@ -108,17 +111,27 @@ def test_a_lost_follower_shuts_the_epoch_and_is_reported_instead_of_raised() -> 
     group.channel.error = FollowerGone(1, "connection closed")
     assert group.steps.run([prompt(4)], 1) is None
     assert group.engine.gate.epoch is None
-    assert group.suspected == [(1, 1, "connection closed")]
+    assert group.suspected == [(1, "follower 1: connection closed")]
     assert group.progress.report().steps_in_flight == 0
 
 
 @pytest.mark.parametrize("error", [FollowerGone(0, "silent"), HandshakeRefused("another key")])
 def test_a_failed_handshake_leaves_the_gate_shut_and_is_reported(error: Exception) -> None:
     group = Group()
+    group.engine.gate.announce(1)
     group.channel.error = error
     assert not group.connect(1)
     assert group.engine.gate.epoch is None
     assert [event[0] for event in group.suspected] == [1]
+
+
+def test_an_epoch_that_the_supervisor_ended_is_not_reported_to_it_again() -> None:
+    group = Group()
+    group.connect(1)
+    group.engine.gate.shut(1)
+    group.channel.abandon(1, "follower 1 died")
+    assert group.steps.run([prompt(4)], 1) is None
+    assert group.suspected == []
 
 
 def test_progress_counts_what_was_answered() -> None:
@@ -126,4 +139,4 @@ def test_progress_counts_what_was_answered() -> None:
     group.connect(3)
     group.steps.run([prompt(8)], 3)
     report = group.progress.report()
-    assert (report.epoch, report.steps_done, report.steps_in_flight) == (3, 2, 0)
+    assert (report.steps_done, report.steps_in_flight) == (2, 0)
