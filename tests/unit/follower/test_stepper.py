@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from rufus_serve.errors import CollectiveAborted
 from rufus_serve.follower.stepper import Stepper, best_candidates
