@@ -91,7 +91,7 @@ class GroupHistories(RuleBasedStateMachine):
 
     def on_FailGroup(self, action):
         self.failures += 1
-        assert action.exit_code
+        assert action.kind.exit_code
         assert action.reason
 
     def happen(self, event):
