@@ -58,7 +58,8 @@ def test_what_the_first_tokens_decide_is_what_sorting_everything_draws(row):
         # A nucleus is of what the filters before it keep, so these must be known.
         before, _ = kept_by_sorting(logits, k, 1.0, m)
         reaches_beyond = (before[KNOWN - 1] > 0) and (k or m or p < 1.0)
-        assert reaches_beyond or expected >= KNOWN
+        # Sums of float64 tell no numbers apart that close to 1.
+        assert reaches_beyond or expected >= KNOWN or 1 - number < 1e-9
     elif abs(reach - number).min() > 1e-6:
         assert ids[column] == ordered[expected]
 
