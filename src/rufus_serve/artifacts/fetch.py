@@ -19,6 +19,7 @@ from rufus_serve.artifacts.manifest import (
     encode_manifest,
     write_atomically,
 )
+from rufus_serve.artifacts.verified import Verified
 from rufus_serve.artifacts.verify import Progress, check_files, fault_of
 from rufus_serve.errors import ArtifactError, ArtifactsUnreachable
 
@@ -29,27 +30,28 @@ _PAUSE_S = 1.0
 
 
 def fetch(
-    url: str, wanted: Identity, *, node_rank: int, cache: Path | None, threads: int,
+    url: str, wanted: Identity, *, node_rank: int | None, cache: Path | None, threads: int,
     progress: Progress,
 ) -> Path:  # fmt: skip
-    """A local folder with all files of `node_rank`, each checked against its checksum.
+    """A local folder with all files of `node_rank`, or of every node if None, each checked.
 
     A local `url` is used in place unless there is a `cache`. Files already there and good are
-    kept; several nodes may share one cache.
+    kept; several nodes may share one cache. A file is hashed once, until it changes.
 
     Raises:
         ArtifactError: nothing fits, or a file is absent, damaged or cannot be brought here.
     """
     found = find(url, wanted)
     files = found.manifest.files_of(node_rank)
+    verified = Verified(default_cache() / ".verified")
     if cache is None and not is_remote(url):
         folder = local_path(found.location.url)
-        check_files(folder, files, threads=threads, progress=progress)
+        check_files(folder, files, threads=threads, progress=progress, verified=verified)
         return folder
     folder = (cache or default_cache()) / found.manifest.key
     names = ", ".join(file.path for file in files)
-    _log.info("node %d: fetching to %s: %s", node_rank, folder, names)
-    _fetch_all(found, files, folder, threads=threads, progress=progress)
+    _log.info("fetching to %s: %s", folder, names)
+    _fetch_all(found, files, folder, threads=threads, progress=progress, verified=verified)
     write_atomically(folder / MANIFEST, encode_manifest(found.manifest))
     return folder
 
@@ -61,12 +63,13 @@ def default_cache() -> Path:
 
 
 def _fetch_all(
-    found: Found, files: tuple[ManifestFile, ...], folder: Path, *, threads: int, progress: Progress
-) -> None:
+    found: Found, files: tuple[ManifestFile, ...], folder: Path, *, threads: int,
+    progress: Progress, verified: Verified,
+) -> None:  # fmt: skip
     count = _Count(sum(file.size for file in files), progress)
 
     def bring(file: ManifestFile) -> None:
-        if not fault_of(folder, file):
+        if not fault_of(folder, file, verified):
             count.add(file.size, f"kept {file.path}")
             return
         _bring(found.location, file, folder, count)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from rufus_serve.artifacts.compiled_folder import is_compiled_by_nxdi
 from rufus_serve.artifacts.find import Found
 from rufus_serve.artifacts.identity import Identity, differences, identify_model
 from rufus_serve.artifacts.location import Location, is_remote, local_path
@@ -15,8 +16,6 @@ from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ArtifactError, ModelError
 
 _CODE = ArtifactError.exit_code
-_COMPILED = ("model.pt", "neuron_config.json")
-"""Files of a folder that NxD Inference compiled to by itself."""
 
 
 def artifacts(context: Context) -> Iterator[Finding]:
@@ -34,7 +33,7 @@ def artifacts(context: Context) -> Iterator[Finding]:
         else:
             yield say.skipped("artifacts.location is empty")
         return
-    if not is_remote(location) and _is_compiled_by_nxdi(local_path(location)):
+    if is_compiled_by_nxdi(location):
         yield say.ok(f"{location}: a folder that NxD Inference compiled to; it has no checksums")
         return
     try:
@@ -48,12 +47,6 @@ def artifacts(context: Context) -> Iterator[Finding]:
 def _error(say: Findings, what: str, fix: str) -> Finding:
     why = "followers check the same, and refuse to load what does not fit or is damaged"
     return say.error(what, why=why, fix=fix, code=_CODE)
-
-
-def _is_compiled_by_nxdi(folder: Path) -> bool:
-    if (folder / MANIFEST).exists():
-        return False
-    return all((folder / name).is_file() for name in _COMPILED)
 
 
 def _find(context: Context, location: Location) -> Found:

@@ -19,6 +19,7 @@ from rufus_serve.errors import (
 )
 from rufus_serve.follower.control import Control
 from rufus_serve.follower.runtimes import import_runtime, make_runtime
+from rufus_serve.follower.standby import begin_reading
 from rufus_serve.follower.stepper import Stepper
 from rufus_serve.protocol.messages import (
     FollowerFailed,
@@ -33,7 +34,7 @@ from rufus_serve.protocol.messages import (
     Stop,
     Welcome,
 )
-from rufus_serve.protocol.specs import FollowerSpec
+from rufus_serve.protocol.specs import STANDBY, FollowerSpec
 from rufus_serve.runtime.base import GroupSpec, Runtime
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class FollowerNode:
         """
         try:
             import_runtime(self._config)
+            if self._spec.node_rank == STANDBY:
+                begin_reading(self._config)
             while self._obey_next_order():
                 self._step_or_wait()
         except (HandshakeRefused, LeaderLost):

@@ -2,6 +2,7 @@
 
 import importlib
 
+from rufus_serve.artifacts.identity import Identity
 from rufus_serve.config import ServeConfig
 from rufus_serve.runtime.base import Runtime
 
@@ -10,6 +11,17 @@ def import_runtime(config: ServeConfig) -> None:
     """Import what `make_runtime` needs, which takes seconds; a stand-by has done so in advance."""
     module = "neuron" if config.runtime == "neuron" else "cpu"
     importlib.import_module(f"rufus_serve.runtime.{module}")
+
+
+def identity_of(config: ServeConfig) -> Identity:
+    """What artifacts of `config` depend on."""
+    if config.runtime == "neuron":
+        from rufus_serve.runtime.neuron.compiling import identity
+
+        return identity(config)
+    from rufus_serve.runtime.cpu.weight_source import shard_identity
+
+    return shard_identity(config)
 
 
 def make_runtime(config: ServeConfig, node_rank: int, *, num_followers_on_host: int) -> Runtime:

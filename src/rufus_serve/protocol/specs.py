@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+STANDBY = -1
+"""Node rank of a follower that is held in reserve."""
 SPEC_VARIABLE = "RUFUS_LEADER_SPEC"
 """Environment variable with the path of the `LeaderSpec` file (JSON)."""
 
@@ -32,7 +34,7 @@ class FollowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     """`ServeConfig.model_dump(mode="json")`."""
     node_rank: int
-    """-1: to be given by the supervisor."""
+    """STANDBY: to be given by the supervisor when it is needed."""
     follower_id: str
     control_endpoint: str
     """Where the supervisor awaits followers."""

@@ -16,9 +16,7 @@ import msgspec
 
 from rufus_serve.errors import FollowerError, RufusError
 from rufus_serve.protocol.messages import RuntimeInfo, StepEndpoint
-
-STANDBY = -1
-"""Node rank of a member that is held in reserve."""
+from rufus_serve.protocol.specs import STANDBY as STANDBY  # noqa: PLC0414 - told on from here
 
 
 class MemberPhase(str, Enum):

@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rufus_serve.artifacts.compiled_folder import CONFIG, GRAPH, is_compiled_by_nxdi
 from rufus_serve.artifacts.fetch import default_cache, fetch
-from rufus_serve.artifacts.location import is_remote, local_path
-from rufus_serve.artifacts.manifest import MANIFEST
+from rufus_serve.artifacts.location import local_path
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError
+from rufus_serve.model.weight_files import files_at_hand
 from rufus_serve.runtime.base import Progress
-from rufus_serve.runtime.neuron.compiling import CONFIG, GRAPH, model_identity
+from rufus_serve.runtime.neuron.compiling import model_identity, shards_of
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 
 _PER_NODE = {"start_rank_id"}
@@ -28,11 +29,11 @@ def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress:
         ArtifactError: they were made for another configuration, or must not be made now.
     """
     location = config.artifacts.location
-    if location and not _is_compiled_by_nxdi(location):
+    if location and not is_compiled_by_nxdi(location):
         folder = _fetch(location, model, config, progress)
     else:
         folder = local_path(location) if location else _own_folder(model)
-        if not _is_compiled_by_nxdi(str(folder)):
+        if not is_compiled_by_nxdi(str(folder)):
             _refuse_to_compile(config)
             progress(0, 1, f"compiling to {folder}")
             application.compile(f"{folder}/")
@@ -40,11 +41,10 @@ def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress:
     return folder
 
 
-def _is_compiled_by_nxdi(location: str) -> bool:
-    folder = local_path(location)
-    if is_remote(location) or (folder / MANIFEST).exists():
-        return False
-    return all((folder / name).is_file() for name in (GRAPH, CONFIG))
+def files_to_load(model: NeuronModel, folder: Path) -> list[Path]:
+    """What one node reads when its application is loaded from `folder`."""
+    shards = [folder / path for path in shards_of(model)]
+    return [folder / GRAPH, *(shards or files_at_hand(model.config.folder))]
 
 
 def _own_folder(model: NeuronModel) -> Path:

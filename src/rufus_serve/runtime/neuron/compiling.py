@@ -8,6 +8,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rufus_serve.artifacts.compiled_folder import CONFIG, GRAPH
 from rufus_serve.artifacts.identity import Identity, identify_model
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.runtime.base import Progress
@@ -16,7 +17,6 @@ from rufus_serve.runtime.neuron.host import apply_environment
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
 
-GRAPH, CONFIG = "model.pt", "neuron_config.json"
 GRAPHS = (GRAPH, CONFIG)
 """Files that all nodes load."""
 
@@ -45,7 +45,11 @@ def model_identity(model: NeuronModel) -> Identity:
 
 def shard_paths(config: ServeConfig, node_rank: int) -> list[str]:
     """Files of one node's ranks; none if NxD Inference is told to shard at each load."""
-    model = NeuronModel.of(config, Topology.of(config, node_rank, 1))
+    return shards_of(NeuronModel.of(config, Topology.of(config, node_rank, 1)))
+
+
+def shards_of(model: NeuronModel) -> list[str]:
+    """Files of `model`'s ranks in the folder compiled to; none if it is told to make none."""
     if not model.fields["save_sharded_checkpoint"]:
         return []
     first = model.topology.start_rank_id

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rufus_serve.artifacts.read_ahead import read_ahead
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
 from rufus_serve.model.weight_files import weights_bytes
@@ -54,9 +55,10 @@ class NeuronRuntime:
         self._joined = self._loaded = False
 
     def load(self, progress: Progress) -> RuntimeInfo:
-        """Check the model against the topology, and compile where that is needed.
+        """Check the model against the topology, compile where that is needed, read the weights.
 
-        Weights are read in `warm_up`, since loading binds the collectives.
+        They are read into the host's memory; `warm_up` brings them to the device, since that
+        binds the collectives.
         """
         started = time.monotonic()
         model = NeuronModel.of(self._config, self._topology)
@@ -66,6 +68,8 @@ class NeuronRuntime:
         self._application = model.build(self._work)
         if not self._on_cpu:
             self._artifacts = artifacts.prepare(model, self._application, self._config, progress)
+            files = artifacts.files_to_load(model, self._artifacts)
+            read_ahead(files, threads=self._config.artifacts.threads, progress=progress)
         return runtime_info(model, load_s=time.monotonic() - started)
 
     def join(self, group: GroupSpec) -> None:
@@ -89,7 +93,7 @@ class NeuronRuntime:
         )
 
     def warm_up(self, progress: Progress) -> None:
-        """Load the weights, then run every graph once.
+        """Load the weights to the device, then run every graph once.
 
         NxD Inference's own warm-up is left out, as it hides its errors.
         """

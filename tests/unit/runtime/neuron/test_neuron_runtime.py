@@ -11,6 +11,7 @@ from neuron_sized import configured, decode, prefill
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
 from rufus_serve.runtime.base import GroupSpec
 from rufus_serve.runtime.neuron import NeuronRuntime, cpu_mode
+from rufus_serve.runtime.neuron import runtime as runtime_module
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 
 VOCAB = 32
@@ -125,6 +126,22 @@ def test_warm_up_loads_the_weights_and_runs_each_graph(make, application):
     assert seen[0] == (0, 4, "weights")
     assert seen[1:] == [(done, 4, "graphs") for done in (1, 2, 3, 4)]
     assert len(application.calls) == 3
+
+
+def test_a_devices_weights_are_read_into_memory_while_loading(make, monkeypatch, tmp_path):
+    config = configured("contiguous", model=str(tmp_path), neuron={"cores_per_node": 2})
+    read = []
+    monkeypatch.setattr(runtime_module, "apply_environment", nothing)
+    monkeypatch.setattr(runtime_module.artifacts, "prepare", lambda *_: tmp_path)
+    monkeypatch.setattr(
+        runtime_module, "read_ahead", lambda files, **_: read.extend(path.name for path in files)
+    )
+    make()  # Writes the configuration.
+    runtime = NeuronRuntime(config, 0)
+    runtime.load(nothing)
+    runtime.close()
+    shards = [f"tp{rank}_sharded_checkpoint.safetensors" for rank in (0, 1)]
+    assert read == ["model.pt", *shards]
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(runtime, application):
