@@ -111,6 +111,35 @@ class RecoveryConfig(Section):
     """Followers held ready beside `nodes`, to take a lost node's place."""
 
 
+class HttpConfig(Section):
+    """The HTTP endpoint itself."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate chain; the endpoint then speaks HTTPS only."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's key. Empty: it is in `tls_certificate`."""
+    tls_client_ca: Path | None = None
+    """PEM file with authorities; clients must then show a certificate of one of them."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose web pages may call the API from a browser; `*` is all. Empty: none."""
+    docs: bool = False
+    """Serve /docs, /redoc and /openapi.json."""
+    audit_log: str = ""
+    """File that gets one JSON line per request; `-` is standard output. Empty: none."""
+    max_connections: Annotated[int, Field(gt=0)] = 4096
+    """Open connections; beyond it idle ones are closed, and new ones refused if none is idle."""
+    max_header_kb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
+    """Largest request line and headers together; larger ones are answered 431."""
+    header_timeout_s: Seconds = 15.0
+    """For a connection's TLS handshake and for a request's headers to arrive."""
+    body_timeout_s: Seconds = 60.0
+    """For a request's body to arrive once its headers have."""
+    write_timeout_s: Seconds = 60.0
+    """How long a client may leave an answer unread before it is hung up."""
+    keep_alive_s: Seconds = 75.0
+    """How long a connection stays open between requests."""
+
+
 class LimitConfig(Section):
     """What the endpoint admits; beyond it, requests are refused at once."""
 
@@ -121,7 +150,23 @@ class LimitConfig(Section):
     max_body_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
     """Largest request body; a larger one is answered 413."""
     max_stop_strings: Annotated[int, Field(gt=0)] = 64
-    """Most stop strings of one request."""
+    """Most stop strings, stop token ids or bad words of one request."""
+    max_n: Annotated[int, Field(gt=0)] = 128
+    """Largest `n`: answers to one prompt."""
+    cap_max_tokens: bool = False
+    """Cap a `max_tokens` beyond the context instead of refusing it; editors send such."""
+    max_grammar_kb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
+    """Largest JSON schema, regular expression or grammar of one request."""
+    max_schema_properties: Annotated[int, Field(gt=0)] = 256
+    """Most properties of a JSON schema, at all depths together."""
+    max_schema_enum: Annotated[int, Field(gt=0)] = 1000
+    """Most `enum` values of a JSON schema, or choices, together."""
+    max_schema_depth: Annotated[int, Field(gt=0)] = 32
+    """Deepest nesting of a JSON schema's objects and arrays."""
+    max_repetition: Annotated[int, Field(gt=0)] = 4096
+    """Largest number in a repetition: `maxLength`, `maxItems` and the like, or `{m,n}`."""
+    grammar_compile_s: Seconds = 3.0
+    """CPU time that compiling one schema, regular expression or grammar may take."""
 
 
 class ArtifactConfig(Section):
@@ -185,7 +230,9 @@ class ServeConfig(Section):
     port: Port = 8000
     """Port the endpoint listens on."""
     api_key_file: Path | None = None
-    """File with API keys, one a line; every route but health then needs one."""
+    """File with API keys, one a line, or as `rufus-serve key` writes; all but health needs one."""
+    allow_anonymous: bool = False
+    """Let whoever reaches a `host` other than loopback use the endpoint without an API key."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and KV cache. `auto`: the checkpoint's own."""
     max_model_len: Annotated[int, Field(ge=0)] = 0
@@ -210,6 +257,8 @@ class ServeConfig(Section):
     """Deadlines."""
     recovery: RecoveryConfig = RecoveryConfig()
     """Behaviour after a loss."""
+    http: HttpConfig = HttpConfig()
+    """The HTTP endpoint."""
     limits: LimitConfig = LimitConfig()
     """Admission limits."""
     artifacts: ArtifactConfig = ArtifactConfig()

@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def is_list(self) -> bool:
-        """Several numbers; `1,2,4` in a flag or variable."""
+        """Several values; `1,2,4` in a flag or variable."""
         return get_origin(self.field.annotation) is tuple
 
     @property
@@ -87,7 +87,7 @@ class Setting:
         if self.choices:
             return " | ".join(self.choices)
         if self.is_list:
-            return "ascending ints"
+            return "texts" if get_args(self.field.annotation)[0] is str else "ascending ints"
         if self.is_mapping:
             return "mapping"
         return _scalar_name(self.field.annotation) + _bounds(self.field)

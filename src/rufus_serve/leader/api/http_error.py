@@ -15,6 +15,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     413: "RequestTooLargeError",
     429: "RateLimitError",
@@ -31,12 +32,18 @@ class HttpError(Exception):
     message: str
     param: str | None = None
     retry_after_s: int | None = None
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+    @property
+    def phrase(self) -> str:
+        """The status in HTTP's words."""
+        return HTTPStatus(self.status).phrase
 
     def body(self) -> bytes:
         """The JSON body that OpenAI's clients understand."""
         error = {
             "message": self.message,
-            "type": _TYPES.get(self.status, HTTPStatus(self.status).phrase),
+            "type": _TYPES.get(self.status, self.phrase),
             "param": self.param,
             "code": self.status,
         }
@@ -44,7 +51,7 @@ class HttpError(Exception):
 
     async def send(self, send: Send) -> None:
         """Answer with this error."""
-        headers = []
+        headers = list(self.headers)
         if self.retry_after_s is not None:
             headers.append((b"retry-after", str(self.retry_after_s).encode()))
         await send_json(send, self.status, self.body(), headers=headers)

@@ -10,44 +10,6 @@ from typing import Any
 from rufus_serve.config.schema import LimitConfig
 from rufus_serve.leader.api.http_error import HttpError
 
-INFERENCE_PATHS = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/chat/completions/batch",
-        "/v1/completions",
-        "/v1/messages",
-        "/v1/responses",
-        "/invocations",
-        "/generative_scoring",
-    }
-)
-"""Routes whose requests take a place in the batch."""
-
-BODY_PATHS = INFERENCE_PATHS | {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}
-"""Routes whose bodies are read and checked first."""
-
-_ABSENT_ROUTES = {
-    "/v1/embeddings": "embeddings",
-    "/v2/embed": "embeddings",
-    "/pooling": "pooling",
-    "/classify": "classification",
-    "/score": "scoring",
-    "/v1/score": "scoring",
-    "/generative_scoring": "scoring",
-    "/rerank": "reranking",
-    "/v1/rerank": "reranking",
-    "/v2/rerank": "reranking",
-    "/v1/audio/transcriptions": "audio",
-    "/v1/audio/translations": "audio",
-    "/v1/audio/speech": "audio",
-    "/v1/images/generations": "images",
-    "/v1/moderations": "moderation",
-    "/v1/realtime": "realtime audio",
-    "/v1/load_lora_adapter": "LoRA",
-    "/v1/unload_lora_adapter": "LoRA",
-    "/scale_elastic_ep": "elastic scaling",
-    "/is_scaling_elastic_ep": "elastic scaling",
-}
 _UNSUPPORTED_FIELDS = {
     "prompt_logprobs": "followers return logits of the last position only",
     "prompt_embeds": "followers take token ids only",
@@ -81,23 +43,11 @@ _RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "repetition_penalty": (0.0, 10.0),
 }
-_AT_LEAST = {
-    "max_tokens": 1,
-    "max_completion_tokens": 1,
-    "max_output_tokens": 1,
-    "n": 1,
-    "min_tokens": 0,
-}
+_MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_AT_LEAST = {**dict.fromkeys(_MAX_TOKENS, 1), "n": 1, "min_tokens": 0}
 
 
-def check_path(path: str) -> None:
-    """Raise HttpError 404 for a route of a feature that is not offered."""
-    feature = _ABSENT_ROUTES.get(path.rstrip("/") or "/")
-    if feature:
-        raise HttpError(404, f"{path} is not supported: this server offers no {feature}")
-
-
-def check_body(path: str, body: object, limits: LimitConfig) -> None:
+def check_body(path: str, body: Any, limits: LimitConfig) -> None:
     """Raise HttpError 400 if `body` cannot be served on `path`."""
     if not isinstance(body, dict):
         raise HttpError(400, "the request body must be a JSON object")
@@ -109,6 +59,10 @@ def check_body(path: str, body: object, limits: LimitConfig) -> None:
         if value not in (None, harmless):
             raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
     _check_numbers(body)
+    if (body.get("n") or 1) > limits.max_n:
+        raise HttpError(
+            400, f"n must be at most {limits.max_n} (limits.max_n), got {body['n']}", param="n"
+        )
     _check_stop(body, limits)
     _check_structure(body)
     _check_messages(path, body)
@@ -121,12 +75,30 @@ def check_body(path: str, body: object, limits: LimitConfig) -> None:
         )
 
 
-def weight_of(body: Mapping[str, Any]) -> int:
+def weight_of(path: str, body: Mapping[str, Any]) -> int:
     """Sequences that a checked request body asks for."""
-    prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and not _is_token_list(prompt) else 1
     n = body.get("n")
-    return max(1, prompts) * (n if isinstance(n, int) and n > 0 else 1)
+    return max(1, _num_prompts(path, body)) * (n if isinstance(n, int) and n > 0 else 1)
+
+
+def cap_max_tokens(body: dict[str, Any], max_model_len: int) -> bool:
+    """Lower what asks for more tokens than a context has; whether anything did.
+
+    vLLM itself caps what the prompt leaves no room for.
+    """
+    names = [name for name in _MAX_TOKENS if (body.get(name) or 0) > max_model_len]
+    for name in names:
+        body[name] = max_model_len
+    return bool(names)
+
+
+def _num_prompts(path: str, body: Mapping[str, Any]) -> int:
+    messages, prompt, items = body.get("messages"), body.get("prompt"), body.get("items")
+    if path.endswith("/batch"):
+        return len(messages) if isinstance(messages, list) else 1
+    if path == "/generative_scoring":
+        return len(items) if isinstance(items, list) else 1
+    return len(prompt) if isinstance(prompt, list) and not _is_token_list(prompt) else 1
 
 
 def _is_token_list(prompt: list[Any]) -> bool:
@@ -156,7 +128,8 @@ def _check_stop(body: Mapping[str, Any], limits: LimitConfig) -> None:
         if isinstance(value, list) and len(value) > limits.max_stop_strings:
             raise HttpError(
                 400,
-                f"{name} has {len(value)} entries; at most {limits.max_stop_strings} are allowed",
+                f"{name} has {len(value)} entries; at most {limits.max_stop_strings} are allowed "
+                "(limits.max_stop_strings)",
                 param=name,
             )
 
@@ -190,12 +163,17 @@ def _check_messages(path: str, body: Mapping[str, Any]) -> None:
                 )
 
 
-def _part_types(messages: object) -> Iterator[str]:
-    """The types of all content parts in a conversation."""
-    for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, dict):
-            continue
-        content = message.get("content")
-        for part in (message, *(content if isinstance(content, list) else ())):
-            if isinstance(part, dict) and isinstance(part.get("type"), str):
-                yield part["type"]
+def _part_types(conversation: object) -> Iterator[str]:
+    """The types of all parts of a conversation, a list of them, or a tool's result."""
+    waiting = [conversation]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            kind = part.get("type")
+            if isinstance(kind, str):
+                yield kind
+            elif kind is None:
+                yield from _MEDIA & part.keys()
+            waiting += [part.get("content"), part.get("output")]

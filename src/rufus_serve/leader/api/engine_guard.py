@@ -1,0 +1,75 @@
+"""What happens to every request between vLLM's front end and the engine, whatever its route."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from rufus_serve.leader.api import vllm_compat
+from rufus_serve.leader.api.call import CURRENT, Call
+from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
+from rufus_serve.leader.api.grammar_limits import GrammarRefused
+
+_RANKS = 1_000_000
+"""More than there are places, so that a key's priority outweighs how many it has open."""
+
+
+def guard(engine: Any, grammars: GrammarCompiler, *, prioritized: bool) -> None:
+    """Have `engine.generate` check grammars, set priorities and count tokens of the `Call`.
+
+    `prioritized`: the engine schedules by priority. Then a key's requests come after those of
+    keys that have fewer sequences open.
+    """
+    engine.generate = _guarded(engine.generate, grammars, prioritized=prioritized)
+
+
+def _guarded(
+    generate: Callable[..., Any], grammars: GrammarCompiler, *, prioritized: bool
+) -> Callable[..., Any]:
+    async def guarded(
+        prompt: Any, sampling_params: Any, request_id: str, *, priority: int = 0, **more: Any
+    ) -> AsyncIterator[Any]:
+        call = CURRENT.get() or Call(request_id)
+        wanted = vllm_compat.grammar_of(sampling_params)
+        if wanted is not None:
+            await _check(grammars, *wanted)
+        if prioritized:
+            priority = call.key.priority * _RANKS + call.rank
+        outputs = generate(prompt, sampling_params, request_id, priority=priority, **more)
+        counter = _TokenCounter(call, cumulative=vllm_compat.is_cumulative(sampling_params))
+        async with aclosing(outputs):
+            async for output in outputs:
+                counter.add(output)
+                yield output
+
+    return guarded
+
+
+async def _check(grammars: GrammarCompiler, kind: str, text: str) -> None:
+    try:
+        await grammars.check(kind, text)
+    except GrammarRefused as error:
+        raise vllm_compat.invalid_request(str(error), parameter="structured_outputs") from error
+
+
+class _TokenCounter:
+    """Adds one request's tokens to a call; outputs may hold all tokens so far or new ones."""
+
+    def __init__(self, call: Call, *, cumulative: bool) -> None:
+        self._call = call
+        self._cumulative = cumulative
+        self._seen: dict[int, int] = {}
+        self._has_prompt = False
+
+    def add(self, output: Any) -> None:
+        """Count what `output` has that earlier ones had not."""
+        if not self._has_prompt:
+            self._has_prompt = True
+            self._call.prompt_tokens += len(output.prompt_token_ids or ())
+        for answer in output.outputs:
+            num_tokens = len(answer.token_ids)
+            if num_tokens:
+                self._call.saw_token()
+            if self._cumulative:
+                num_tokens -= self._seen.get(answer.index, 0)
+                self._seen[answer.index] = len(answer.token_ids)
+            self._call.output_tokens += num_tokens

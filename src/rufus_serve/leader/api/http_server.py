@@ -1,0 +1,187 @@
+"""uvicorn with bounds on what a peer may send, hold open and leave unread.
+
+uvicorn bounds neither headers nor the time that a connection may take over them, and waits for
+ever for a peer that does not read.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.config.schema import HttpConfig
+from rufus_serve.leader.api.http_error import App, HttpError
+from rufus_serve.leader.api.tls import ServerTls
+
+_GRACEFUL_S = 2
+_SWEEP_TICKS = 10
+"""Of uvicorn's main loop, which ticks ten times a second."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection: bounded headers, and what `enforce` needs to know; event loop only."""
+
+    def __init__(self, *args: Any, http: HttpConfig, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._http = http
+        self._in_head = True
+        self._head_left = self._max_head
+        self._stalled_since: float | None = None
+        self.waiting_since: float | None = time.monotonic()
+        """Since when the peer owes us a request's head; None while a request is served."""
+
+    @property
+    def _max_head(self) -> int:
+        return int(self._http.max_header_kb * 1000)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Make room if there are too many: the peer that has kept us waiting longest goes."""
+        most = self._http.max_connections
+        has_room = len(self.connections) < most or self._evict()
+        super().connection_made(transport)  # type: ignore[arg-type]
+        if not has_room:
+            self.refuse(HttpError(503, f"{most} connections are open, the most allowed"))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head that outgrows its bound is refused before it is all read."""
+        if self.waiting_since is None and self._between_requests:
+            self.waiting_since = time.monotonic()
+        if self._in_head:
+            head, data = data[: self._head_left], data[self._head_left :]
+            self._head_left -= len(head)
+            super().data_received(head)
+            if self._in_head and not self._head_left:
+                limit = self._http.max_header_kb
+                self.refuse(HttpError(431, f"the request's headers are larger than {limit:g} kB"))
+                return
+        if data and not self.transport.is_closing():
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._in_head, self._head_left = True, self._max_head
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is there; the body has a deadline of its own where it is read."""
+        self._in_head, self.waiting_since = False, None
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Hang up on a peer that was answered before it sent all of its body."""
+        if self.cycle.more_body and not self.transport.is_closing():
+            self.transport.close()
+        super().on_response_complete()
+
+    def resume_writing(self) -> None:
+        """The peer reads."""
+        self._stalled_since = None
+        super().resume_writing()
+
+    def refuse(self, error: HttpError) -> None:
+        """Answer with `error`, whatever was asked, and hang up."""
+        if self.transport.is_closing():
+            return
+        body = error.body()
+        reason = f"HTTP/1.1 {error.status} {error.phrase}\r\n"
+        fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{reason}{fields}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def enforce(self, now: float) -> None:
+        """Hang up if the peer sends or reads too slowly."""
+        since = self.waiting_since
+        if since is not None and now - since > self._http.header_timeout_s:
+            self.waiting_since = now
+            limit = self._http.header_timeout_s
+            if self._head_left == self._max_head:
+                self.transport.close()
+            else:
+                self.refuse(HttpError(408, f"the request's headers took longer than {limit:g} s"))
+        if not self._has_unread():
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = now
+        elif now - self._stalled_since > self._http.write_timeout_s:
+            self.transport.abort()
+
+    def _evict(self) -> bool:
+        idle = [each for each in self.connections if getattr(each, "waiting_since", None)]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda each: each.waiting_since)  # type: ignore[union-attr]
+        oldest.waiting_since = None  # type: ignore[union-attr]
+        oldest.transport.abort()
+        return True
+
+    @property
+    def _between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _has_unread(self) -> bool:
+        waiting = self.flow.write_paused or self.transport.is_closing()
+        return waiting and self.transport.get_write_buffer_size() > 0
+
+
+class HttpServer(uvicorn.Server):
+    """Serves `app` on a socket that is bound already; leaves signals to the caller."""
+
+    def __init__(self, app: App, config: ServeConfig) -> None:
+        http = config.http
+        self._http = http
+        self._tls = ServerTls(http) if http.tls_certificate else None
+        super().__init__(_uvicorn_config(app, config))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; as uvicorn's, with our protocol and a deadline for TLS handshakes."""
+        loop = asyncio.get_running_loop()
+        await self.lifespan.startup()
+
+        def connection() -> BoundedProtocol:
+            return BoundedProtocol(
+                self.config, self.server_state, self.lifespan.state, http=self._http
+            )
+
+        context = self._tls.context if self._tls else None
+        handshake_s = self._http.header_timeout_s if context else None
+        self.servers = [
+            await loop.create_server(
+                connection, sock=sock, ssl=context, ssl_handshake_timeout=handshake_s, backlog=2048
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn's, and once a second look after connections and certificates."""
+        if counter % _SWEEP_TICKS == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                connection.enforce(now)  # type: ignore[union-attr]
+            if self._tls:
+                self._tls.reload()
+        return await super().on_tick(counter)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Install no handlers."""
+        yield
+
+
+def _uvicorn_config(app: App, config: ServeConfig) -> uvicorn.Config:
+    verbose = config.log_level == "DEBUG"
+    return uvicorn.Config(
+        app,
+        access_log=verbose,
+        log_level="info" if verbose else "warning",
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACEFUL_S,
+        timeout_keep_alive=int(config.http.keep_alive_s),
+        ws="none",
+        server_header=False,
+    )

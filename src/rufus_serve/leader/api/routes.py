@@ -1,0 +1,100 @@
+"""What this server answers: every route, its methods, and the scope a caller needs for it.
+
+Whatever is not listed is refused before vLLM sees it, though vLLM may have mounted it.
+"""
+
+from typing import NamedTuple
+
+from rufus_serve.config.keys import Scope
+from rufus_serve.leader.api.http_error import HttpError
+
+
+class Route(NamedTuple):
+    """One path that is served."""
+
+    methods: tuple[str, ...]
+    scope: Scope | None
+    """None: open to everyone."""
+    takes_place: bool = False
+    """Its requests take places in the batch."""
+
+
+_READ = ("GET", "HEAD")
+_PROBE = Route(_READ, None)
+_INFERENCE = Route(("POST",), "infer", takes_place=True)
+_LIGHT = Route(("POST",), "infer")
+
+ROUTES = {
+    "/health": _PROBE,
+    "/ready": _PROBE,
+    "/ping": _PROBE,
+    "/v1/models": Route(_READ, "infer"),
+    "/v1/chat/completions": _INFERENCE,
+    "/v1/chat/completions/batch": _INFERENCE,
+    "/v1/completions": _INFERENCE,
+    "/v1/messages": _INFERENCE,
+    "/v1/responses": _INFERENCE,
+    "/invocations": _INFERENCE,
+    "/generative_scoring": _INFERENCE,
+    "/tokenize": _LIGHT,
+    "/detokenize": _LIGHT,
+    "/v1/messages/count_tokens": _LIGHT,
+    "/metrics": Route(_READ, "metrics"),
+    "/version": Route(_READ, "admin"),
+    "/load": Route(_READ, "admin"),
+}
+DOCS_ROUTES = dict.fromkeys(
+    ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"), Route(_READ, "infer")
+)
+"""Served with `http.docs` only."""
+
+_ABSENT = {
+    "/v1/embeddings": "embeddings",
+    "/v2/embed": "embeddings",
+    "/pooling": "pooling",
+    "/classify": "classification",
+    "/score": "scoring",
+    "/v1/score": "scoring",
+    "/rerank": "reranking",
+    "/v1/rerank": "reranking",
+    "/v2/rerank": "reranking",
+    "/v1/audio/transcriptions": "audio",
+    "/v1/audio/translations": "audio",
+    "/v1/audio/speech": "audio",
+    "/v1/images/generations": "images",
+    "/v1/moderations": "moderation",
+    "/v1/realtime": "realtime audio",
+    "/v1/load_lora_adapter": "LoRA",
+    "/v1/unload_lora_adapter": "LoRA",
+    "/scale_elastic_ep": "elastic scaling",
+    "/is_scaling_elastic_ep": "elastic scaling",
+}
+"""Routes that clients know from elsewhere, and the feature they belong to."""
+
+
+def find_route(path: str, *, docs: bool) -> Route:
+    """The route that serves `path`.
+
+    Raises:
+        HttpError: 404, naming the feature that is not offered if `path` belongs to one.
+    """
+    route = ROUTES.get(path) or (DOCS_ROUTES.get(path) if docs else None)
+    if route is not None:
+        return route
+    feature = _ABSENT.get(path.rstrip("/"))
+    if feature:
+        raise HttpError(404, f"{path} is not supported: this server offers no {feature}")
+    if path.startswith("/v1/responses/"):
+        raise HttpError(404, "this server stores no responses; keep the conversation in the client")
+    if path in DOCS_ROUTES:
+        raise HttpError(404, f"{path} is off; the setting http.docs turns it on")
+    raise HttpError(404, f"{path[:200]} is no route of this server")
+
+
+def check_method(route: Route, method: str) -> None:
+    """Raise HttpError 405 for a method that `route` does not take."""
+    if method not in route.methods:
+        allowed = ", ".join(route.methods)
+        raise HttpError(
+            405, f"{method} is not allowed here; use {allowed}", headers=[(b"allow", allowed.encode())]
+        )
