@@ -5,10 +5,13 @@ Numbers in a list are separated by commas. Values in [] are defaults.
 """
 
 import argparse
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from rufus_serve.cli.setting_flags import add_setting_arguments, resolve_arguments
-from rufus_serve.errors import ModelError
+from rufus_serve.config.environment import refused
+from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.log import configure_logging
 from rufus_serve.model.folder import check_folder, check_tokenizer
 
@@ -21,11 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until stopped."""
     config = resolve_arguments(args).config
+    refuse_variables(os.environ)
     refuse_missing_files(Path(config.model))
     configure_logging("supervisor", level=config.log_level)
     from rufus_serve.supervisor import serve
 
     return serve(config)
+
+
+def refuse_variables(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for variables by which vLLM would open or guard something."""
+    lines = refused(environ)
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def refuse_missing_files(folder: Path) -> None:

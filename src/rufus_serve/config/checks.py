@@ -1,5 +1,6 @@
 """Checks that span several settings; each failure shows the equation that does not hold."""
 
+import ipaddress
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ class Conflict(NamedTuple):
 def conflicts(config: ServeConfig) -> list[Conflict]:
     """Everything in `config` that cannot work, whatever the model is."""
     found = [*_buckets(config), *_blocks(config), *_deadlines(config), *_artifacts(config)]
+    found += _endpoint(config)
     if config.cluster.token_file or config.cluster.ray_address:
         found += [Conflict(*clash) for clash in clashes(config)]
     if config.runtime == "neuron":
@@ -159,6 +161,31 @@ def _neuron_prefill(config: ServeConfig) -> Iterator[Conflict]:
             f"add {length} to buckets.prefill or lower max_model_len",
             ("buckets.prefill", "max_model_len"),
         )
+
+
+def _endpoint(config: ServeConfig) -> Iterator[Conflict]:
+    http = config.http
+    if not (is_loopback(config.host) or config.api_key_file or config.allow_anonymous):
+        yield Conflict(
+            f"host {config.host} is reached from other machines and api_key_file is empty: name a "
+            "key file (`rufus-serve key add` makes one), or set allow_anonymous for an endpoint "
+            "that anyone who reaches it may use",
+            ("host", "api_key_file"),
+        )
+    if not http.tls_certificate and (http.tls_key or http.tls_client_ca):
+        yield Conflict(
+            "http.tls_key or http.tls_client_ca is set but http.tls_certificate is empty: "
+            "name the server's certificate",
+            ("http.tls_certificate", "http.tls_key", "http.tls_client_ca"),
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _artifacts(config: ServeConfig) -> Iterator[Conflict]:

@@ -82,7 +82,9 @@ def set_environment(config: ServeConfig, *, folder: Path) -> None:
     """What vLLM reads from the environment when it is imported."""
     timeouts = config.timeouts
     start_s = timeouts.join_s + timeouts.load_s + timeouts.warm_up_s + timeouts.leader_start_s
-    os.environ.pop("VLLM_TARGET_DEVICE", None)
+    # A Kubernetes Service named `vllm` sets VLLM_PORT to a URL, which vLLM does not survive.
+    for name in ("VLLM_TARGET_DEVICE", "VLLM_PORT"):
+        os.environ.pop(name, None)
     os.environ |= {
         NOTE_VARIABLE: str(folder / "failure"),
         "VLLM_PLUGINS": "rufus_serve",
@@ -91,6 +93,7 @@ def set_environment(config: ServeConfig, *, folder: Path) -> None:
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(start_s)),
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_MAX_STOP_STRINGS": str(config.limits.max_stop_strings),
         "VLLM_LOGGING_LEVEL": {"INFO": "WARNING", "DEBUG": "INFO"}.get(
             config.log_level, config.log_level
         ),

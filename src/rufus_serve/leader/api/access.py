@@ -32,7 +32,8 @@ class Access:
         if key is None:
             # Nothing is told of routes to who has no key.
             raise HttpError(
-                401, "the request must bear a valid API key: Authorization: Bearer KEY",
+                401,
+                "the request must bear a valid API key: Authorization: Bearer KEY",
                 headers=_CHALLENGE,
             )
         if call is not None:

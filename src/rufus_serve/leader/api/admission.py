@@ -127,9 +127,7 @@ class Admission:
         task = asyncio.ensure_future(self._app(scope, replay, answer))
         stop = asyncio.ensure_future(self._cut_off.wait())
         try:
-            await asyncio.wait(
-                {task, stop}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({task, stop}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 was_open = answer.shut()
                 replay.hang_up()

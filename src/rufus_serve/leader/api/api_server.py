@@ -11,18 +11,23 @@ import logging
 import os
 import signal
 import socket
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.errors import ConfigError, LeaderError, RufusError
-from rufus_serve.leader.api.admission import Admission, ApiKeys
+from rufus_serve.errors import LeaderError, RufusError
+from rufus_serve.leader.api.access import Access
+from rufus_serve.leader.api.admission import Admission
 from rufus_serve.leader.api.api_link import ApiLink
+from rufus_serve.leader.api.audit import Recorder, open_audit_log
 from rufus_serve.leader.api.engine_args import served_name, vllm_namespace
 from rufus_serve.leader.api.health import HealthRoutes
 from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
+from rufus_serve.leader.api.http_server import HttpServer
+from rufus_serve.leader.api.key_ring import KeyRing
+from rufus_serve.leader.api.stream_start import StreamStart
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.metrics import GroupMetrics
 from rufus_serve.protocol.specs import LeaderSpec
@@ -44,8 +49,9 @@ class ApiServer:
         self._inner: App | None = None
         self._failed: asyncio.Future[RufusError] = asyncio.get_running_loop().create_future()
         self._link = ApiLink(spec, on_drain=self._drain, on_failed=self._fail)
-        self._admission = Admission(self._forward, config)
-        self._http = _HttpServer(_uvicorn_config(self._gateway(), config))
+        self._keys = KeyRing(config.api_key_file)
+        self._admission = Admission(StreamStart(self._forward), config)
+        self._http = HttpServer(self._gateway(), config)
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -78,21 +84,24 @@ class ApiServer:
 
     def _gateway(self) -> App:
         """Our layers, the outermost last."""
-        app: App = self._admission
-        if self._config.api_key_file is not None:
-            app = ApiKeys(app, read_keys(self._config.api_key_file))
-        return HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
+        http = self._config.http
+        app: App = Access(self._admission, self._keys, docs=http.docs)
+        app = HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
+        if http.cors_origins:
+            app = _cors(app, http.cors_origins)
+        return Recorder(app, open_audit_log(http.audit_log))
 
     async def _serve_model(self) -> None:
         """Load vLLM, open the gateway, and watch the engine."""
         from rufus_serve.leader.api import vllm_server
 
         args = await vllm_server.in_daemon_thread(vllm_namespace, self._config)
-        async with vllm_server.application(args) as (engine, app):
+        async with vllm_server.application(args, self._config) as (engine, app):
             app.state.server = self._http
+            self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
-            exporting = asyncio.create_task(self._export_metrics())
-            self._background.add(exporting)
+            for work in (self._export_metrics(), self._keys.keep_fresh()):
+                self._background.add(asyncio.create_task(work))
             self._link.serving()
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
             await self._watch(engine)
@@ -170,42 +179,16 @@ class ApiServer:
         self._link.acknowledge()
 
 
-class _HttpServer(uvicorn.Server):
-    """Leaves signals to us."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        """Install no handlers."""
-        yield
-
-
-def _uvicorn_config(app: App, config: ServeConfig) -> uvicorn.Config:
-    return uvicorn.Config(
+def _cors(app: App, origins: Sequence[str]) -> App:
+    """Answers browsers' preflights, and names the origin in every answer, errors included."""
+    return CORSMiddleware(
         app,
-        access_log=config.log_level == "DEBUG",
-        log_level="info" if config.log_level == "DEBUG" else "warning",
-        lifespan="off",
-        timeout_graceful_shutdown=_CLOSE_S,
-        timeout_keep_alive=75,
-        ws="none",
-        server_header=False,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after", "x-ratelimit-*"],
+        max_age=600,
     )
-
-
-def read_keys(path: Path) -> list[str]:
-    """The API keys in a file, one a line.
-
-    Raises:
-        ConfigError: the file cannot be read or holds no key.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"api_key_file {path} cannot be read: {error.strerror}") from error
-    keys = [line.strip() for line in lines if line.strip()]
-    if not keys:
-        raise ConfigError(f"api_key_file {path} holds no key; write one a line")
-    return keys
 
 
 def _url(sock: socket.socket) -> str:

@@ -46,7 +46,7 @@ class Recorder:
 
         try:
             await self._app(scope, receive, observed)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the process edge
             _log.exception("request %s failed", call.request_id)
             if not call.status:
                 await HttpError(500, f"request {call.request_id} failed; the log says why").send(
@@ -84,7 +84,7 @@ def open_audit_log(place: str) -> IO[str] | None:
     if place in ("", "-"):
         return sys.stdout if place else None
     try:
-        return open(place, "a", encoding="utf-8", opener=_private)  # noqa: SIM115, PTH123
+        return open(place, "a", encoding="utf-8", opener=_private)
     except OSError as error:
         raise ConfigError(f"http.audit_log {place} cannot be written: {error.strerror}") from error
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
+from rufus_serve.leader.api.generation_defaults import replaced_defaults
 from rufus_serve.model.folder import model_name
 
 _OURS = {
@@ -23,6 +24,11 @@ _OURS = {
     "uvicorn_log_level": "log_level", "max_num_queued_reqs": "limits.max_waiting",
     "shutdown_timeout": "timeouts.shutdown_grace_s", "load_format": "model",
     "scheduler_cls": "async_scheduling", "worker_cls": "runtime", "middleware": "limits",
+    "allowed_origins": "http.cors_origins", "allowed_methods": "http.cors_origins",
+    "allowed_headers": "http.cors_origins", "allow_credentials": "http.cors_origins",
+    "disable_fastapi_docs": "http.docs", "enable_offline_docs": "http.docs",
+    "enable_request_id_headers": "http.audit_log", "ssl_keyfile": "http.tls_key",
+    "ssl_certfile": "http.tls_certificate", "ssl_ca_certs": "http.tls_client_ca",
 }  # fmt: skip
 """vLLM options that a setting of ours decides: vLLM's name to ours."""
 
@@ -60,7 +66,7 @@ _UNSUPPORTED_PREFIXES = {
     "prefill_context_parallel": "followers decide how a context is split",
     "expert_parallel": "followers decide how experts are split",
     "enable_expert_parallel": "followers decide how experts are split",
-    "ssl_": "end TLS in front of the endpoint",
+    "ssl_": "http.tls_certificate and its siblings are all that TLS can be told",
 }
 
 
@@ -124,6 +130,17 @@ def _own_words(config: ServeConfig) -> Iterator[str]:
     yield from ("--block-size", str(config.block_size))
     yield "--enable-prefix-caching" if config.prefix_caching else "--no-enable-prefix-caching"
     yield "--async-scheduling" if config.async_scheduling else "--no-async-scheduling"
+    if "scheduling_policy" not in config.vllm_args and config.api_key_file:
+        yield from ("--scheduling-policy", "priority")
+    if "structured_outputs_config" not in config.vllm_args:
+        # vLLM's `auto` takes the backend of the first request, and fails those of another.
+        yield from ("--structured-outputs-config", '{"backend": "xgrammar"}')
+    if not config.vllm_args.keys() & {"generation_config", "override_generation_config"}:
+        yield from (
+            "--override-generation-config",
+            json.dumps(replaced_defaults(Path(config.model))),
+        )
+    yield from ("--allowed-origins", "[]")
     yield from ("--max-num-batched-tokens", str(max(config.max_num_seqs, *config.buckets.prefill)))
     yield from ("--uvicorn-log-level", "info" if verbose else "warning")
     if not verbose:

@@ -97,7 +97,9 @@ def _parse(right: str) -> Sequences | None:
                 return None
             alternatives.append([])
         elif kind == "chars":
-            alternatives[-1].append(_Item(is_dead=not word.endswith(("*", "?")) and _is_empty(word)))
+            alternatives[-1].append(
+                _Item(is_dead=not word.endswith(("*", "?")) and _is_empty(word))
+            )
         elif match["name"] and not (match["times"] or "").startswith(("{0,", "{0}")):
             alternatives[-1].append(_Item(rule=match["name"]))
     return alternatives
@@ -121,7 +123,8 @@ def _is_empty(chars: str) -> bool:
 
 
 def _ranges(inner: str) -> Iterator[tuple[int, int]]:
-    points, dashes = [], set()
+    points: list[int] = []
+    dashes: set[int] = set()
     for match in re.finditer(
         r"\\x(?P<x>[0-9a-fA-F]{2})|\\u(?P<u>[0-9a-fA-F]{4})|\\U(?P<U>[0-9a-fA-F]{8})"
         r"|\\(?P<e>.)|(?P<dash>-)|(?P<c>.)",

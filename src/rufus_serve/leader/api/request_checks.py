@@ -22,6 +22,7 @@ _UNSUPPORTED_FIELDS = {
     "logits_processors": "they are chosen at start, by vllm_args.logits_processors",
     "audio": "only text is served",
 }
+_NEEDS_STORE = ("previous_response_id", "background")
 _SILENTLY_WRONG = {
     "best_of": (1, "ask for n answers and choose"),
     "modalities": (["text"], "only text is served"),
@@ -42,6 +43,7 @@ _RANGES = {
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
     "repetition_penalty": (0.0, 10.0),
+    "top_k": (-1, 2**31),
 }
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _AT_LEAST = {**dict.fromkeys(_MAX_TOKENS, 1), "n": 1, "min_tokens": 0}
@@ -54,11 +56,13 @@ def check_body(path: str, body: Any, limits: LimitConfig) -> None:
     for name, why in _UNSUPPORTED_FIELDS.items():
         if body.get(name) not in (None, False, []):
             raise HttpError(400, f"{name} is not supported: {why}", param=name)
+    if path == "/v1/responses":
+        _check_storage(body)
     for name, (harmless, why) in _SILENTLY_WRONG.items():
         value = body.get(name)
         if value not in (None, harmless):
             raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
-    _check_numbers(body)
+    check_numbers(body)
     if (body.get("n") or 1) > limits.max_n:
         raise HttpError(
             400, f"n must be at most {limits.max_n} (limits.max_n), got {body['n']}", param="n"
@@ -105,7 +109,19 @@ def _is_token_list(prompt: list[Any]) -> bool:
     return bool(prompt) and isinstance(prompt[0], int)
 
 
-def _check_numbers(body: Mapping[str, Any]) -> None:
+def _check_storage(body: Mapping[str, Any]) -> None:
+    for name in _NEEDS_STORE:
+        if body.get(name) not in (None, False):
+            raise HttpError(
+                400,
+                f"{name} is not supported: this server stores no responses (every answer says "
+                "store: false); send the whole conversation as input",
+                param=name,
+            )
+
+
+def check_numbers(body: Mapping[str, Any]) -> None:
+    """Raise HttpError 400 for a number that is out of range."""
     for name, (low, high) in _RANGES.items():
         value = body.get(name)
         if value is None:

@@ -96,5 +96,7 @@ def check_method(route: Route, method: str) -> None:
     if method not in route.methods:
         allowed = ", ".join(route.methods)
         raise HttpError(
-            405, f"{method} is not allowed here; use {allowed}", headers=[(b"allow", allowed.encode())]
+            405,
+            f"{method} is not allowed here; use {allowed}",
+            headers=[(b"allow", allowed.encode())],
         )

@@ -42,7 +42,7 @@ def allow_several_greedy_answers() -> None:
     vLLM refuses it as a likely mistake (SamplingParams._verify_greedy_sampling), but nothing
     below depends on that.
     """
-    SamplingParams._verify_greedy_sampling = lambda self: None  # noqa: SLF001
+    SamplingParams._verify_greedy_sampling = lambda _: None  # noqa: SLF001
 
 
 def skip_sagemaker_handlers() -> None:
@@ -53,3 +53,17 @@ def skip_sagemaker_handlers() -> None:
     from vllm.entrypoints.launchers import app
 
     app.sagemaker_standards_bootstrap = lambda built: built
+
+
+def tell_that_nothing_is_stored() -> None:
+    """Say `store: false` in every answer of /v1/responses; vLLM's leave it out."""
+    from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
+
+    made = ResponsesResponse.from_request.__func__
+
+    def from_request(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        response = made(cls, *args, **kwargs)
+        response.store = False
+        return response
+
+    ResponsesResponse.from_request = classmethod(from_request)

@@ -14,7 +14,11 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.usage.usage_lib import UsageContext
 
+from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, ModelError, RufusError
+from rufus_serve.leader.api import vllm_compat
+from rufus_serve.leader.api.engine_guard import guard
+from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
 from rufus_serve.leader.failure_note import FailureNote
 
 
@@ -32,19 +36,41 @@ async def engine_client(args: Namespace) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def application(args: Namespace) -> AsyncIterator[tuple[Any, Any]]:
-    """vLLM's engine client, and its FastAPI app over it with its lifespan entered.
+async def application(args: Namespace, config: ServeConfig) -> AsyncIterator[tuple[Any, Any]]:
+    """vLLM's engine client, guarded, and its FastAPI app over it with its lifespan entered.
 
     Raises:
         RufusError: the engine process left a note why it could not start.
         ConfigError: vLLM refuses the configuration.
     """
-    async with engine_client(args) as engine:
+    vllm_compat.allow_several_greedy_answers()
+    vllm_compat.skip_sagemaker_handlers()
+    vllm_compat.tell_that_nothing_is_stored()
+    async with engine_client(args) as engine, grammar_compiler(engine, config) as grammars:
+        guard(engine, grammars, prioritized=args.scheduling_policy == "priority")
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
         await init_app_state(engine, app.state, args, tasks)
         async with app.router.lifespan_context(app):
             yield engine, app
+
+
+@asynccontextmanager
+async def grammar_compiler(engine: Any, config: ServeConfig) -> AsyncIterator[GrammarCompiler]:
+    """Checks grammars for `engine`; its child process is started without waiting for it."""
+    model, options = engine.model_config, engine.vllm_config.structured_outputs_config
+    grammars = GrammarCompiler(
+        model.tokenizer,
+        vocab_size=model.get_vocab_size(),
+        any_whitespace=not options.disable_any_whitespace,
+        limits=config.limits,
+    )
+    starting = asyncio.create_task(grammars.start())
+    try:
+        yield grammars
+    finally:
+        starting.cancel()
+        grammars.close()
 
 
 async def in_daemon_thread(call: Callable[..., Any], *args: Any) -> Any:

@@ -5,43 +5,20 @@ import json
 from typing import Any
 
 import pytest
+from tests.unit.leader.api.asgi_call import BODY, Call, settle
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.leader.api.admission import Admission, ApiKeys, parse_json
-from rufus_serve.leader.api.http_error import App, AsgiMessage, HttpError, Receive, Scope, Send
-
-CHAT = "/v1/chat/completions"
-BODY = {"messages": [{"role": "user", "content": "hi"}]}
+from rufus_serve.config.keys import ApiKey
+from rufus_serve.leader.api.admission import Admission
+from rufus_serve.leader.api.call import CURRENT
+from rufus_serve.leader.api.http_error import Receive, Scope, Send
 
 
 def config(**limits: Any) -> ServeConfig:
-    return ServeConfig.model_validate({"model": "m", "max_num_seqs": 1, "limits": limits})
-
-
-class Call:
-    """One request in flight, and what was answered so far."""
-
-    def __init__(
-        self, app: App, body: object, *, path: str = CHAT, headers: dict[str, str] | None = None
-    ) -> None:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self._incoming: asyncio.Queue[AsgiMessage] = asyncio.Queue()
-        self._incoming.put_nowait({"type": "http.request", "body": raw})
-        self.sent: list[AsgiMessage] = []
-        pairs = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
-        scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": pairs}
-        self.task = asyncio.ensure_future(app(scope, self._incoming.get, self._send))
-
-    async def _send(self, message: AsgiMessage) -> None:
-        self.sent.append(message)
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def text(self) -> str:
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
+    http = {"body_timeout_s": limits.pop("body_timeout_s", 60)}
+    return ServeConfig.model_validate(
+        {"model": "m", "max_num_seqs": 1, "limits": limits, "http": http}
+    )
 
 
 class Model:
@@ -71,11 +48,6 @@ class Model:
             await send({"type": "http.response.body", "body": b"end"})
         gone.cancel()
         done.cancel()
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_a_body_reaches_the_app_unchanged_and_the_answer_comes_back() -> None:
@@ -190,12 +162,12 @@ def test_a_body_over_the_limit_is_refused_by_size() -> None:
     asyncio.run(scenario())
 
 
-def test_other_routes_pass_without_being_counted_or_read() -> None:
+def test_reading_routes_pass_without_being_counted_or_read() -> None:
     async def scenario() -> None:
         model = Model()
         admission = Admission(model, config())
         model.finish.set()
-        call = Call(admission, b"not json", path="/v1/models")
+        call = Call(admission, b"not json", path="/v1/models", method="GET")
         await call.task
         assert call.status == 200
         assert admission.num_open == 0
@@ -203,32 +175,132 @@ def test_other_routes_pass_without_being_counted_or_read() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b'{"a": NaN}', b"[-Infinity]", b"\xff", b"[" * 99_999])
-def test_what_is_not_json_is_refused(raw: bytes) -> None:
-    with pytest.raises(HttpError) as refused:
-        parse_json(raw)
-    assert refused.value.status == 400
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_does_not_read_loses_its_place_when_its_time_is_over(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rufus_serve.leader.api.admission._HANG_UP_S", 0.05)
+
+    async def scenario() -> None:
+        admission = Admission(Model(stream=stream), config(request_timeout_s=0.05))
+        call = Call(admission, BODY)
+        call.reads.clear()
+        await asyncio.wait_for(call.task, 1)
+        assert admission.num_open == 0
+
+    asyncio.run(scenario())
+
+
+def test_cutting_off_does_not_wait_for_a_client_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rufus_serve.leader.api.admission._HANG_UP_S", 0.05)
+
+    async def scenario() -> None:
+        model = Model(stream=True)
+        admission = Admission(model, config())
+        call = Call(admission, BODY)
+        call.reads.clear()
+        await settle()
+        admission.cut_off("the group failed")
+        await asyncio.wait_for(asyncio.gather(call.task, admission.idle()), 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_drips_in_is_given_up() -> None:
+    async def scenario() -> None:
+        call = Call(Admission(Model(), config(body_timeout_s=0.05)), b"{")
+        call.incoming._queue[0]["more_body"] = True  # type: ignore[attr-defined]
+        await asyncio.wait_for(call.task, 1)
+        assert call.status == 408
+        assert call.headers["connection"] == "close"
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_weighs_its_conversations() -> None:
+    async def scenario() -> None:
+        admission = Admission(Model(), config(max_waiting=3))
+        body = {"messages": [BODY["messages"]] * 5}
+        call = Call(admission, body, path="/v1/chat/completions/batch")
+        await call.task
+        assert (call.status, "5 sequences" in call.text) == (400, True)
+
+    asyncio.run(scenario())
+
+
+def test_a_large_max_tokens_is_capped_only_if_so_configured() -> None:
+    async def asked_for(**limits: Any) -> Any:
+        model = Model()
+        model.finish.set()
+        admission = Admission(model, config(**limits))
+        admission.max_model_len = 100
+        await Call(admission, BODY | {"max_tokens": 65535}).task
+        return json.loads(model.bodies[0])["max_tokens"]
+
+    assert asyncio.run(asked_for()) == 65535
+    assert asyncio.run(asked_for(cap_max_tokens=True)) == 100
+
+
+ALICE = ApiKey(id="alice", sha256="a" * 64, models=("m",), max_n=2, requests_per_minute=2)
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "status"),
-    [
-        ("/v1/models", {}, 401),
-        ("/v1/models", {"Authorization": "Bearer wrong"}, 401),
-        ("/metrics", {}, 401),
-        ("/v1/models", {"Authorization": "Bearer second"}, 200),
-        ("/v1/messages", {"X-Api-Key": "first"}, 200),
-        ("/health", {}, 200),
-        ("/ready", {}, 200),
-        ("/ping", {}, 200),
-    ],
+    ("fields", "status", "said"),
+    [({"model": "other"}, 403, "'other'"), ({"n": 3}, 400, "n must be at most 2")],
 )
-def test_keys_guard_every_route_but_health(path: str, headers: dict[str, str], status: int) -> None:
+def test_a_key_is_held_to_its_models_and_its_n(
+    fields: dict[str, Any], status: int, said: str
+) -> None:
+    async def scenario() -> None:
+        call = Call(Admission(Model(), config()), BODY | fields, key=ALICE)
+        await call.task
+        assert call.status == status
+        assert said in call.text
+
+    asyncio.run(scenario())
+
+
+def test_the_third_request_of_two_a_minute_is_429_and_says_when_to_come_back() -> None:
     async def scenario() -> None:
         model = Model()
         model.finish.set()
-        call = Call(ApiKeys(model, ["first", "second"]), BODY, path=path, headers=headers)
-        await call.task
-        assert call.status == status
+        admission = Admission(model, config())
+        first = Call(admission, BODY, key=ALICE)
+        await first.task
+        assert first.status == 200
+        assert first.headers["x-ratelimit-limit-requests"] == "2"
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        second = Call(admission, BODY, key=ALICE)
+        await second.task
+        third = Call(admission, BODY, key=ALICE)
+        await third.task
+        assert third.status == 429
+        assert third.headers["x-ratelimit-remaining-requests"] == "0"
+        assert 0 < int(third.headers["retry-after"]) <= 60
+
+    asyncio.run(scenario())
+
+
+def test_tokens_are_counted_when_a_request_is_over() -> None:
+    key = ApiKey(id="bob", sha256="b" * 64, tokens_per_minute=10)
+
+    class Spending(Model):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            call = CURRENT.get()
+            assert call
+            call.prompt_tokens, call.output_tokens = 8, 5
+            await super().__call__(scope, receive, send)
+
+    async def scenario() -> None:
+        model = Spending()
+        model.finish.set()
+        admission = Admission(model, config())
+        for status in (200, 429):
+            call = Call(admission, BODY, key=key)
+            await call.task
+            assert call.status == status
+        assert call.headers["x-ratelimit-remaining-tokens"] == "0"
 
     asyncio.run(scenario())

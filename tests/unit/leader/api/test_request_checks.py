@@ -4,7 +4,7 @@ import pytest
 
 from rufus_serve.config.schema import LimitConfig
 from rufus_serve.leader.api.http_error import HttpError
-from rufus_serve.leader.api.request_checks import check_body, check_path, weight_of
+from rufus_serve.leader.api.request_checks import check_body, weight_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LIMITS = LimitConfig(max_stop_strings=4)
@@ -32,6 +32,12 @@ def image(kind: str) -> list[dict[str, Any]]:
         (CHAT, {"temperature": "hot"}, "temperature"),
         (CHAT, {"top_p": 1.1}, "top_p"),
         (CHAT, {"n": 0}, "n"),
+        (CHAT, {"n": 129}, "n"),
+        (CHAT, {"top_k": -2}, "top_k"),
+        ("/v1/responses", {"input": "x", "previous_response_id": "r"}, "previous_response_id"),
+        ("/v1/responses", {"input": "x", "background": True}, "background"),
+        ("/v1/chat/completions/batch", {"messages": [image("image_url")]}, "messages"),
+        (CHAT, {"messages": [{"role": "tool", "content": [{"image_url": "x"}]}]}, "messages"),
         (CHAT, {"stop": ["a"] * 5}, "stop"),
         (CHAT, {"stop_token_ids": [1] * 5}, "stop_token_ids"),
         (CHAT, {"bad_words": ["a"] * 5}, "bad_words"),
@@ -72,7 +78,8 @@ def test_a_body_that_is_no_object_is_refused(body: object) -> None:
         (CHAT, {"response_format": {"type": "json_object"}, "logprobs": True}),
         (COMPLETIONS, {"prompt": "x", "echo": True}),
         (COMPLETIONS, {"prompt": "x", "logprobs": 2, "echo": False}),
-        ("/v1/responses", {"input": "x"}),
+        ("/v1/responses", {"input": "x", "store": True}),
+        (CHAT, {"n": 128}),
     ],
 )
 def test_what_can_be_served_passes(path: str, body: Any) -> None:
@@ -80,38 +87,19 @@ def test_what_can_be_served_passes(path: str, body: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "feature"),
+    ("path", "body", "weight"),
     [
-        ("/v1/embeddings", "embeddings"),
-        ("/v1/embeddings/", "embeddings"),
-        ("/score", "scoring"),
-        ("/v2/rerank", "reranking"),
-        ("/v1/audio/transcriptions", "audio"),
-        ("/v1/load_lora_adapter", "LoRA"),
+        (COMPLETIONS, {"prompt": "x"}, 1),
+        (COMPLETIONS, {"prompt": [1, 2, 3]}, 1),
+        (COMPLETIONS, {"prompt": ["a", "b"], "n": 3}, 6),
+        (COMPLETIONS, {"prompt": [[1, 2], [3]]}, 2),
+        (CHAT, {"messages": [{}, {}], "n": 4}, 4),
+        (COMPLETIONS, {"prompt": []}, 1),
+        ("/v1/chat/completions/batch", {"messages": [[{}], [{}]], "n": 2}, 4),
+        ("/generative_scoring", {"items": ["a", "b", "c"]}, 3),
     ],
 )
-def test_routes_of_absent_features_are_named(path: str, feature: str) -> None:
-    with pytest.raises(HttpError) as refused:
-        check_path(path)
-    assert refused.value.status == 404
-    assert feature in refused.value.message
-
-
-def test_known_routes_pass() -> None:
-    for path in (CHAT, COMPLETIONS, "/v1/models", "/metrics", "/"):
-        check_path(path)
-
-
-@pytest.mark.parametrize(
-    ("body", "weight"),
-    [
-        ({"prompt": "x"}, 1),
-        ({"prompt": [1, 2, 3]}, 1),
-        ({"prompt": ["a", "b"], "n": 3}, 6),
-        ({"prompt": [[1, 2], [3]]}, 2),
-        ({"messages": [], "n": 4}, 4),
-        ({"prompt": []}, 1),
-    ],
-)
-def test_a_request_weighs_as_many_sequences_as_it_asks_for(body: Any, weight: int) -> None:
-    assert weight_of(body) == weight
+def test_a_request_weighs_as_many_sequences_as_it_asks_for(
+    path: str, body: Any, weight: int
+) -> None:
+    assert weight_of(path, body) == weight
