@@ -20,6 +20,7 @@ CHART = HERE / "rufus-serve"
 OWNED = (
     "host",
     "api_key_file",
+    "allow_anonymous",
     "cluster.kind",
     "cluster.ray_address",
     "cluster.python",

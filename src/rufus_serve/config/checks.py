@@ -168,8 +168,8 @@ def _endpoint(config: ServeConfig) -> Iterator[Conflict]:
     if not (is_loopback(config.host) or config.api_key_file or config.allow_anonymous):
         yield Conflict(
             f"host {config.host} is reached from other machines and api_key_file is empty: name a "
-            "key file (`rufus-serve key add` makes one), or set allow_anonymous for an endpoint "
-            "that anyone who reaches it may use",
+            "key file (`rufus-serve key add` makes one), or set allow_anonymous "
+            "(--allow-anonymous) for an endpoint that anyone who reaches it may use",
             ("host", "api_key_file"),
         )
     if not http.tls_certificate and (http.tls_key or http.tls_client_ca):

@@ -14,6 +14,8 @@
 {{- end -}}
 {{- if .Values.apiKeys.enabled -}}
 {{- $_ := set $owned "api_key_file" "/etc/rufus-serve/api-keys/keys" -}}
+{{- else -}}
+{{- $_ := set $owned "allow_anonymous" true -}}
 {{- end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $owned | toYaml -}}
 {{- end }}

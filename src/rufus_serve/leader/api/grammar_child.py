@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import select
 import signal
@@ -23,6 +24,8 @@ _WALL_FACTOR = 5
 """Wall-clock time allowed for each second of CPU time: the machine is busy with the model."""
 _NICENESS = 10
 _MAX_ERROR_BYTES = 4000
+_PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+"""Time and source line that xgrammar's messages begin with."""
 
 
 class CompileRequest(msgspec.Struct):
@@ -41,7 +44,6 @@ class CompileAnswer(msgspec.Struct):
 
 def main() -> None:
     """Answer until standard input ends."""
-    os.nice(_NICENESS)
     folder, vocab_size, any_whitespace = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
     compiler = _Compiler(folder, vocab_size, any_whitespace=any_whitespace)
     for line in sys.stdin.buffer:
@@ -105,6 +107,7 @@ def _in_fork(compiler: _Compiler, request: CompileRequest) -> str:
 def _compile_and_exit(compiler: _Compiler, request: CompileRequest, writing: int) -> None:
     from rufus_serve.leader.api.grammar_emptiness import unproductive_rule
 
+    os.nice(_NICENESS)
     seconds = math.ceil(request.cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + _MEMORY_BYTES,) * 2)
@@ -116,7 +119,7 @@ def _compile_and_exit(compiler: _Compiler, request: CompileRequest, writing: int
     except MemoryError:
         os._exit(1)
     except Exception as error:  # noqa: BLE001 - the process edge
-        said = str(error) or type(error).__name__
+        said = _PLACE.sub("", str(error)).strip() or type(error).__name__
     # Even silence is a byte: nothing at all means that the process was ended.
     os.write(writing, said.encode()[:_MAX_ERROR_BYTES] + b"\0")
     os._exit(0)

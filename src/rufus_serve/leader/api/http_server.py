@@ -19,6 +19,7 @@ from rufus_serve.leader.api.http_error import App, HttpError
 from rufus_serve.leader.api.tls import ServerTls
 
 _GRACEFUL_S = 2
+_FIELD_SIGNS = len(": \r\n")
 _SWEEP_TICKS = 10
 """Of uvicorn's main loop, which ticks ten times a second."""
 
@@ -30,14 +31,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._http = http
         self._in_head = True
-        self._head_left = self._max_head
+        self._head_bytes = 0
         self._stalled_since: float | None = None
         self.waiting_since: float | None = time.monotonic()
         """Since when the peer owes us a request's head; None while a request is served."""
-
-    @property
-    def _max_head(self) -> int:
-        return int(self._http.max_header_kb * 1000)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Make room if there are too many: the peer that has kept us waiting longest goes."""
@@ -51,26 +48,34 @@ class BoundedProtocol(HttpToolsProtocol):
         """Parse; a head that outgrows its bound is refused before it is all read."""
         if self.waiting_since is None and self._between_requests:
             self.waiting_since = time.monotonic()
-        if self._in_head:
-            head, data = data[: self._head_left], data[self._head_left :]
-            self._head_left -= len(head)
-            super().data_received(head)
-            if self._in_head and not self._head_left:
-                limit = self._http.max_header_kb
-                self.refuse(HttpError(431, f"the request's headers are larger than {limit:g} kB"))
-                return
-        if data and not self.transport.is_closing():
-            super().data_received(data)
+        was_in_head = self._in_head
+        super().data_received(data)
+        if was_in_head and self._in_head:
+            self._head_bytes += len(data)
+            self._check_head()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
-        self._in_head, self._head_left = True, self._max_head
+        self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head is there; the body has a deadline of its own where it is read."""
+        fields = sum(len(name) + len(value) + _FIELD_SIGNS for name, value in self.headers)
+        self._head_bytes = len(self.url) + fields
         self._in_head, self.waiting_since = False, None
-        super().on_headers_complete()
+        if self._check_head():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Part of a body."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A body's end."""
+        if not self.transport.is_closing():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Hang up on a peer that was answered before it sent all of its body."""
@@ -99,7 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if since is not None and now - since > self._http.header_timeout_s:
             self.waiting_since = now
             limit = self._http.header_timeout_s
-            if self._head_left == self._max_head:
+            if not self._head_bytes:
                 self.transport.close()
             else:
                 self.refuse(HttpError(408, f"the request's headers took longer than {limit:g} s"))
@@ -122,6 +127,13 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _check_head(self) -> bool:
+        limit = self._http.max_header_kb
+        is_small = self._head_bytes <= limit * 1000
+        if not is_small:
+            self.refuse(HttpError(431, f"the request's headers are larger than {limit:g} kB"))
+        return is_small
 
     def _has_unread(self) -> bool:
         waiting = self.flow.write_paused or self.transport.is_closing()

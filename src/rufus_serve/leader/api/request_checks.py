@@ -13,7 +13,6 @@ from rufus_serve.leader.api.http_error import HttpError
 _UNSUPPORTED_FIELDS = {
     "prompt_logprobs": "followers return logits of the last position only",
     "prompt_embeds": "followers take token ids only",
-    "use_beam_search": "beam search is not implemented",
     "kv_transfer_params": "the KV cache stays in the followers",
     "ec_transfer_params": "the KV cache stays in the followers",
     "mm_processor_kwargs": "only text is served",

@@ -28,17 +28,15 @@ class StreamStart:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         held = _Held(send)
-        timer = asyncio.get_running_loop().call_later(_HOLD_S, held.give_up)
+        patience = asyncio.ensure_future(held.release_after(_HOLD_S))
         try:
             await self._app(scope, receive, held)
         except Exception as error:
             refusal = _refusal(error)
-            if not held.holding or refusal is None:
+            if refusal is None or not await held.replace(refusal):
                 raise
-            held.drop()
-            await refusal.send(send)
         finally:
-            timer.cancel()
+            patience.cancel()
         await held.release()
 
 
@@ -48,48 +46,54 @@ class _Held:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._kept: list[AsgiMessage] = []
-        self._open = self._replaced = False
-
-    @property
-    def holding(self) -> bool:
-        """Whether nothing was sent yet of a stream that began."""
-        return bool(self._kept) and not self._open
-
-    def give_up(self) -> None:
-        """Let the next message through, and what was kept before it."""
-        self._open = True
-
-    def drop(self) -> None:
-        """Forget what was kept."""
-        self._kept, self._open = [], True
-
-    async def release(self) -> None:
-        """Send what was kept."""
-        self._open = True
-        kept, self._kept = self._kept, []
-        for message in kept:
-            await self._send(message)
+        self._is_open = self._is_replaced = False
+        self._turn = asyncio.Lock()
 
     async def __call__(self, message: AsgiMessage) -> None:
-        if self._replaced:
+        """Send or keep one ASGI message."""
+        if self._is_replaced:
             return
-        if not self._open and message["type"] == "http.response.start":
-            self._open = not _is_stream(message)
-        if self._open:
+        if not self._is_open and not self._must_keep(message):
+            body = message.get("body", b"")
+            refusal = _refusal_event(body) if self._kept else None
+            if refusal is not None and await self.replace(refusal):
+                return
             await self.release()
-            await self._send(message)
-            return
-        self._kept.append(message)
-        body = message.get("body", b"")
-        if not body or body.startswith(_PREAMBLE):
-            return
-        refusal = _refusal_event(body)
-        if refusal is None:
-            await self.release()
-        else:
-            self._replaced = True
-            self.drop()
+        async with self._turn:
+            if self._is_open:
+                await self._send(message)
+            else:
+                self._kept.append(message)
+
+    async def release(self) -> None:
+        """Send what was kept, and let all that follows through."""
+        async with self._turn:
+            self._is_open = True
+            kept, self._kept = self._kept, []
+            for message in kept:
+                await self._send(message)
+
+    async def release_after(self, delay_s: float) -> None:
+        """Release a stream that says nothing for so long."""
+        await asyncio.sleep(delay_s)
+        # Cancelled half-way, it would lose messages.
+        await asyncio.shield(self.release())
+
+    async def replace(self, refusal: HttpError) -> bool:
+        """Answer with `refusal` instead of what was kept; False if something was sent already."""
+        async with self._turn:
+            if self._is_open or not self._kept:
+                return False
+            self._is_open = self._is_replaced = True
+            self._kept = []
             await refusal.send(self._send)
+            return True
+
+    def _must_keep(self, message: AsgiMessage) -> bool:
+        if message["type"] == "http.response.start":
+            return _is_stream(message)
+        body = message.get("body", b"")
+        return bool(self._kept) and (not body or body.startswith(_PREAMBLE))
 
 
 def _is_stream(start: AsgiMessage) -> bool:

@@ -46,7 +46,6 @@ def image(kind: str) -> list[dict[str, Any]]:
         (CHAT, {"structured_outputs": "json"}, "structured_outputs"),
         (CHAT, {"prompt_logprobs": 2}, "prompt_logprobs"),
         (COMPLETIONS, {"prompt_embeds": "AAAA"}, "prompt_embeds"),
-        (COMPLETIONS, {"use_beam_search": True}, "use_beam_search"),
         (COMPLETIONS, {"echo": True, "logprobs": 1}, "echo"),
         (CHAT, {"echo": True}, "echo"),
         (CHAT, {"messages": image("image_url")}, "messages"),

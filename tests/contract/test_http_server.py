@@ -1,0 +1,232 @@
+"""What the HTTP server does with peers that send too much, too slowly, or do not read."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.leader.api.http_error import Receive, Scope, Send, send_json
+from rufus_serve.leader.api.http_server import HttpServer
+
+Address = tuple[str, int]
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+SLOW = {"header_timeout_s": 1.0, "write_timeout_s": 1.0, "max_header_kb": 16}
+CHUNK = b"x" * 65536
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """/health answers at once; everything else streams without end."""
+    if scope["path"] == "/health":
+        await send_json(send, 200, b"{}")
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:
+        await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def serving(**http: Any) -> AsyncIterator[tuple[HttpServer, Address]]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    config = ServeConfig.model_validate({"model": "m", "http": SLOW | http})
+    server = HttpServer(app, config)
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield server, sock.getsockname()
+    finally:
+        server.should_exit = True
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        await task
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+async def exchange(address: Address, data: bytes, **options: Any) -> bytes:
+    """All that is answered to `data` until the server hangs up."""
+    reader, writer = await asyncio.open_connection(*address, **options)
+    with contextlib.suppress(OSError):
+        writer.write(data)
+        await writer.drain()
+    try:
+        return await reader.read()
+    except OSError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def health_s(address: Address) -> float:
+    began = time.monotonic()
+    closing = HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert b" 200 " in await exchange(address, closing)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\n" + b"X: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n" + b"X: a\r\n" * 5_000 + b"\r\n",
+        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nX: " + b"a" * 3_000_000,
+    ],
+    ids=["one long", "many", "the path", "endless"],
+)
+def test_headers_beyond_the_bound_are_431_and_hung_up(head: bytes) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            answer = await exchange(address, head)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+            await health_s(address)
+
+    run(scenario)
+
+
+def test_headers_within_the_bound_pass_on_every_request_of_a_connection() -> None:
+    async def scenario() -> None:
+        head = b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 12_000 + b"\r\n\r\n"
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            for _ in range(5):
+                writer.write(head)
+                assert b" 200 " in await reader.readuntil(b"{}")
+            writer.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /he", b"\r\n\r\n", HEALTH[:-2]])
+def test_a_connection_that_sends_no_whole_request_is_closed(sent: bytes) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            answer = await asyncio.wait_for(exchange(address, sent), 10)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
+
+    run(scenario)
+
+
+def test_a_connection_that_drips_its_headers_is_closed() -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET /health HTTP/1.1\r\n")
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                while not reader.at_eof() and time.monotonic() - began < 20:
+                    writer.write(b"X: a\r\n")
+                    await asyncio.sleep(0.1)
+                    with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                        await asyncio.wait_for(reader.read(1000), 0.01)
+            assert time.monotonic() - began < 10
+            writer.close()
+
+    run(scenario)
+
+
+def test_idle_connections_make_room_for_new_ones() -> None:
+    async def scenario() -> None:
+        async with serving(max_connections=20, header_timeout_s=60) as (server, address):
+            idle = [await asyncio.open_connection(*address) for _ in range(60)]
+            for _ in range(5):
+                assert await health_s(address) < 5
+            assert len(server.server_state.connections) <= 21
+            for _, writer in idle:
+                writer.close()
+
+    run(scenario)
+
+
+def test_a_thousand_idle_connections_do_not_delay_health() -> None:
+    async def scenario() -> None:
+        async with serving(header_timeout_s=60) as (_, address):
+            idle = [await asyncio.open_connection(*address) for _ in range(1000)]
+            took = sorted([await health_s(address) for _ in range(21)])
+            assert took[10] < 0.1
+            for _, writer in idle:
+                writer.close()
+
+    run(scenario)
+
+
+def test_a_client_that_does_not_read_is_hung_up() -> None:
+    async def scenario() -> None:
+        async with serving() as (server, address):
+            sock = socket.create_connection(address)
+            sock.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+            ends = time.monotonic() + 20
+            await asyncio.sleep(0.5)
+            while server.server_state.connections:
+                assert time.monotonic() < ends
+                await asyncio.sleep(0.1)
+            sock.close()
+
+    run(scenario)
+
+
+def test_a_peer_that_is_answered_before_its_body_ends_is_hung_up() -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            head = b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 24000000\r\n\r\nx"
+            answer = await asyncio.wait_for(exchange(address, head), 10)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+    run(scenario)
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A self-signed certificate with its key, in one file."""
+    path = folder / "server.pem"
+    key, made = folder / f"{name}.key", folder / f"{name}.crt"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", key, "-out", made],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_text(made.read_text() + key.read_text())
+    return path
+
+
+async def served_name(address: Address) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(*address, ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    assert isinstance(shown, bytes)
+    return shown
+
+
+def test_tls_takes_a_renewed_certificate_and_keeps_a_good_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = certificate(tmp_path, "first")
+        async with serving(tls_certificate=path) as (_, address):
+            assert b"first" in await served_name(address)
+            certificate(tmp_path, "second")
+            await asyncio.sleep(2.5)
+            assert b"second" in await served_name(address)
+            path.write_text("broken")
+            await asyncio.sleep(2.5)
+            assert b"second" in await served_name(address)
+
+    run(scenario)
+
+
+def test_tls_handshakes_have_a_deadline(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tls_certificate=certificate(tmp_path, "x")) as (_, address):
+            assert await asyncio.wait_for(exchange(address, b""), 10) == b""
+
+    run(scenario)
