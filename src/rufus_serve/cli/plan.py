@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-tokens", type=_positive, metavar="TOKENS",
         help=f"prompt that the time to first token is given for [{_DEFAULT_PROMPT}]",
     )  # fmt: skip
+    parser.add_argument(
+        "--cp-degree", type=_positive, metavar="N", default=1,
+        help="context parallelism in prefill [1]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attention-dp-degree", type=_positive, metavar="N", default=1,
+        help="data parallelism of attention in decode [1]",
+    )  # fmt: skip
     parser.add_argument("--published", action="store_true", help="compare with published runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -83,6 +91,8 @@ def _request(args: argparse.Namespace) -> Any:
         max_num_seqs=args.max_num_seqs,
         weights=args.weights,
         prompt_tokens=args.prompt_tokens or min(_DEFAULT_PROMPT, length),
+        cp_degree=args.cp_degree,
+        attention_dp_degree=args.attention_dp_degree,
     )
 
 

@@ -5,9 +5,10 @@ from typing import Literal
 
 import msgspec
 
+from rufus_serve.errors import ConfigError
 from rufus_serve.plan.latency import DecodeEstimate
 from rufus_serve.plan.memory import gib
-from rufus_serve.plan.plan import Plan, smallest_fit
+from rufus_serve.plan.plan import Plan, make_plan, smallest_fit
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,15 +125,44 @@ def _llama_70b(plan: Plan) -> Iterator[Advice]:
     )
 
 
-def _notes(plan: Plan) -> Iterator[Advice]:
-    tp, request = plan.tp, plan.request
-    if tp.kv_replication > 1:
+def _attention(plan: Plan) -> Iterator[Advice]:
+    decode, request = plan.attention.decode, plan.request
+    if plan.attention.has_two_copies:
         yield Advice(
             level="note",
-            text=f"{plan.shape.num_kv_heads} KV heads over {tp.degree} cores: each is held "
-            f"{tp.kv_replication:.0f} times, so the KV cache takes {tp.kv_replication:.0f} times "
-            "its size. neuron.attention_dp_degree avoids it.",
+            text=f"cp_degree {request.cp_degree} and attention_dp_degree "
+            f"{request.attention_dp_degree} cut attention's weights differently in prefill and "
+            f"decode: each core keeps both, {gib(plan.weights.prefill_attention)} more.",
         )
+    if decode.kv_replication > 1:
+        yield Advice(
+            level="note",
+            text=f"{plan.shape.num_kv_heads} KV heads over {decode.degree} cores: each is held "
+            f"{decode.kv_replication:.0f} times, so the KV cache takes "
+            f"{decode.kv_replication:.0f} times its size. {_hybrid(plan)}",
+        )
+
+
+def _hybrid(plan: Plan) -> str:
+    """What attention groups of one node each would change."""
+    request = plan.request
+    if request.num_nodes == 1 or request.attention_dp_degree > 1:
+        return "A larger neuron.attention_dp_degree lessens it."
+    try:
+        other = make_plan(request.with_attention_on_nodes())
+    except ConfigError as error:
+        return f"neuron.attention_dp_degree {request.num_nodes} would lessen it, but: {error}"
+    return (
+        f"With neuron.cp_degree and neuron.attention_dp_degree {request.num_nodes}, attention "
+        f"stays on its node: {other.memory.max_sequences} sequences instead of "
+        f"{plan.memory.max_sequences} fit, a token takes {_span(other.decode[-1])} ms instead of "
+        f"{_span(plan.decode[-1])}."
+    )
+
+
+def _notes(plan: Plan) -> Iterator[Advice]:
+    tp, request = plan.tp, plan.request
+    yield from _attention(plan)
     if tp.q_padding > 1:
         yield Advice(
             level="note",

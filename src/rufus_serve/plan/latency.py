@@ -46,6 +46,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """On one core."""
     num_nodes: int
     degree: int
+    attention_dp_degree: int = 1
 
 
 class DecodeEstimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,12 +118,22 @@ def _bytes_read(placement: Placement, rows: int) -> float:
     return read + weights.expert * weights.num_experts * (1 - missed)
 
 
+def _all_reduces_across_nodes(placement: Placement) -> float:
+    """Of one layer. A decode whose attention groups stay on their nodes only gathers their rows.
+
+    A gather is half an all-reduce.
+    """
+    if placement.attention_dp_degree % placement.num_nodes:
+        return ALL_REDUCES_PER_LAYER
+    return ALL_REDUCES_PER_LAYER - 0.5
+
+
 def _efa_ms(placement: Placement, rows: int) -> tuple[float, float]:
     """Least and most time that all-reduces across nodes add to a step of `rows` tokens."""
     nodes = placement.num_nodes
     if nodes == 1:
         return 0.0, 0.0
-    count = placement.shape.num_layers * ALL_REDUCES_PER_LAYER
+    count = placement.shape.num_layers * _all_reduces_across_nodes(placement)
     payload = rows * placement.shape.hidden_size * 2 * 2 * (nodes - 1) / nodes
     transfer = count * payload / placement.instance.efa_bytes_per_ms
     hops = count * math.ceil(math.log2(nodes)) * EFA_HOP_MS

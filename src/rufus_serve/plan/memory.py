@@ -11,7 +11,7 @@ import msgspec
 
 from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import GIB, Instance
-from rufus_serve.plan.tensor_parallel import TensorParallel
+from rufus_serve.plan.tensor_parallel import AttentionShares, TensorParallel
 
 WeightFormat = Literal["bfloat16", "int8", "float32"]
 
@@ -39,11 +39,14 @@ class CoreWeights(msgspec.Struct, frozen=True, kw_only=True):
     embedding: int
     other: int
     """Output layer, routers, norms."""
+    prefill_attention: int = 0
+    """Attention once more, for prefill, where decode wants it cut otherwise."""
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.linear + self.expert * self.num_experts + self.embedding + self.other
+        experts = self.expert * self.num_experts
+        return self.linear + experts + self.embedding + self.other + self.prefill_attention
 
 
 class CoreMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,18 +72,26 @@ class CoreMemory(msgspec.Struct, frozen=True, kw_only=True):
         return self.free >= 0
 
 
-def core_weights(shape: ModelShape, tp: TensorParallel, weights: WeightFormat) -> CoreWeights:
-    """What one core holds of the model."""
+def core_weights(
+    shape: ModelShape,
+    tp: TensorParallel,
+    weights: WeightFormat,
+    *,
+    attention: AttentionShares | None = None,
+) -> CoreWeights:
+    """What one core holds of the model; attention is cut like the rest unless told otherwise."""
+    attention = attention or AttentionShares(prefill=tp, decode=tp)
     linear_bytes, other_bytes = _LINEAR_BYTES[weights], _OTHER_BYTES[weights]
     hidden, degree = shape.hidden_size, tp.degree
-    heads = tp.q_heads_per_core + tp.kv_heads_per_core
-    attention = 2 * hidden * heads * shape.head_size
+    decode = shape.num_layers * _attention_params(shape, attention.decode)
+    prefill = shape.num_layers * _attention_params(shape, attention.prefill)
     mlp = 3 * hidden * -(-shape.intermediate_size // degree)
     vocab = -(-shape.vocab_size // degree) * hidden
     norms = (2 * shape.num_layers + 1) * hidden
     routers = shape.num_moe_layers * shape.router_params
     return CoreWeights(
-        linear=linear_bytes * (shape.num_layers * attention + shape.num_dense_layers * mlp),
+        linear=linear_bytes * (decode + shape.num_dense_layers * mlp),
+        prefill_attention=linear_bytes * prefill * attention.has_two_copies,
         expert=linear_bytes * 3 * hidden * -(-shape.expert_size // degree),
         num_experts=shape.num_experts * shape.num_moe_layers,
         embedding=other_bytes * vocab,
@@ -88,10 +99,22 @@ def core_weights(shape: ModelShape, tp: TensorParallel, weights: WeightFormat) -
     )
 
 
-def kv_bytes_per_token(shape: ModelShape, tp: TensorParallel, weights: WeightFormat) -> int:
-    """KV cache of one token on one core; the cache is bfloat16 unless all is float32."""
+def _attention_params(shape: ModelShape, tp: TensorParallel) -> int:
+    """Of one layer on one core."""
+    heads = tp.q_heads_per_core + tp.kv_heads_per_core
+    return 2 * shape.hidden_size * heads * shape.head_size
+
+
+def kv_bytes_per_token(
+    shape: ModelShape, tp: TensorParallel, weights: WeightFormat, *, data_parallel: int = 1
+) -> int:
+    """KV cache of one token on one core; the cache is bfloat16 unless all is float32.
+
+    `tp` is how decode's attention is cut. With data parallelism a core holds the lines of its
+    own group's sequences only; this is the mean over all sequences.
+    """
     heads = 2 * tp.kv_heads_per_core * shape.head_size
-    return shape.num_layers * heads * _OTHER_BYTES[weights]
+    return shape.num_layers * heads * _OTHER_BYTES[weights] // data_parallel
 
 
 def scratch_bytes(
@@ -109,7 +132,13 @@ def scratch_bytes(
 
 
 def core_memory(
-    instance: Instance, *, weights: int, scratch: int, kv_per_token: int, tokens: int, rows: int
+    instance: Instance,
+    *,
+    weights: int,
+    scratch: int,
+    kv_per_token: int,
+    tokens: int,
+    rows: int,
 ) -> CoreMemory:
     """The budget for `rows` sequences of up to `tokens` tokens each."""
     per_sequence = kv_per_token * (tokens + LINE_PADDING)

@@ -8,6 +8,7 @@ from rufus_serve.plan.latency import DecodeEstimate, Placement, decode_estimate,
 from rufus_serve.plan.memory import (
     LINE_PADDING,
     CoreMemory,
+    CoreWeights,
     core_memory,
     core_weights,
     kv_bytes_per_token,
@@ -15,7 +16,13 @@ from rufus_serve.plan.memory import (
 )
 from rufus_serve.plan.request import PlanRequest, check
 from rufus_serve.plan.start_up import StartUp, start_up
-from rufus_serve.plan.tensor_parallel import TensorParallel, divides, tensor_parallel
+from rufus_serve.plan.tensor_parallel import (
+    AttentionShares,
+    TensorParallel,
+    attention_shares,
+    divides,
+    tensor_parallel,
+)
 
 MAX_NODES = 64
 _CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -35,6 +42,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     request: PlanRequest
     tp: TensorParallel
+    attention: AttentionShares
+    weights: CoreWeights
     memory: CoreMemory
     capacity: tuple[Capacity, ...]
     decode: tuple[DecodeEstimate, ...]
@@ -68,19 +77,33 @@ def make_plan(request: PlanRequest) -> Plan:
     check(request)
     shape, instance = request.shape, request.instance
     tp = tensor_parallel(shape, request.degree, num_nodes=request.num_nodes)
-    weights = core_weights(shape, tp, request.weights)
+    attention = attention_shares(
+        shape,
+        request.degree,
+        context_parallel=request.cp_degree,
+        data_parallel=request.attention_dp_degree,
+    )
+    weights = core_weights(shape, tp, request.weights, attention=attention)
     placement = Placement(
         instance=instance,
         shape=shape,
         weights=weights,
-        kv_per_token=kv_bytes_per_token(shape, tp, request.weights),
+        kv_per_token=kv_bytes_per_token(
+            shape,
+            attention.decode,
+            request.weights,
+            data_parallel=request.attention_dp_degree,
+        ),
         num_nodes=request.num_nodes,
         degree=request.degree,
+        attention_dp_degree=request.attention_dp_degree,
     )
     memory = _memory(request, placement)
     return Plan(
         request=request,
         tp=tp,
+        attention=attention,
+        weights=weights,
         memory=memory,
         capacity=_capacity(request, memory),
         decode=tuple(

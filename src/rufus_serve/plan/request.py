@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from rufus_serve.config.checks import conflicts
 from rufus_serve.config.schema import BucketConfig, ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.model.shape import ModelShape
@@ -24,6 +25,10 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     weights: WeightFormat = "bfloat16"
     prompt_tokens: int = 2048
     """Length of the prompt that the time to first token is estimated for."""
+    cp_degree: int = 1
+    """Context parallelism in prefill."""
+    attention_dp_degree: int = 1
+    """Data parallelism of attention in decode."""
 
     @property
     def degree(self) -> int:
@@ -39,8 +44,12 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs,
             "buckets": {"prefill": list(self._prefill_buckets())},
-            "neuron": {"cores_per_node": self.cores_per_node},
+            "neuron": {"cores_per_node": self.cores_per_node, **self._hybrid()},
         }
+
+    def _hybrid(self) -> dict[str, int]:
+        degrees = {"cp_degree": self.cp_degree, "attention_dp_degree": self.attention_dp_degree}
+        return {name: degree for name, degree in degrees.items() if degree > 1}
 
     @property
     def compiled(self) -> CompiledShape:
@@ -58,6 +67,11 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     def on_nodes(self, num_nodes: int) -> "PlanRequest":
         """The same load on another number of nodes."""
         return msgspec.structs.replace(self, num_nodes=num_nodes)
+
+    def with_attention_on_nodes(self) -> "PlanRequest":
+        """The same load with context and data parallelism as wide as there are nodes."""
+        nodes = self.num_nodes
+        return msgspec.structs.replace(self, cp_degree=nodes, attention_dp_degree=nodes)
 
 
 def check(request: PlanRequest) -> None:
@@ -85,3 +99,5 @@ def check(request: PlanRequest) -> None:
             f"a prompt of {request.prompt_tokens} tokens does not fit "
             f"max_model_len {request.max_model_len}"
         )
+    for conflict in conflicts(ServeConfig(model="planned", **request.settings)):
+        raise ConfigError(conflict.message)

@@ -41,6 +41,32 @@ def tensor_parallel(shape: ModelShape, degree: int, *, num_nodes: int = 1) -> Te
     return padded_shares(shape, degree)
 
 
+class AttentionShares(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares of attention, which context and data parallelism divide over fewer cores each."""
+
+    prefill: TensorParallel
+    decode: TensorParallel
+
+    @property
+    def has_two_copies(self) -> bool:
+        """Whether prefill and decode cut the weights differently, so that both are kept."""
+        return self.prefill.degree != self.decode.degree
+
+
+def attention_shares(
+    shape: ModelShape, degree: int, *, context_parallel: int, data_parallel: int
+) -> AttentionShares:
+    """Attention over groups of `degree` / `context_parallel` and / `data_parallel` cores.
+
+    Raises:
+        ConfigError: the heads cannot be divided so; the message holds the equation.
+    """
+    return AttentionShares(
+        prefill=tensor_parallel(shape, degree // context_parallel),
+        decode=tensor_parallel(shape, degree // data_parallel),
+    )
+
+
 def padded_shares(shape: ModelShape, degree: int) -> TensorParallel:
     """The shares of one core in any software that pads heads; not all of them NxD Inference's."""
     q_heads = -(-shape.num_q_heads // degree)

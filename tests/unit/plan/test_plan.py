@@ -162,3 +162,25 @@ def test_decode_is_estimated_for_several_numbers_of_rows_at_full_length():
     plan = make_plan(asked(max_num_seqs=6))
     assert [item.rows for item in plan.decode] == [1, 2, 4, 6]
     assert {item.context for item in plan.decode} == {8192}
+
+
+def test_attention_groups_of_one_node_each_hold_half_the_kv_cache_of_a_sequence():
+    whole = make_plan(asked(num_nodes=2))
+    halves = make_plan(asked(num_nodes=2).with_attention_on_nodes())
+    assert halves.memory.kv_per_sequence * 2 == whole.memory.kv_per_sequence
+    assert halves.decode[-1].max_ms < whole.decode[-1].max_ms
+    assert f"{halves.memory.max_sequences} sequences instead of" in said(asked(num_nodes=2), "note")
+
+
+def test_attention_cut_in_two_ways_is_held_twice():
+    equal = make_plan(asked(num_nodes=2).with_attention_on_nodes())
+    assert equal.weights.prefill_attention == 0
+    request = asked(num_nodes=2, attention_dp_degree=2)
+    # Of a core of 64: 1 query and 1 KV head of 128, by 8192 hidden, in 80 layers, twice, bfloat16.
+    assert make_plan(request).weights.prefill_attention == 2 * 2 * 8192 * 2 * 128 * 80
+    assert "each core keeps both" in said(request, "note")
+
+
+def test_degrees_that_do_not_divide_are_refused_with_the_equation():
+    with pytest.raises(ConfigError, match=r"% neuron.cp_degree 3 = 1, must be 0"):
+        make_plan(asked(num_nodes=2, cp_degree=3))
