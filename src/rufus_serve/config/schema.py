@@ -187,6 +187,8 @@ class CpuRuntimeConfig(Section):
 
     threads: Annotated[int, Field(ge=0)] = 0
     """Compute threads per follower. 0: the host's cores divided among its followers."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """auto: compiled kernels where there are any for dtype, model and CPU. torch: plain torch."""
     collective: Literal["auto", "shared_memory", "sockets"] = "auto"
     """How shards are summed. `auto`: shared memory on one host, sockets across hosts."""
     kv_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

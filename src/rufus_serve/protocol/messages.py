@@ -62,6 +62,8 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`join` may be called again with the weights kept."""
     weights_bytes: int = 0
     load_s: float = 0.0
+    kernels: str = ""
+    """What the CPU runtime computes with: an instruction set's kernels, or torch."""
 
 
 # ---- steps: leader <-> follower ----

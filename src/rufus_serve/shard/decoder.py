@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from rufus_serve.shard.attention import Attention
 from rufus_serve.shard.kv_cache import KvCache
+from rufus_serve.shard.linear import Linear
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition
 from rufus_serve.shard.rope import RopeTable, rotate
@@ -40,7 +41,7 @@ class Decoder:
         model: ModelConfig,
         partition: Partition,
         *,
-        weights: DecoderWeights,
+        weights: DecoderWeights[Linear],
         num_positions: int,
     ) -> None:
         self._model = model
@@ -56,7 +57,7 @@ class Decoder:
     def run(
         self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce, want_logits: bool
     ) -> torch.Tensor | None:
-        """Run one step in inference mode; this follower's logits [outputs, V share]."""
+        """Run one step in inference mode; this follower's float32 logits [outputs, V share]."""
         attention = Attention(
             step, cache, windows=self._model.windows, group_size=self._partition.group_size
         )
@@ -70,7 +71,7 @@ class Decoder:
         if not want_logits:
             return None
         outputs = self._norm(hidden[step.output_rows], self._weights.final_norm)
-        return self._weights.lm_head(outputs)
+        return self._weights.lm_head(outputs).float()
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """This follower's rows of the embedding, zero for tokens of others: [T, M]."""
@@ -82,7 +83,7 @@ class Decoder:
         return self._weights.embedding[local].masked_fill_(~is_here.unsqueeze(1), 0)
 
     def _project(
-        self, hidden: torch.Tensor, layer: LayerWeights, cos: torch.Tensor, sin: torch.Tensor
+        self, hidden: torch.Tensor, layer: LayerWeights[Linear], cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated queries [T, H * G, D], and rotated keys with values [T, 2H, D]."""
         num_q, num_kv = self._partition.q_heads.size, self._partition.kv_heads.size
@@ -96,7 +97,7 @@ class Decoder:
         turned.copy_(rotate(turned, cos, sin))
         return heads[:, :num_q], heads[:, num_q:]
 
-    def _mlp(self, hidden: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
+    def _mlp(self, hidden: torch.Tensor, layer: LayerWeights[Linear]) -> torch.Tensor:
         inner = layer.gate_up(self._norm(hidden, layer.mlp_norm))
         gate, up = inner[:, : self._inner_size], inner[:, self._inner_size :]
         return layer.down(self._activation(gate).mul_(up))

@@ -9,6 +9,8 @@ Shape legend: H KV heads held here, D head size, R rows, W blocks per row, T new
 
 import torch
 
+from rufus_serve.kernels import huge_pages
+
 _GIB = 1 << 30
 _MAX_BLOCKS = 1 << 17
 _PREFIX_CACHE_FACTOR = 4
@@ -53,13 +55,17 @@ class KvCache:
         self.num_blocks = num_blocks
         self._num_kv_heads = num_kv_heads
         self._head_size = head_size
-        # torch.zeros maps pages that take memory only once written.
         slots = (num_layers, 2 * num_kv_heads, num_blocks * block_size, head_size)
-        cache = torch.zeros(slots, dtype=dtype)
+        cache = huge_pages.zeros(slots, dtype)
         self._slots = tuple(cache)
         blocks = (*slots[:2], num_blocks, block_size * head_size)
         self._blocks = tuple(cache.view(blocks))
         self._gathered: dict[int, torch.Tensor] = {}
+
+    @property
+    def layers(self) -> tuple[torch.Tensor, ...]:
+        """Each layer's [2H, num_blocks * block_size, D], keys first."""
+        return self._slots
 
     def write(self, layer: int, slots: torch.Tensor, keys_values: torch.Tensor) -> None:
         """Store `keys_values` [2H, T, D], keys first, at `slots` [T]."""

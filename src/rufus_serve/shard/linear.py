@@ -1,15 +1,43 @@
 """`Linear`: a weight ready to be multiplied with, packed for oneDNN where that is faster."""
 
 import functools
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
 
-class Linear:
-    """y = x Wᵀ + b for x [T, in]; owns its weight [out, in]."""
+class StoredLinear(Protocol):
+    """A weight in whatever layout its user multiplies with."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight and bias."""
+
+
+LinearT = TypeVar("LinearT", bound=StoredLinear)
+_Made = TypeVar("_Made", bound=StoredLinear, covariant=True)
+
+
+class MakeLinear(Protocol[_Made]):
+    """Takes over a weight [out, in] and a bias."""
+
+    def __call__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_gated: bool = False
+    ) -> _Made:
+        """`is_gated`: the first half of the outputs are the gates of the second half."""
+
+
+class Linear:
+    """y = x Wᵀ + b for x [T, in]; owns its weight [out, in]. A `MakeLinear`."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        is_gated: bool = False,  # noqa: ARG002 - the order of outputs stays as it is
+    ) -> None:
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
         self._bias = bias
         self._is_packed = weight.dtype == torch.bfloat16 and can_pack()

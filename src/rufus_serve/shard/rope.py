@@ -88,6 +88,15 @@ def _stretch_low_frequencies(rope: RopeConfig, inverse: torch.Tensor) -> torch.T
     return torch.where(is_long, inverse / rope.factor, torch.where(is_short, inverse, blended))
 
 
+def cosines_and_sines(
+    rope: RopeConfig, head_size: int, *, num_positions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every position's angles, float32 [num_positions, head_size / 2] each."""
+    frequencies = inverse_frequencies(rope, head_size)
+    angles = torch.arange(num_positions).float()[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
 class RopeTable:
     """Cosines and sines of every position, computed in float32 and kept in the model's dtype.
 
@@ -97,9 +106,7 @@ class RopeTable:
     def __init__(
         self, rope: RopeConfig, head_size: int, *, num_positions: int, dtype: torch.dtype
     ) -> None:
-        frequencies = inverse_frequencies(rope, head_size)
-        angles = torch.arange(num_positions).float()[:, None] * frequencies
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = cosines_and_sines(rope, head_size, num_positions=num_positions)
         self._cos = torch.cat((cos, cos), dim=-1).to(dtype)
         self._sin = torch.cat((-sin, sin), dim=-1).to(dtype)
 

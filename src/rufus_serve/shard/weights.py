@@ -6,11 +6,12 @@ Query, key and value projections are one matrix, as are gate and up projections.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 
 from rufus_serve.model.tying import EMBEDDING, OUTPUT, embedding_name
-from rufus_serve.shard.linear import Linear
+from rufus_serve.shard.linear import LinearT, MakeLinear
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition, Span
 from rufus_serve.shard.tensor_source import TensorSource
@@ -19,34 +20,36 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(Generic[LinearT]):
     """One decoder layer."""
 
     input_norm: torch.Tensor
-    qkv: Linear
+    qkv: LinearT
     """Output: query heads, then key heads, then value heads."""
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    output: Linear
+    output: LinearT
     mlp_norm: torch.Tensor
-    gate_up: Linear
+    gate_up: LinearT
     """Output: gate columns, then up columns."""
-    down: Linear
+    down: LinearT
 
 
 @dataclass(frozen=True)
-class DecoderWeights:
+class DecoderWeights(Generic[LinearT]):
     """All weights of one follower."""
 
     embedding: torch.Tensor
     """Rows `Partition.vocab_rows` of the embedding."""
-    layers: tuple[LayerWeights, ...]
+    layers: tuple[LayerWeights[LinearT], ...]
     final_norm: torch.Tensor
-    lm_head: Linear
+    lm_head: LinearT
+    is_tied: bool
+    """The output layer's weight is the embedding."""
     nbytes: int
 
 
-class WeightLoader:
+class WeightLoader(Generic[LinearT]):
     """Reads one follower's `DecoderWeights`."""
 
     def __init__(
@@ -56,13 +59,15 @@ class WeightLoader:
         *,
         partition: Partition,
         dtype: torch.dtype,
+        make_linear: MakeLinear[LinearT],
     ) -> None:
+        self._make_linear = make_linear
         self._source = source
         self._model = model
         self._partition = partition
         self._dtype = dtype
 
-    def load(self, progress: Callable[[int, int, str], None]) -> DecoderWeights:
+    def load(self, progress: Callable[[int, int, str], None]) -> DecoderWeights[LinearT]:
         """Read everything; `progress` is told of each layer.
 
         Raises:
@@ -75,7 +80,7 @@ class WeightLoader:
         for index in range(self._model.num_layers):
             layers.append(self._layer(f"model.layers.{index}."))
             progress(index + 2, total, f"layer {index}")
-        lm_head = Linear(output)
+        lm_head = self._make_linear(output)
         final_norm = self._vector("model.norm.weight", self._model.hidden_size)
         progress(total, total, "output layer")
         linears = [lm_head, *(linear for layer in layers for linear in _linears(layer))]
@@ -84,6 +89,7 @@ class WeightLoader:
             layers=tuple(layers),
             final_norm=final_norm,
             lm_head=lm_head,
+            is_tied=output is embedding,
             nbytes=embedding.nbytes + sum(linear.nbytes for linear in linears),
         )
 
@@ -120,7 +126,7 @@ class WeightLoader:
             down=self._down(mlp),
         )
 
-    def _qkv(self, prefix: str) -> Linear:
+    def _qkv(self, prefix: str) -> LinearT:
         model, part = self._model, self._partition
         kv = (part.kv_heads, model.num_kv_heads)
         spans = {"q_proj": (part.q_heads, model.num_q_heads), "k_proj": kv, "v_proj": kv}
@@ -130,39 +136,41 @@ class WeightLoader:
         ]
         return self._column_parallel(parts, has_bias=model.qkv_bias)
 
-    def _gate_up(self, prefix: str) -> Linear:
+    def _gate_up(self, prefix: str) -> LinearT:
         columns, total = self._partition.mlp_columns, self._model.intermediate_size
         parts = [(prefix + name, columns, total) for name in ("gate_proj", "up_proj")]
-        return self._column_parallel(parts, has_bias=self._model.mlp_bias)
+        return self._column_parallel(parts, has_bias=self._model.mlp_bias, is_gated=True)
 
-    def _attention_output(self, prefix: str) -> Linear:
+    def _attention_output(self, prefix: str) -> LinearT:
         size = self._model.head_size
         columns, total = self._partition.q_heads.times(size), self._model.num_q_heads * size
         has_bias = self._model.output_bias
         return self._row_parallel(prefix + "o_proj", columns, total=total, has_bias=has_bias)
 
-    def _down(self, prefix: str) -> Linear:
+    def _down(self, prefix: str) -> LinearT:
         columns, total = self._partition.mlp_columns, self._model.intermediate_size
         has_bias = self._model.mlp_bias
         return self._row_parallel(prefix + "down_proj", columns, total=total, has_bias=has_bias)
 
-    def _column_parallel(self, parts: Sequence[tuple[str, Span, int]], *, has_bias: bool) -> Linear:
+    def _column_parallel(
+        self, parts: Sequence[tuple[str, Span, int]], *, has_bias: bool, is_gated: bool = False
+    ) -> LinearT:
         """Parts of the outputs of several layers with one input, as one: (name, rows, total)."""
         hidden = self._model.hidden_size
         weights = [
             self._read(f"{name}.weight", (total, hidden), rows) for name, rows, total in parts
         ]
         if not has_bias:
-            return Linear(torch.cat(weights))
+            return self._make_linear(torch.cat(weights), is_gated=is_gated)
         biases = [self._read(f"{name}.bias", (total,), rows) for name, rows, total in parts]
-        return Linear(torch.cat(weights), torch.cat(biases))
+        return self._make_linear(torch.cat(weights), torch.cat(biases), is_gated=is_gated)
 
-    def _row_parallel(self, name: str, columns: Span, *, total: int, has_bias: bool) -> Linear:
+    def _row_parallel(self, name: str, columns: Span, *, total: int, has_bias: bool) -> LinearT:
         """Part of the inputs of a layer whose outputs the followers sum."""
         shape = (self._model.hidden_size, total)
         weight = self._source.read(f"{name}.weight", shape, dtype=self._dtype, columns=columns)
         bias = self._vector(f"{name}.bias", shape[0]) if has_bias else None
-        return Linear(weight, bias if self._partition.adds_bias else None)
+        return self._make_linear(weight, bias if self._partition.adds_bias else None)
 
     def _vocab_rows(self, name: str) -> torch.Tensor:
         shape = (self._model.vocab_size, self._model.hidden_size)
@@ -175,5 +183,5 @@ class WeightLoader:
         return self._source.read(name, shape, dtype=self._dtype, rows=rows)
 
 
-def _linears(layer: LayerWeights) -> tuple[Linear, ...]:
+def _linears(layer: LayerWeights[LinearT]) -> tuple[LinearT, ...]:
     return (layer.qkv, layer.output, layer.gate_up, layer.down)

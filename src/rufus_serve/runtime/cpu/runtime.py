@@ -15,16 +15,15 @@ from rufus_serve.errors import CollectiveAborted, RuntimeStepError
 from rufus_serve.protocol.messages import Phase, RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.cpu.collectives import Communicator, connect
+from rufus_serve.runtime.cpu.decoders import AnyDecoder, DecoderLoader
 from rufus_serve.runtime.cpu.limits import fitting_blocks, resolve_dtype, resolve_max_model_len
 from rufus_serve.runtime.cpu.warm_up import warm_up_steps
 from rufus_serve.runtime.cpu.weight_source import open_weights
 from rufus_serve.shard.buckets import Buckets, resolve_buckets
-from rufus_serve.shard.decoder import Decoder
 from rufus_serve.shard.kv_cache import KvCache
 from rufus_serve.shard.model_config import ModelConfig, read_model_config
 from rufus_serve.shard.partition import Partition
 from rufus_serve.shard.step_inputs import StepInputs, pad_step
-from rufus_serve.shard.weights import WeightLoader
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class _Loaded:
 
     model: ModelConfig
     partition: Partition
-    decoder: Decoder
+    decoder: AnyDecoder
     dtype: torch.dtype
     buckets: Buckets
     info: RuntimeInfo
@@ -77,8 +76,10 @@ class CpuRuntime:
             num_blocks = fitting_blocks(
                 self._config, model, partition=partition, dtype=dtype, max_model_len=max_model_len
             )
-            loader = WeightLoader(source, model, partition=partition, dtype=dtype)
-            weights = loader.load(progress)
+            loader = DecoderLoader(
+                self._config, model, partition, dtype=dtype, num_positions=max_model_len
+            )
+            loaded = loader.load(source, progress)
         finally:
             source.close()
         buckets = resolve_buckets(
@@ -99,11 +100,11 @@ class CpuRuntime:
             prefill_buckets=buckets.prefill,
             decode_batch_buckets=buckets.decode_batch,
             context_buckets=buckets.context,
-            weights_bytes=weights.nbytes,
+            weights_bytes=loaded.nbytes,
+            kernels=loaded.kernels,
             load_s=time.monotonic() - started,
         )
-        decoder = Decoder(model, partition, weights=weights, num_positions=max_model_len)
-        self._loaded = _Loaded(model, partition, decoder, dtype, buckets, info)
+        self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info
 
     def join(self, group: GroupSpec) -> None:

@@ -1,0 +1,1 @@
+"""Kernels in C++ for the CPU runtime in bfloat16: their sources, and how Python reaches them."""

@@ -1,0 +1,49 @@
+// What the library's callers pass: plain structs, mirrored field by field in structs.py.
+//
+// Legend: T new tokens, S sequences, W KV blocks per sequence, M hidden size, D head size, Q query
+// heads and H KV heads held here, I inner size of the MLP held here, rounded up to 16.
+#pragma once
+#include "simd.h"
+
+struct Weight {
+  const bf16* panels;  // [N / 32][K / 2][32][2]
+  const float* bias;   // [N] or null
+  int64_t num_inputs;  // K, even
+  int64_t num_panels;  // N / 32
+};
+
+struct Model {
+  int64_t hidden_size, head_size, num_q_heads, num_kv_heads, inner_size;
+  float rms_norm_eps;
+  const float* cos;  // [P, D / 2]
+  const float* sin;
+  int64_t num_positions;  // P
+};
+
+struct Layer {
+  const bf16* input_norm;  // [M]
+  Weight qkv;              // queries, keys, values; N = (Q + 2H) D
+  const bf16* q_norm;      // [D] or null, as k_norm
+  const bf16* k_norm;
+  Weight output;  // Q D -> M
+  const bf16* mlp_norm;
+  Weight gate_up;  // a panel: 16 gate outputs, then their 16 up outputs
+  Weight down;     // I -> M
+  int64_t window;  // keys that a query sees, itself included; 0: all
+};
+
+struct Cache {
+  bf16* slots;  // one layer: [2H, num_slots, D], keys first
+  int64_t num_slots, block_size;
+};
+
+struct Step {
+  int64_t num_tokens, num_sequences;
+  const int64_t* starts;     // [S + 1] first token of each sequence
+  const int64_t* positions;  // [T] a token sees the keys up to its own position
+  const int64_t* slots;      // [T] where its key and value go
+  const int64_t* blocks;     // [S, W] block table
+  int64_t blocks_per_sequence;
+  float* hidden;  // [T, M] residual stream
+  bf16* delta;    // [T, M] what the next half adds to it, and what a half answers with
+};

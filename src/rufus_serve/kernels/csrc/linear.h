@@ -1,0 +1,116 @@
+// Products of activations [T, K] with packed weights, a tile of rows and 32 columns at a time.
+#pragma once
+#include <algorithm>
+
+#include "abi.h"
+
+constexpr int kPanel = 32;
+// Rows of a tile: as many as the registers hold sums of.
+#ifdef __AVX512F__
+constexpr int kTileRows = 12;
+#else
+constexpr int kTileRows = 3;
+#endif
+
+// tile[r][n] = sum over k of x[r][k] * panel[k][n], for kRows rows.
+template <int kRows>
+static void product(const bf16* x, int64_t stride, int64_t num_inputs, const bf16* panel,
+                    float* tile) {
+  f32x16 sums[kRows][2] = {};
+  for (int64_t k = 0; k < num_inputs; k += 2) {
+    const bf16* weights = panel + k * kPanel;
+    pairs left = load_pairs(weights), right = load_pairs(weights + kPanel);
+    __builtin_prefetch(weights + 2048);
+    __builtin_prefetch(weights + 2048 + kPanel);
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; row++) {
+      pairs input = splat_pair(x + row * stride + k);
+      sums[row][0] = dot(sums[row][0], left, input);
+      sums[row][1] = dot(sums[row][1], right, input);
+    }
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; row++) {
+    store(tile + row * kPanel, sums[row][0]);
+    store(tile + row * kPanel + 16, sums[row][1]);
+  }
+}
+
+template <int kRows = kTileRows>
+static void product_of(int64_t num_rows, const bf16* x, int64_t stride, int64_t num_inputs,
+                       const bf16* panel, float* tile) {
+  if (num_rows == kRows) return product<kRows>(x, stride, num_inputs, panel, tile);
+  if constexpr (kRows > 1)
+    product_of<kRows - 1>(num_rows, x, stride, num_inputs, panel, tile);
+}
+
+// Calls finish(row, tile_row) for rows [first, last) of x times one panel.
+template <class Finish>
+static void multiply(const bf16* x, int64_t stride, int64_t first, int64_t last,
+                     const Weight& weight, int64_t panel, Finish finish) {
+  alignas(64) float tile[kTileRows * kPanel];
+  const bf16* weights = weight.panels + panel * kPanel * weight.num_inputs;
+  int64_t num_tiles = (last - first + kTileRows - 1) / kTileRows;
+  for (int64_t index = 0; index < num_tiles; index++) {
+    int64_t begin = first + (last - first) * index / num_tiles;
+    int64_t end = first + (last - first) * (index + 1) / num_tiles;
+    product_of(end - begin, x + begin * stride, stride, weight.num_inputs, weights, tile);
+    for (int64_t row = begin; row < end; row++) finish(row, tile + (row - begin) * kPanel);
+  }
+}
+
+// How a product is cut into items: few rows, one panel each; many rows, blocks of both, so that
+// rows stay in the second-level cache while panels pass by.
+struct Grid {
+  int64_t num_rows, num_panels, row_blocks, panel_blocks, panels_per_block;
+
+  Grid(int64_t rows, const Weight& weight)
+      : num_rows(rows),
+        num_panels(weight.num_panels),
+        row_blocks((rows + kRowBlock - 1) / kRowBlock),
+        panels_per_block(row_blocks == 1 ? 1 : 4) {
+    panel_blocks = (num_panels + panels_per_block - 1) / panels_per_block;
+  }
+
+  int64_t num_items() const { return row_blocks * panel_blocks; }
+
+  // Calls visit(first row, last row, panel) for the item's panels.
+  template <class Visit>
+  void visit(int64_t item, Visit visit) const {
+    int64_t block = item / panel_blocks, first = item % panel_blocks * panels_per_block;
+    int64_t last = std::min(first + panels_per_block, num_panels);
+    for (int64_t panel = first; panel < last; panel++)
+      visit(num_rows * block / row_blocks, num_rows * (block + 1) / row_blocks, panel);
+  }
+
+ private:
+  static constexpr int64_t kRowBlock = 48;
+};
+
+INLINE f32x16 bias_of(const Weight& weight, int64_t output) {
+  return weight.bias ? load(weight.bias + output) : f32x16{};
+}
+
+// One item of y = x W + b in bfloat16; y has `num_outputs` columns, of which a panel may have more.
+static void linear_item(const Grid& grid, int64_t item, const bf16* x, const Weight& weight,
+                        bf16* y, int64_t num_outputs) {
+  grid.visit(item, [&](int64_t first, int64_t last, int64_t panel) {
+    multiply(x, weight.num_inputs, first, last, weight, panel, [&](int64_t row, float* tile) {
+      for (int64_t i = 0, n = panel * kPanel; i < kPanel && n < num_outputs; i += 16, n += 16)
+        store_bf16(y + row * num_outputs + n, load(tile + i) + bias_of(weight, n));
+    });
+  });
+}
+
+// The same in float32, with columns that need not be a multiple of 16.
+static void linear_item(const Grid& grid, int64_t item, const bf16* x, const Weight& weight,
+                        float* y, int64_t num_outputs) {
+  grid.visit(item, [&](int64_t first, int64_t last, int64_t panel) {
+    int64_t output = panel * kPanel, count = std::min<int64_t>(kPanel, num_outputs - output);
+    multiply(x, weight.num_inputs, first, last, weight, panel, [&](int64_t row, float* tile) {
+      for (int64_t i = 0; i < kPanel; i += 16)
+        store(tile + i, load(tile + i) + bias_of(weight, output + i));
+      memcpy(y + row * num_outputs + output, tile, count * sizeof(float));
+    });
+  });
+}

@@ -1,0 +1,20 @@
+import pytest
+
+from rufus_serve.kernels import library
+
+
+def _built() -> list[library.Library]:
+    found = library.supported_names(library.cpu_flags())
+    paths = {name: library.built_library(name) for name in found}
+    return [library.open_library(name, path) for name, path in paths.items() if path]
+
+
+LIBRARIES = _built()
+
+
+@pytest.fixture(params=LIBRARIES or [None], ids=[each.name for each in LIBRARIES] or ["none"])
+def kernels(request):
+    """Every library that was built and that this CPU runs."""
+    if request.param is None:
+        pytest.skip("no kernels were built: they need a C++ compiler on x86-64 Linux")
+    return request.param
