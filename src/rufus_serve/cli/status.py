@@ -27,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
                 f"  follower {follower.node_rank} on {follower.host}, process {follower.pid}: "
                 f"{follower.phase} for {follower.phase_s:.0f} s, "
                 f"weights loaded {follower.load_count} times"
+                + (f", computing with {follower.kernels}" if follower.kernels else "")
             )
     return 0 if status.ready else 1

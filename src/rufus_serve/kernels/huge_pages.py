@@ -1,5 +1,7 @@
 """Memory in pages of 2 MiB: two threads of an EPYC stream 32 GB/s from it instead of 22."""
 
+import contextlib
+import math
 import mmap
 import sys
 
@@ -11,10 +13,7 @@ _ALIGNMENT = 64
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """As `torch.zeros`: pages take memory once they are written, but in larger steps."""
-    count = 1
-    for size in shape:
-        count *= size
-    return _allocate(count * dtype.itemsize).view(dtype).view(shape)
+    return _allocate(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 class Arena:
@@ -28,10 +27,7 @@ class Arena:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """As `torch.empty`, 64-byte aligned."""
-        count = 1
-        for size in shape:
-            count *= size
-        size_bytes = count * dtype.itemsize
+        size_bytes = math.prod(shape) * dtype.itemsize
         if self._used + size_bytes > self._chunk.numel():
             self._chunk = _allocate(max(size_bytes, self._CHUNK_BYTES))
             self._used = 0
@@ -46,10 +42,9 @@ def _allocate(size_bytes: int) -> torch.Tensor:
         return torch.zeros(size_bytes, dtype=torch.uint8)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     memory = mmap.mmap(-1, size_bytes + _HUGE_PAGE_BYTES, flags=flags)
-    try:
+    # A kernel without huge pages refuses; its small ones do.
+    with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # A kernel without them; its small pages do.
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % _HUGE_PAGE_BYTES
     return whole[start : start + size_bytes]

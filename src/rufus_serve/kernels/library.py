@@ -1,15 +1,12 @@
 """`Library`: the kernels built for this CPU, or why there are none."""
 
 import ctypes
-import logging
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from rufus_serve.kernels.structs import ABI_VERSION, Cache, Layer, Model, Step, Weight
-
-_LOGGER = logging.getLogger(__name__)
 
 _X86_64_V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
 _X86_64_V4 = _X86_64_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
@@ -30,7 +27,7 @@ class Library:
     functions: ctypes.CDLL
 
 
-class KernelsUnavailable(Exception):  # noqa: N818 - an answer, not a fault
+class KernelsUnavailable(Exception):
     """No library runs here; the message says why."""
 
 
@@ -76,6 +73,7 @@ def open_library(name: str, path: Path) -> Library:
 
 
 def built_library(name: str) -> Path | None:
+    """Where a library lies, if it was built."""
     # setuptools puts Python's own tag between name and suffix.
     return next(Path(__file__).parent.glob(f"_{name}.*so"), None)
 

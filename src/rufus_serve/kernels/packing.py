@@ -1,7 +1,7 @@
 """`PackedLinear`: a weight in the layout that the kernels read from one end to the other.
 
 32 outputs make a panel; in it, pairs of inputs follow each other, each pair of all 32 outputs:
-[N / 32][K / 2][32][2]. Zeros fill up the outputs to whole panels, and the inputs to a multiple of 16.
+[N / 32][K / 2][32][2]. Zeros fill up outputs to whole panels, and inputs to a multiple of 16.
 """
 
 import torch

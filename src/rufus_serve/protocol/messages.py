@@ -63,7 +63,7 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int = 0
     load_s: float = 0.0
     kernels: str = ""
-    """What the CPU runtime computes with: an instruction set's kernels, or torch."""
+    """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
 
 
 # ---- steps: leader <-> follower ----
@@ -343,6 +343,8 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Processes that took this rank after a loss."""
     step_s: float = 0.0
     """Smoothed seconds of compute per step."""
+    kernels: str = ""
+    """As in `RuntimeInfo`."""
 
 
 class Status(Message, frozen=True):

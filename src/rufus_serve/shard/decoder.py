@@ -25,6 +25,8 @@ from rufus_serve.shard.weights import DecoderWeights, LayerWeights
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 """Sums a contiguous tensor over all followers; may do so in place."""
 
+_Layer = LayerWeights[Linear]
+
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -83,7 +85,11 @@ class Decoder:
         return self._weights.embedding[local].masked_fill_(~is_here.unsqueeze(1), 0)
 
     def _project(
-        self, hidden: torch.Tensor, layer: LayerWeights[Linear], cos: torch.Tensor, sin: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        layer: _Layer,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated queries [T, H * G, D], and rotated keys with values [T, 2H, D]."""
         num_q, num_kv = self._partition.q_heads.size, self._partition.kv_heads.size
@@ -97,7 +103,7 @@ class Decoder:
         turned.copy_(rotate(turned, cos, sin))
         return heads[:, :num_q], heads[:, num_q:]
 
-    def _mlp(self, hidden: torch.Tensor, layer: LayerWeights[Linear]) -> torch.Tensor:
+    def _mlp(self, hidden: torch.Tensor, layer: _Layer) -> torch.Tensor:
         inner = layer.gate_up(self._norm(hidden, layer.mlp_norm))
         gate, up = inner[:, : self._inner_size], inner[:, self._inner_size :]
         return layer.down(self._activation(gate).mul_(up))

@@ -164,7 +164,8 @@ class _Call:
 
 
 def _num_tokens(step: StepInputs) -> int:
-    return step.output_rows.stop
+    num_tokens: int = step.output_rows.stop
+    return num_tokens
 
 
 def _model_struct(model: ModelConfig, partition: Partition, inner_size: int) -> structs.Model:

@@ -16,15 +16,15 @@ class StoredLinear(Protocol):
 
 
 LinearT = TypeVar("LinearT", bound=StoredLinear)
-_Made = TypeVar("_Made", bound=StoredLinear, covariant=True)
+MadeT_co = TypeVar("MadeT_co", bound=StoredLinear, covariant=True)
 
 
-class MakeLinear(Protocol[_Made]):
+class MakeLinear(Protocol[MadeT_co]):
     """Takes over a weight [out, in] and a bias."""
 
     def __call__(
         self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_gated: bool = False
-    ) -> _Made:
+    ) -> MadeT_co:
         """`is_gated`: the first half of the outputs are the gates of the second half."""
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from rufus_serve.errors import ArtifactError
 from rufus_serve.shard.checkpoint import Checkpoint
+from rufus_serve.shard.linear import Linear
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition, Span
 from rufus_serve.shard.weights import WeightLoader
@@ -57,7 +58,9 @@ def slices_of(model: ModelConfig, partition: Partition, names: Container[str]) -
     """The slices that a follower reads of a checkpoint that holds `names`, in that order."""
     recorder = _Recorder(names)
     # float32 on no device: nothing is read, allocated or packed.
-    loader = WeightLoader(recorder, model, partition=partition, dtype=torch.float32)
+    loader = WeightLoader(
+        recorder, model, partition=partition, dtype=torch.float32, make_linear=Linear
+    )
     loader.load(lambda done, total, detail: None)  # noqa: ARG005 - the callback's signature
     return list({one.name: one for one in recorder.slices}.values())
 

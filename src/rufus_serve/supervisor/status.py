@@ -32,6 +32,7 @@ def status_of(
                 load_count=member.load_count,
                 restarts=state.restarts_of_rank[member.node_rank],
                 step_s=link.lag.step_s.get(member.node_rank, 0.0),
+                kernels=member.info.kernels if member.info else "",
             )
             for member in state.by_rank().values()
         ),

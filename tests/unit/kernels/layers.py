@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from rufus_serve.kernels import structs
 from rufus_serve.kernels.huge_pages import Arena

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.unit.kernels.layers import (
     Context,
     RandomLayer,

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from tests.unit.kernels.layers import RandomStep, Sequence, Sizes
 
 

@@ -1,9 +1,5 @@
 import pytest
 import torch
-
-from rufus_serve.kernels.huge_pages import Arena
-from rufus_serve.kernels.packing import PackedLinear
-from rufus_serve.kernels.structs import address_of
 from tests.unit.kernels.layers import (
     Context,
     RandomStep,
@@ -12,6 +8,10 @@ from tests.unit.kernels.layers import (
     assert_close,
     reference_norm,
 )
+
+from rufus_serve.kernels.huge_pages import Arena
+from rufus_serve.kernels.packing import PackedLinear
+from rufus_serve.kernels.structs import address_of
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 131])

@@ -1,7 +1,6 @@
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.unit.kernels.layers import (
     Context,
     RandomLayer,

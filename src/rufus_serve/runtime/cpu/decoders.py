@@ -15,12 +15,12 @@ from rufus_serve.runtime.base import Progress
 from rufus_serve.shard.decoder import AllReduce, Decoder
 from rufus_serve.shard.fused_decoder import FusedDecoder, unsupported
 from rufus_serve.shard.kv_cache import KvCache
-from rufus_serve.shard.linear import Linear, MakeLinear
+from rufus_serve.shard.linear import Linear, LinearT, MakeLinear
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition
 from rufus_serve.shard.step_inputs import StepInputs
 from rufus_serve.shard.tensor_source import TensorSource
-from rufus_serve.shard.weights import LinearT, WeightLoader
+from rufus_serve.shard.weights import WeightLoader
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -1,0 +1,99 @@
+"""bfloat16 steps stay near transformers' float32: with compiled kernels, and with plain torch."""
+
+import numpy as np
+import pytest
+from runtime_group import RUNTIMES, Group
+from runtime_models import MAX_MODEL_LEN, VOCAB, reference, write_model
+from runtime_sequences import Sequences
+from safetensors.torch import load_file, save_file
+
+from rufus_serve.kernels.library import KernelsUnavailable, load_library
+
+SIZES = {
+    "llama": {"hidden_size": 144, "head_dim": 16},
+    "llama3": {"hidden_size": 96, "head_dim": 48},
+    "mistral": {"head_dim": 32},
+    "qwen2": {"hidden_size": 96},
+    "qwen2-windows": {"hidden_size": 96},
+    "qwen3": {},
+}
+"""Head sizes that the kernels take."""
+TOLERANCE = 0.1
+"""Of the root mean square of a row's logits; another token in the context makes about 1."""
+
+
+def distance(logits, expected):
+    """Root mean square of the differences, in that of what is expected."""
+    return float(np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)))
+
+
+def kernels():
+    try:
+        return load_library().name
+    except KernelsUnavailable:
+        return "torch"
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def folder(request, tmp_path_factory):
+    """A checkpoint whose weights lose nothing in bfloat16, so that only computing is judged."""
+    name = request.param
+    folder = write_model(tmp_path_factory.mktemp(name), name, **SIZES[name])
+    file = folder / "model.safetensors"
+    rounded = {key: tensor.bfloat16().float() for key, tensor in load_file(file).items()}
+    save_file(rounded, file, {"format": "pt"})
+    return folder
+
+
+def group_of(folder, nodes, wanted="auto"):
+    settings = {
+        "model": str(folder), "nodes": nodes, "dtype": "bfloat16", "max_num_seqs": 4,
+        "block_size": 8, "buckets": {"prefill": [16, 64], "context": [32, 64]},
+        "cpu": {"kernels": wanted},
+    }  # fmt: skip
+    return Group(RUNTIMES["cpu"], settings).start()
+
+
+def prompt(length, seed):
+    return np.random.default_rng(seed).integers(3, VOCAB, length).tolist()
+
+
+def run(group):
+    """Logits of prefills, whole and in segments, and of decodes in batches; and their tokens."""
+    sequences, found = Sequences(group), []
+    for name, length in (("a", 1), ("b", 47), ("c", 64), ("d", MAX_MODEL_LEN - 9)):
+        sequences.add(name, prompt(length, length))
+        for end in range(64, length, 64):
+            assert sequences.prefill(name, up_to=end, want_logits=False) is None
+        found.append((sequences.prefill(name), list(sequences.tokens[name])))
+    for turn in range(8):
+        names = [["a", "b", "c", "d"], ["d", "a"], ["c", "b", "d"]][turn % 3]
+        for name in names:
+            sequences.tokens[name].append(17 + turn)
+        decoded = sequences.decode(*names)
+        rows = zip(names, decoded, strict=True)
+        found += [(logits, list(sequences.tokens[name])) for name, logits in rows]
+    return found
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_logits_are_near_float32(folder, nodes):
+    group, expected = group_of(folder, nodes), reference(folder)
+    try:
+        assert {info.kernels for info in group.infos} == {kernels()}
+        for logits, tokens in run(group):
+            assert distance(logits, expected.logits(tokens)) < TOLERANCE
+    finally:
+        group.close()
+
+
+def test_kernels_are_nearer_than_torch(folder):
+    expected, errors = reference(folder), {}
+    for wanted in ("auto", "torch"):
+        group = group_of(folder, 1, wanted)
+        try:
+            distances = [distance(logits, expected.logits(row)) for logits, row in run(group)]
+            errors[group.info.kernels] = np.mean(distances)
+        finally:
+            group.close()
+    assert errors[kernels()] <= errors["torch"]
