@@ -4,8 +4,10 @@ A structure holds addresses, no references: who fills one keeps the tensors aliv
 """
 
 import ctypes
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 ABI_VERSION = 1
 """What `csrc/library.cpp` must say of itself."""
@@ -58,7 +60,7 @@ class Step(ctypes.Structure):
     )  # fmt: skip
 
 
-def address_of(tensor: torch.Tensor | None) -> int | None:
+def address_of(tensor: "torch.Tensor | None") -> int | None:
     """Address of a contiguous tensor's first element; null for None."""
     if tensor is None:
         return None

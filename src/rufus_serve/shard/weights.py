@@ -111,7 +111,7 @@ class WeightLoader(Generic[LinearT]):
             )  # fmt: skip
         return embedding, output
 
-    def _layer(self, prefix: str) -> LayerWeights:
+    def _layer(self, prefix: str) -> LayerWeights[LinearT]:
         model = self._model
         head_size = model.head_size if model.qk_norm else 0
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
