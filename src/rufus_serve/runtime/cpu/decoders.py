@@ -68,22 +68,12 @@ class DecoderLoader:
     def load(self, source: TensorSource, progress: Progress) -> Loaded:
         """Raises ModelError if a tensor is missing, of another shape or unreadable."""
         try:
-            library = self._library()
+            library = choose_library(self._config, self._model, self._dtype)
         except KernelsUnavailable as reason:
             _LOGGER.info("computing with torch: %s", reason)
             return self._plain(source, progress)
         _LOGGER.info("computing with %s kernels", library.name)
         return self._fused(library, source, progress)
-
-    def _library(self) -> Library:
-        if self._config.cpu.kernels == TORCH:
-            raise KernelsUnavailable("cpu.kernels is torch")
-        if self._dtype != torch.bfloat16:
-            raise KernelsUnavailable(f"kernels are for bfloat16, not {self._dtype}")
-        reason = unsupported(self._model)
-        if reason:
-            raise KernelsUnavailable(reason)
-        return load_library()
 
     def _plain(self, source: TensorSource, progress: Progress) -> Loaded:
         weights = self._loader(source, Linear).load(progress)
@@ -115,3 +105,15 @@ class DecoderLoader:
             dtype=self._dtype,
             make_linear=make_linear,
         )
+
+
+def choose_library(config: ServeConfig, model: ModelConfig, dtype: torch.dtype) -> Library:
+    """The kernels to compute with. Raises KernelsUnavailable where torch must do."""
+    if config.cpu.kernels == TORCH:
+        raise KernelsUnavailable("cpu.kernels is torch")
+    if dtype != torch.bfloat16:
+        raise KernelsUnavailable(f"kernels are for bfloat16, not {dtype}")
+    reason = unsupported(model)
+    if reason:
+        raise KernelsUnavailable(reason)
+    return load_library()
