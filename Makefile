@@ -101,7 +101,7 @@ test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, 
 
 # Needs no vLLM: any Python with the package will do. CI=true: what a missing tool skips, fails.
 test-deploy: $(MADE_TOOLS) ## Chart, manifests, images, workflows.
-	$(firstword $(wildcard $(BIN)/python) python3) -m pytest tests/deploy
+	$(firstword $(wildcard $(BIN)/python) python3) -m pytest tests/deploy -n 2
 
 $(MADE_TOOLS): deploy/helm/get-tools.sh
 	deploy/helm/get-tools.sh

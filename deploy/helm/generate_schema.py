@@ -1,4 +1,4 @@
-"""Makes the chart's values.schema.json and config defaults out of `ServeConfig`.
+"""Makes the chart's values.schema.json and what its templates know of the settings.
 
 Usage: python deploy/helm/generate_schema.py [--check]
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rufus_serve.artifacts.settings import ARTIFACT_SETTINGS
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.settings import all_settings
 
@@ -21,6 +22,7 @@ OWNED = (
     "host",
     "api_key_file",
     "allow_anonymous",
+    "artifacts.cache",
     "cluster.kind",
     "cluster.ray_address",
     "cluster.python",
@@ -39,16 +41,17 @@ PORTS = (
 
 
 def main(arguments: list[str]) -> int:
-    """Write or compare both files; the exit code."""
+    """Write or compare the files; the exit code."""
     wanted = {
         CHART / "values.schema.json": _json(values_schema()),
         CHART / "files" / "config-defaults.json": _json(config_defaults()),
+        CHART / "files" / "artifact-settings.json": _json(ARTIFACT_SETTINGS),
     }
     if "--check" not in arguments:
         for path, text in wanted.items():
             path.write_text(text)
         return 0
-    stale = [path for path, text in wanted.items() if path.read_text() != text]
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         print(f"{path} is out of date; run deploy/helm/generate_schema.py", file=sys.stderr)
     return 1 if stale else 0

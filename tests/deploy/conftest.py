@@ -43,3 +43,9 @@ def need_module(name: str) -> ModuleType:
 def absent(reason: str) -> None:
     """Skip the test, or fail it in CI."""
     (pytest.fail if REQUIRED else pytest.skip)(reason)
+
+
+def need_root() -> None:
+    """Commands of containers are run as their users, which takes root; CI's runners have it not."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become the containers' users")

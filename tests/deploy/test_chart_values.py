@@ -38,7 +38,9 @@ def test_schema_and_defaults_are_those_of_the_settings():
         "config.runtime=gpu",
         "config.host=1.2.3.4",
         "config.cluster.token_file=/x",
-        "group.restartPolicy=None",
+        "group.restartPolicy=Default",
+        "config.artifacts.cache=/x",
+        "router.policy=power_of_two",
         "image.leader.digest=latest",
         "autoscaling.kind=vpa",
     ],
@@ -123,6 +125,73 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
             ],
             "storage.model and storage.artifacts are both file system fs-0a",
         ),
+        (None, ["storage.artifacts.kind=model"], "storage.model.kind image is no volume"),
+        (
+            None,
+            ["storage.model.url=s3://bucket/m"],
+            "storage.model.url s3://bucket/m, but storage.model.kind image is not copied to",
+        ),
+        (
+            TRN1,
+            ["storage.artifacts.kind=none", "config.artifacts.location=s3://bucket/a"],
+            "the Neuron SDK's image has no s3fs",
+        ),
+        (
+            TRN1,
+            [
+                "compile.enabled=true",
+                "placement.nodeSelector.rufus-serve/nodes=compile",
+                "compile.nodeSelector.node\\.kubernetes\\.io/instance-type=trn1.32xlarge",
+            ],
+            "groups that wait for artifacts would hold the nodes that the compile job waits for",
+        ),
+        (
+            TRN1,
+            [
+                "config.recovery.standby_nodes=1",
+                "group.restartPolicy=RecreateGroupAfterStart",
+            ],
+            "a stand-by would never take its place; set group.restartPolicy to None",
+        ),
+        (
+            TRN1,
+            ["config.recovery.deadline_s=600"],
+            "config.recovery.deadline_s 600 < config.timeouts.load_s 1800 + warm_up_s 1800 = 3600",
+        ),
+        (
+            None,
+            ["ingress.enabled=true"],
+            "ingress.enabled, but networkPolicy.loadBalancers is empty",
+        ),
+        (
+            None,
+            ["httpRoute.enabled=true"],
+            "httpRoute.enabled, but networkPolicy.loadBalancers is empty",
+        ),
+        (
+            None,
+            ["httpRoute.enabled=true", "networkPolicy.enabled=false"],
+            "httpRoute.parentRefs is empty",
+        ),
+        (None, ["metrics.monitor=pod"], "networkPolicy.scrapers is empty"),
+        (
+            None,
+            [
+                "ingress.enabled=true",
+                "networkPolicy.enabled=false",
+                "ingress.scheme=internet-facing",
+            ],
+            "API keys would cross the internet in clear",
+        ),
+        (
+            None,
+            [
+                "ingress.enabled=true",
+                "networkPolicy.enabled=false",
+                "config.limits.request_timeout_s=4000",
+            ],
+            "config.limits.request_timeout_s + 60 = 4060 > 4000",
+        ),
         (None, ["compile.enabled=true"], "config.artifacts.location is empty"),
         (None, ["autoscaling.kind=keda"], "autoscaling.prometheusUrl is empty"),
         (
@@ -149,7 +218,8 @@ def test_contradictions_are_refused_with_their_equation(helm, values, sets, line
         (TRN1, ["drain.terminationGracePeriodSeconds=136"]),
         (TRN1, ["config.recovery.standby_nodes=1", "group.size=3"]),
         (None, ["apiKeys.enabled=false", "apiKeys.generate=false"]),
-        (TRN1, ["storage.artifacts.kind=none", "config.artifacts.location=s3://bucket/a"]),
+        (None, ["config.artifacts.location=s3://bucket/a"]),
+        (TRN1, ["compile.enabled=true"]),
     ],
 )
 def test_values_that_agree_are_taken(helm, values, sets):

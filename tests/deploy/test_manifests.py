@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rufus_serve.config.sources import resolve
-from tests.deploy.chart import CHART, PROFILES, ROOT, TOOLS, one, template
+from tests.deploy.chart import CHART, PROFILES, ROOT, one, render, template
 from tests.deploy.conftest import need
 
 # Read, not imported: Ray is not needed for these tests.
@@ -20,7 +20,7 @@ RESOURCE, TOKEN_VARIABLE, ADDRESS_VARIABLE = (
 EKS, KUBERAY = ROOT / "deploy" / "eks", ROOT / "deploy" / "kuberay" / "raycluster.yaml"
 
 
-def documents(file: Path):
+def documents_of(file: Path):
     return [each for each in yaml.safe_load_all(file.read_text()) if each]
 
 
@@ -37,9 +37,12 @@ def fits_kubernetes(manifests, folder: Path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def cluster_groups():
+    return documents_of(EKS / "cluster.yaml")[0]["managedNodeGroups"]
+
+
 def test_the_cluster_can_run_the_profile():
-    cluster = documents(EKS / "cluster.yaml")[0]
-    (group,) = [each for each in cluster["managedNodeGroups"] if each["name"] == "trn1"]
+    (group,) = [each for each in cluster_groups() if each["name"] == "trn1"]
     assert group["efaEnabled"]
     assert group["privateNetworking"]
     assert len(group["availabilityZones"]) == 1
@@ -53,7 +56,7 @@ def test_the_cluster_can_run_the_profile():
 
 
 def test_karpenter_leaves_serving_nodes_alone():
-    pool, node_class = documents(EKS / "karpenter.yaml")
+    pool, node_class = documents_of(EKS / "karpenter.yaml")
     assert pool["spec"]["template"]["spec"]["expireAfter"] == "Never"
     assert pool["spec"]["disruption"]["consolidationPolicy"] == "WhenEmpty"
     reference = pool["spec"]["template"]["spec"]["nodeClassRef"]
@@ -62,41 +65,33 @@ def test_karpenter_leaves_serving_nodes_alone():
 
 
 def test_the_file_system_outlives_its_stack():
-    (stack,) = documents(EKS / "fsx.yaml")
+    (stack,) = documents_of(EKS / "fsx.yaml")
     files = stack["Resources"]["Files"]
     assert files["DeletionPolicy"] == files["UpdateReplacePolicy"] == "Retain"
 
 
-def test_the_values_of_the_runbook_render(helm):
-    done = subprocess.run(
-        [
-            str(TOOLS / "bin" / "helm4"),
-            "template",
-            "llama",
-            str(CHART),
-            "-f",
-            str(PROFILES["trn1.32xlarge"]),
-            "-f",
-            str(EKS / "values.yaml"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rendered = [each for each in yaml.safe_load_all(done.stdout) if each]
-    claim = one(rendered, "PersistentVolumeClaim")["metadata"]["name"]
-    (job,) = documents(EKS / "load-model.yaml")
-    volumes = job["spec"]["template"]["spec"]["volumes"]
-    assert volumes[0]["persistentVolumeClaim"]["claimName"] == claim
+@pytest.mark.parametrize("values", sorted(EKS.glob("values-*.yaml")), ids=lambda file: file.stem)
+def test_the_values_of_the_runbook_render(helm, values):
+    documents = render(values=[PROFILES["trn1.32xlarge"], values])
+    (group,) = [each for each in cluster_groups() if each["name"] == "compile"]
+    for job in (each for each in documents if each["kind"] == "Job"):
+        assert job["spec"]["template"]["spec"]["nodeSelector"] == group["labels"]
+    assert one(documents, "ServiceAccount")["metadata"]["name"] in {
+        each["serviceAccountName"]
+        for each in documents_of(EKS / "cluster.yaml")[0]["iam"]["podIdentityAssociations"]
+    }
 
 
-def test_the_load_job_fits_the_schemas_of_kubernetes(tmp_path):
-    fits_kubernetes(documents(EKS / "load-model.yaml"), tmp_path)
+def test_nodes_let_pods_pin_memory():
+    """EFA registers memory; a pod cannot raise the limit that it inherits from containerd."""
+    (trn1,) = [each for each in cluster_groups() if each["name"] == "trn1"]
+    assert "LimitMEMLOCK=infinity" in "".join(trn1["preBootstrapCommands"])
+    _, node_class = documents_of(EKS / "karpenter.yaml")
+    assert "LimitMEMLOCK=infinity" in node_class["spec"]["userData"]
 
 
 def ray_pods():
-    (cluster,) = [each for each in documents(KUBERAY) if each["kind"] == "RayCluster"]
+    (cluster,) = [each for each in documents_of(KUBERAY) if each["kind"] == "RayCluster"]
     spec = cluster["spec"]
     return spec, [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
@@ -107,13 +102,13 @@ def test_pods_of_the_ray_cluster_fit_the_schemas_of_kubernetes(tmp_path):
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **each["template"]}
         for each in groups
     ]
-    rest = [each for each in documents(KUBERAY) if each["kind"] != "RayCluster"]
+    rest = [each for each in documents_of(KUBERAY) if each["kind"] != "RayCluster"]
     fits_kubernetes(pods + rest, tmp_path)
 
 
 def test_the_ray_cluster_offers_one_follower_per_worker(tmp_path):
     spec, _ = ray_pods()
-    (config,) = [each for each in documents(KUBERAY) if each["kind"] == "ConfigMap"]
+    (config,) = [each for each in documents_of(KUBERAY) if each["kind"] == "ConfigMap"]
     file = tmp_path / "config.yaml"
     file.write_text(config["data"]["config.yaml"])
     settings = resolve(file=file, environ={}, flags={}).config

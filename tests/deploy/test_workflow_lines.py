@@ -38,6 +38,8 @@ class Runner:
         shutil.copytree(ROOT, self.checkout, ignore=kept)
         for name in ELSEWHERE:
             self.stand_in(name, "")
+        # It reads a password there; a pipe that nobody reads would end its writer.
+        self.stand_in("cosign", "[ $1 != login ] || cat > /dev/null")
 
     def stand_in(self, name: str, body: str) -> None:
         path = self.bin / name

@@ -26,7 +26,10 @@
 {{- include "rufus-serve.checkPorts" $config -}}
 {{- include "rufus-serve.checkSecrets" $v -}}
 {{- include "rufus-serve.checkStorage" (list $v $config) -}}
+{{- include "rufus-serve.checkArtifacts" (list $v $shape) -}}
 {{- include "rufus-serve.checkScaling" $v -}}
+{{- include "rufus-serve.checkRecovery" (list $v $shape) -}}
+{{- include "rufus-serve.checkAccess" . -}}
 {{- end }}
 
 {{- define "rufus-serve.checkCores" -}}
@@ -85,7 +88,7 @@
 {{- $config := index . 1 -}}
 {{- range $name := list "model" "artifacts" -}}
 {{- $volume := get $v.storage $name -}}
-{{- $needs := get (dict "existingClaim" (list "claimName") "fsx" (list "fileSystemId" "dnsName" "mountName") "efs" (list "fileSystemId") "s3" (list "url")) $volume.kind | default list -}}
+{{- $needs := get (dict "existingClaim" (list "claimName") "fsx" (list "fileSystemId" "dnsName" "mountName") "efs" (list "fileSystemId") "s3" (list "url") "mountpoint" (list "bucket" "region")) $volume.kind | default list -}}
 {{- range $key := $needs -}}
 {{- if not (get $volume $key) -}}
 {{- fail (printf "storage.%s.kind is %s, but storage.%s.%s is empty" $name $volume.kind $name $key) -}}
@@ -93,20 +96,79 @@
 {{- end -}}
 {{- end -}}
 {{- if and (has $v.storage.model.kind (list "fsx" "efs")) (eq $v.storage.model.kind $v.storage.artifacts.kind) (eq $v.storage.model.fileSystemId $v.storage.artifacts.fileSystemId) -}}
-{{- fail (printf "storage.model and storage.artifacts are both file system %s, and a pod cannot mount one volume handle by two volumes: set storage.artifacts.kind to existingClaim and claimName to the model's claim, with a subPath each" $v.storage.model.fileSystemId) -}}
+{{- fail (printf "storage.model and storage.artifacts are both file system %s, and a pod cannot mount one volume handle by two volumes: set storage.artifacts.kind to model, with a subPath each" $v.storage.model.fileSystemId) -}}
+{{- end -}}
+{{- if and (eq $v.storage.artifacts.kind "model") (not (has $v.storage.model.kind (list "existingClaim" "claim" "fsx" "efs"))) -}}
+{{- fail (printf "storage.artifacts.kind is model, but storage.model.kind %s is no volume that artifacts could be written to" $v.storage.model.kind) -}}
 {{- end -}}
 {{- if and (ne $v.storage.model.kind "image") (not (hasPrefix "/models" $config.model)) -}}
 {{- fail (printf "config.model %s is not below /models, where storage.model (%s) is mounted" $config.model $v.storage.model.kind) -}}
 {{- end -}}
-{{- $location := $config.artifacts.location -}}
+{{- if and $v.storage.model.url (has $v.storage.model.kind (list "image" "mountpoint")) -}}
+{{- fail (printf "storage.model.url %s, but storage.model.kind %s is not copied to: use s3 for a node's disk, or a claim, fsx or efs" $v.storage.model.url $v.storage.model.kind) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "rufus-serve.checkArtifacts" -}}
+{{- $v := index . 0 -}}
+{{- $shape := index . 1 -}}
+{{- $location := $shape.config.artifacts.location -}}
 {{- if and (ne $v.storage.artifacts.kind "none") (not (hasPrefix "/artifacts" $location)) -}}
 {{- fail (printf "config.artifacts.location %q is not below /artifacts, where storage.artifacts (%s) is mounted" $location $v.storage.artifacts.kind) -}}
 {{- end -}}
 {{- if and (eq $v.storage.artifacts.kind "none") (hasPrefix "/artifacts" $location) -}}
 {{- fail (printf "config.artifacts.location %s, but storage.artifacts.kind is none: nothing is mounted there" $location) -}}
 {{- end -}}
-{{- if and $v.compile.enabled (not $location) -}}
+{{- if and $shape.neuron (hasPrefix "s3:" $location) -}}
+{{- fail (printf "config.artifacts.location %s with runtime neuron: the Neuron SDK's image has no s3fs; mount the bucket (storage.artifacts.kind mountpoint) or use fsx" $location) -}}
+{{- end -}}
+{{- if $v.compile.enabled -}}
+{{- if not $location -}}
 {{- fail "compile.enabled, but config.artifacts.location is empty: name where artifacts go" -}}
+{{- end -}}
+{{- if eq $v.storage.artifacts.kind "mountpoint" -}}
+{{- fail "compile.enabled, but storage.artifacts.kind mountpoint is read-only: compile to another kind, copy it to the bucket, then serve from there" -}}
+{{- end -}}
+{{- if and $shape.neuron $v.replicas (ne $v.autoscaling.kind "keda") (eq (toJson $v.compile.nodeSelector) (toJson $v.placement.nodeSelector)) -}}
+{{- fail (printf "compile.nodeSelector is placement.nodeSelector %s: groups that wait for artifacts would hold the nodes that the compile job waits for. Give it nodes of its own (it needs memory, no device), or compile with replicas 0 first" (toJson $v.placement.nodeSelector)) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "rufus-serve.checkRecovery" -}}
+{{- $v := index . 0 -}}
+{{- $shape := index . 1 -}}
+{{- $config := $shape.config -}}
+{{- $timeouts := $config.timeouts -}}
+{{- if and (gt (int $config.recovery.standby_nodes) 0) (ne $v.group.restartPolicy "None") -}}
+{{- fail (printf "config.recovery.standby_nodes %d with group.restartPolicy %s: the whole group is recreated when a pod is lost, so a stand-by would never take its place; set group.restartPolicy to None" (int $config.recovery.standby_nodes) $v.group.restartPolicy) -}}
+{{- end -}}
+{{- $reload := addf $timeouts.load_s $timeouts.warm_up_s -}}
+{{- if and $shape.neuron (lt (float64 $config.recovery.deadline_s) (float64 $reload)) -}}
+{{- fail (printf "config.recovery.deadline_s %v < config.timeouts.load_s %v + warm_up_s %v = %v: on runtime neuron all followers load anew after a loss, and the liveness probe would end the leader before they can be ready" $config.recovery.deadline_s $timeouts.load_s $timeouts.warm_up_s $reload) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* What the NetworkPolicy would drop without a word. */}}
+{{- define "rufus-serve.checkAccess" -}}
+{{- $v := .Values -}}
+{{- $n := $v.networkPolicy -}}
+{{- $way := ternary "ingress.enabled" (ternary "httpRoute.enabled" "" $v.httpRoute.enabled) $v.ingress.enabled -}}
+{{- if and $way $n.enabled (not $n.loadBalancers) -}}
+{{- fail (printf "%s, but networkPolicy.loadBalancers is empty: the policy would drop what the load balancer sends. Name its peers, such as [{ipBlock: {cidr: 10.42.0.0/16}}] for an ALB in that VPC" $way) -}}
+{{- end -}}
+{{- if and (ne $v.metrics.monitor "none") $n.enabled (not $n.scrapers) -}}
+{{- fail (printf "metrics.monitor is %s, but networkPolicy.scrapers is empty: the policy would drop what Prometheus asks. Name its peers, such as [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]" $v.metrics.monitor) -}}
+{{- end -}}
+{{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.enabled, but httpRoute.parentRefs is empty: name the Gateway" -}}
+{{- end -}}
+{{- $longest := include "rufus-serve.longestAnswer" . | int -}}
+{{- if and $v.ingress.enabled (eq $v.ingress.kind "alb") (gt $longest 4000) -}}
+{{- fail (printf "config.limits.request_timeout_s + 60 = %d > 4000, the longest idle time-out of an ALB: answers would be cut off; lower request_timeout_s" $longest) -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (eq $v.ingress.kind "alb") (eq $v.ingress.scheme "internet-facing") (not $v.ingress.certificateArn) -}}
+{{- fail "ingress.scheme is internet-facing, but ingress.certificateArn is empty: API keys would cross the internet in clear" -}}
 {{- end -}}
 {{- end }}
 

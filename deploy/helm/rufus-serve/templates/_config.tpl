@@ -12,6 +12,9 @@
 {{- /* Followers of one pod share its address. */ -}}
 {{- $_ := set $cluster "step_port" 0 -}}
 {{- end -}}
+{{- if .Values.storage.cache.size -}}
+{{- $_ := set $owned "artifacts" (dict "cache" "/cache") -}}
+{{- end -}}
 {{- if .Values.apiKeys.enabled -}}
 {{- $_ := set $owned "api_key_file" "/etc/rufus-serve/api-keys/keys" -}}
 {{- else -}}

@@ -1,8 +1,12 @@
+{{- /* (dict "root" $ "shape" $shape) */}}
 {{- define "rufus-serve.environment" -}}
 - name: POD_IP
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 # The root file system is read-only; everything that is written goes to the scratch volume.
 - {name: HOME, value: /tmp}
+{{- if .shape.neuron }}
+- {name: NEURON_COMPILE_CACHE_URL, value: /tmp/neuron-compile-cache}
+{{- end }}
 {{- end }}
 
 {{- define "rufus-serve.leaderContainer" -}}
@@ -17,6 +21,10 @@
     {{- with $v.leader.env }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+  {{- with $v.leader.envFrom }}
+  envFrom: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  terminationMessagePolicy: FallbackToLogsOnError
   ports:
     - {name: http, containerPort: {{ $shape.port }}}
     - {name: ray, containerPort: {{ $shape.config.cluster.ray_port }}}
@@ -40,7 +48,7 @@
   resources: {{- toYaml $v.leader.resources | nindent 4 }}
   volumeMounts:
     {{- include "rufus-serve.mounts" (list .root "leader") | nindent 4 }}
-    {{- with include "rufus-serve.artifactsMount" (list .root true) }}
+    {{- with include "rufus-serve.dataMount" (list .root "artifacts" true) }}
     {{- . | nindent 4 }}
     {{- end }}
     {{- if $v.apiKeys.enabled }}
@@ -67,6 +75,10 @@
     {{- with $v.follower.env }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+  {{- with $v.follower.envFrom }}
+  envFrom: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  terminationMessagePolicy: FallbackToLogsOnError
   ports:
     {{- if eq (int $v.group.followersPerPod) 1 }}
     - {name: step, containerPort: {{ $shape.config.cluster.step_port }}}
@@ -81,7 +93,7 @@
   resources: {{- include "rufus-serve.followerResources" . | nindent 4 }}
   volumeMounts:
     {{- include "rufus-serve.mounts" (list .root "follower") | nindent 4 }}
-    {{- with include "rufus-serve.artifactsMount" (list .root true) }}
+    {{- with include "rufus-serve.dataMount" (list .root "artifacts" true) }}
     {{- . | nindent 4 }}
     {{- end }}
 {{- end }}
@@ -89,13 +101,19 @@
 {{- define "rufus-serve.followerResources" -}}
 {{- $v := .root.Values -}}
 {{- $devices := dict -}}
-{{- if .shape.neuron -}}
+{{- $claims := list -}}
+{{- range $v.accelerator.resourceClaims -}}{{- $claims = append $claims (dict "name" .name) -}}{{- end -}}
+{{- if and .shape.neuron (not $claims) -}}
 {{- $_ := set $devices $v.accelerator.neuronResource (int $v.accelerator.neuronDevices) -}}
+{{- end -}}
+{{- if .shape.neuron -}}
 {{- with $v.accelerator.hugepages2Mi -}}{{- $_ := set $devices "hugepages-2Mi" . -}}{{- end -}}
 {{- end -}}
-{{- if .shape.efa -}}
+{{- if and .shape.efa (not $claims) -}}
 {{- $_ := set $devices $v.accelerator.efaResource (int .shape.efa) -}}
 {{- end -}}
 {{- $both := dict "requests" $devices "limits" $devices -}}
-{{- mergeOverwrite (deepCopy $v.follower.resources) (deepCopy $both) | toYaml -}}
+{{- $resources := mergeOverwrite (deepCopy $v.follower.resources) (deepCopy $both) -}}
+{{- with $claims -}}{{- $_ := set $resources "claims" . -}}{{- end -}}
+{{- $resources | toYaml -}}
 {{- end }}

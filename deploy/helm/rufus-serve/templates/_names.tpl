@@ -17,6 +17,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "rufus-serve.selector" . }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* What every object's metadata holds. (dict "root" $ "name" NAME), and, if there are more of
+them, "labels" and "annotations" as dicts. */}}
+{{- define "rufus-serve.metadata" -}}
+{{- $labels := merge (default dict .labels | deepCopy) (include "rufus-serve.labels" .root | fromYaml) -}}
+{{- $annotations := merge (default dict .annotations | deepCopy) .root.Values.commonAnnotations -}}
+name: {{ .name }}
+namespace: {{ .root.Release.Namespace }}
+labels: {{- toYaml $labels | nindent 2 }}
+{{- with $annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- /* Leaders alone: the pods that answer HTTP. */}}

@@ -1,9 +1,13 @@
-{{- /* What leader and worker pods share. (dict "root" $ "shape" $shape) */}}
+{{- /* What leader and worker pods share. (dict "root" $ "shape" $shape), and "alone" true for a pod
+that is of no group. */}}
 {{- define "rufus-serve.podSpec" -}}
 {{- $v := .root.Values -}}
 serviceAccountName: {{ include "rufus-serve.serviceAccount" .root }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- with $v.placement.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
 terminationGracePeriodSeconds: {{ int .shape.grace }}
 {{- with $v.image.pullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
@@ -21,11 +25,16 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- with $v.placement.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- if not .alone }}
 {{- with include "rufus-serve.affinity" . | fromYaml }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
 {{- with $v.placement.topologySpreadConstraints }}
 topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $v.accelerator.resourceClaims }}
+resourceClaims: {{- toYaml . | nindent 2 }}
 {{- end }}
 volumes: {{- include "rufus-serve.volumes" .root | nindent 2 }}
 {{- with include "rufus-serve.initContainers" .root | fromYamlArray }}
@@ -38,7 +47,7 @@ initContainers: {{- toYaml . | nindent 2 }}
 labels:
   {{- include "rufus-serve.selector" . | nindent 2 }}
   app.kubernetes.io/component: group
-  {{- with .Values.podLabels }}
+  {{- with merge (deepCopy .Values.podLabels) .Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
@@ -50,12 +59,13 @@ annotations:
   {{- with .Values.placement.kueue.requiredTopology }}
   kueue.x-k8s.io/podset-required-topology: {{ . }}
   {{- end }}
-  {{- with .Values.podAnnotations }}
+  {{- with merge (deepCopy .Values.podAnnotations) .Values.commonAnnotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
 
-{{- /* Closeness among the pods of one group; matchLabelKeys narrows it to the pod's own group. */}}
+{{- /* Closeness among the pods of one group, and what placement.affinity adds to it; matchLabelKeys
+narrows the former to the pod's own group. */}}
 {{- define "rufus-serve.affinity" -}}
 {{- $placement := .root.Values.placement -}}
 {{- $term := dict "labelSelector" (dict "matchLabels" (dict "leaderworkerset.sigs.k8s.io/name" (include "rufus-serve.fullname" .root))) "matchLabelKeys" (list "leaderworkerset.sigs.k8s.io/group-key") -}}
@@ -74,10 +84,13 @@ annotations:
 {{- $required = append $required $zone -}}
 {{- end -}}
 {{- end -}}
+{{- $given := deepCopy $placement.affinity -}}
+{{- $theirs := default dict $given.podAffinity -}}
+{{- $preferred = concat $preferred (default list $theirs.preferredDuringSchedulingIgnoredDuringExecution) -}}
+{{- $required = concat $required (default list $theirs.requiredDuringSchedulingIgnoredDuringExecution) -}}
 {{- $pod := dict -}}
 {{- if $preferred -}}{{- $_ := set $pod "preferredDuringSchedulingIgnoredDuringExecution" $preferred -}}{{- end -}}
 {{- if $required -}}{{- $_ := set $pod "requiredDuringSchedulingIgnoredDuringExecution" $required -}}{{- end -}}
-{{- $affinity := dict -}}
-{{- if $pod -}}{{- $_ := set $affinity "podAffinity" $pod -}}{{- end -}}
-{{- mergeOverwrite $affinity (deepCopy $placement.affinity) | toYaml -}}
+{{- if $pod -}}{{- $_ := set $given "podAffinity" $pod -}}{{- end -}}
+{{- $given | toYaml -}}
 {{- end }}

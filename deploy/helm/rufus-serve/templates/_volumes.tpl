@@ -20,14 +20,28 @@
   emptyDir: {medium: Memory, sizeLimit: {{ $v.sharedMemory }}}
 - name: scratch
   emptyDir: {sizeLimit: {{ $v.scratch }}}
-{{- if eq $v.storage.model.kind "s3" }}
+{{- with $v.storage.cache.size }}
+- name: cache
+  emptyDir: {sizeLimit: {{ . }}}
+{{- end }}
+{{- with include "rufus-serve.dataVolumes" . | trim }}
+{{ . }}
+{{- end }}
+{{- with $v.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "rufus-serve.dataVolumes" -}}
+{{- $storage := .Values.storage -}}
+{{- if eq $storage.model.kind "s3" }}
 - name: model
-  emptyDir: {sizeLimit: {{ $v.storage.model.size }}}
-{{- else if ne $v.storage.model.kind "image" }}
+  emptyDir: {sizeLimit: {{ $storage.model.size }}}
+{{- else if ne $storage.model.kind "image" }}
 - name: model
   persistentVolumeClaim: {claimName: {{ include "rufus-serve.claim" (list . "model") }}}
 {{- end }}
-{{- if ne $v.storage.artifacts.kind "none" }}
+{{- if eq (include "rufus-serve.volumeName" (list . "artifacts")) "artifacts" }}
 - name: artifacts
   persistentVolumeClaim: {claimName: {{ include "rufus-serve.claim" (list . "artifacts") }}}
 {{- end }}
@@ -40,6 +54,22 @@
 {{- ternary $volume.claimName (printf "%s-%s" (include "rufus-serve.fullname" $root) (index . 1)) (eq $volume.kind "existingClaim") -}}
 {{- end }}
 
+{{- /* The pod's volume that a storage is a folder of; nothing if it is none. Kubelet never mounts one
+claim as two volumes of a pod, so storages that share a claim share the volume. (list $ "artifacts") */}}
+{{- define "rufus-serve.volumeName" -}}
+{{- $root := index . 0 -}}
+{{- $storage := $root.Values.storage -}}
+{{- $kind := (get $storage (index . 1)).kind -}}
+{{- if has $kind (list "image" "none") -}}
+{{- else if eq $kind "model" -}}
+model
+{{- else if and (eq $kind "existingClaim") (not (has $storage.model.kind (list "image" "s3"))) (eq (include "rufus-serve.claim" .) (include "rufus-serve.claim" (list $root "model"))) -}}
+model
+{{- else -}}
+{{ index . 1 }}
+{{- end -}}
+{{- end }}
+
 {{- /* Mounts of every container that runs rufus-serve. (list $ "follower"): Ray's sockets are kept
 apart, as two of its nodes share the leader's pod. */}}
 {{- define "rufus-serve.mounts" -}}
@@ -48,21 +78,38 @@ apart, as two of its nodes share the leader's pod. */}}
 - {name: token, mountPath: /etc/rufus-serve/token, readOnly: true}
 - {name: shm, mountPath: /dev/shm}
 - {name: scratch, mountPath: /tmp, subPath: {{ index . 1 }}}
-{{- if ne $v.storage.model.kind "image" }}
-- {name: model, mountPath: /models, readOnly: true{{ with $v.storage.model.subPath }}, subPath: {{ . | quote }}{{ end }}}
+{{- if $v.storage.cache.size }}
+- {name: cache, mountPath: /cache}
+{{- end }}
+{{- with include "rufus-serve.dataMount" (list (index . 0) "model" true) }}
+{{ . }}
+{{- end }}
+{{- with $v.extraVolumeMounts }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
-{{- /* (list $ true) for a read-only mount */}}
-{{- define "rufus-serve.artifactsMount" -}}
-{{- $v := (index . 0).Values -}}
-{{- if ne $v.storage.artifacts.kind "none" -}}
-- {name: artifacts, mountPath: /artifacts, readOnly: {{ index . 1 }}{{ with $v.storage.artifacts.subPath }}, subPath: {{ . | quote }}{{ end }}}
+{{- /* Where a storage is mounted; nothing if it is none. (list $ "artifacts" READ_ONLY) */}}
+{{- define "rufus-serve.dataMount" -}}
+{{- $volume := get (index . 0).Values.storage (index . 1) -}}
+{{- with include "rufus-serve.volumeName" . -}}
+- {name: {{ . }}, mountPath: {{ include "rufus-serve.dataFolder" (index $ 1) }}, readOnly: {{ index $ 2 }}{{ with $volume.subPath }}, subPath: {{ . | quote }}{{ end }}}
 {{- end -}}
 {{- end }}
 
-{{- define "rufus-serve.compileMark" -}}
-/artifacts/.compiled-{{ include "rufus-serve.configFile" . | sha256sum | trunc 12 }}
+{{- define "rufus-serve.dataFolder" -}}
+/{{ ternary "models" "artifacts" (eq . "model") }}
+{{- end }}
+
+{{- /* Written by the Job that copies the model, once it is whole. */}}
+{{- define "rufus-serve.modelMark" -}}
+{{- $v := .Values -}}
+/models/.loaded-{{ list $v.storage.model.url $v.config.model | toJson | sha256sum | trunc 12 }}
+{{- end }}
+
+{{- define "rufus-serve.loadsModel" -}}
+{{- $model := .Values.storage.model -}}
+{{- ternary "true" "" (and (has $model.kind (list "existingClaim" "claim" "fsx" "efs")) (ne $model.url "")) -}}
 {{- end }}
 
 {{- define "rufus-serve.copyModel" -}}
@@ -70,32 +117,35 @@ apart, as two of its nodes share the leader's pod. */}}
 - name: copy-model
   image: {{ include "rufus-serve.image" (dict "root" . "image" $v.image.s3) }}
   imagePullPolicy: {{ $v.image.pullPolicy }}
-  args: [s3, sync, --only-show-errors, {{ $v.storage.model.url | quote }}, {{ $v.config.model | quote }}]
+  command: [sh, -c, 'aws s3 sync --only-show-errors "$0" "$1" && touch "$2"']
+  args: [{{ $v.storage.model.url | quote }}, {{ $v.config.model | quote }}, {{ include "rufus-serve.modelMark" . | quote }}]
   env: [{name: HOME, value: /tmp}]
+  {{- with $v.storage.envFrom }}
+  envFrom: {{- toYaml . | nindent 4 }}
+  {{- end }}
   securityContext: {{- toYaml $v.securityContext | nindent 4 }}
   resources:
     requests: {cpu: "1", memory: 1Gi}
     limits: {memory: 2Gi}
   volumeMounts:
-    - {name: model, mountPath: /models}
+    {{- include "rufus-serve.dataMount" (list . "model" false) | nindent 4 }}
     - {name: scratch, mountPath: /tmp, subPath: copy-model}
 {{- end }}
 
+{{- /* Of leader and worker pods. */}}
 {{- define "rufus-serve.initContainers" -}}
 {{- $v := .Values -}}
+{{- $slack := 3600 -}}
 {{- if eq $v.storage.model.kind "s3" }}
 {{ include "rufus-serve.copyModel" . }}
 {{- end }}
+{{- if include "rufus-serve.loadsModel" . }}
+{{ include "rufus-serve.await" (dict "root" . "name" "await-model" "test" (printf "-e %s" (include "rufus-serve.modelMark" .)) "seconds" (int $v.storage.activeDeadlineSeconds) "mount" (include "rufus-serve.dataMount" (list . "model" true))) }}
+{{- end }}
 {{- if and $v.compile.enabled (ne $v.storage.artifacts.kind "none") }}
-- name: await-artifacts
-  image: {{ include "rufus-serve.image" (dict "root" . "image" $v.image.leader) }}
-  imagePullPolicy: {{ $v.image.pullPolicy }}
-  command: [sh, -c, 'until [ -e "$0" ]; do echo "waiting for the compile job to write $0"; sleep 15; done']
-  args: [{{ include "rufus-serve.compileMark" . | quote }}]
-  securityContext: {{- toYaml $v.securityContext | nindent 4 }}
-  resources:
-    requests: {cpu: 10m, memory: 16Mi}
-    limits: {memory: 64Mi}
-  volumeMounts: [{{ include "rufus-serve.artifactsMount" (list . true) | trimPrefix "- " }}]
+{{ include "rufus-serve.await" (dict "root" . "name" "await-artifacts" "test" (printf "-e %s" (include "rufus-serve.compileMark" .)) "seconds" (add $v.compile.activeDeadlineSeconds $slack | int) "mount" (include "rufus-serve.dataMount" (list . "artifacts" true))) }}
+{{- end }}
+{{- with $v.initContainers }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
