@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rufus_serve.artifacts.settings import ARTIFACT_SETTINGS
+from rufus_serve.artifacts.inputs import ARTIFACT_SETTINGS
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.settings import all_settings
 

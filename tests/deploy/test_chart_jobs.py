@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rufus_serve.artifacts.settings import ARTIFACT_SETTINGS
+from rufus_serve.artifacts.inputs import ARTIFACT_SETTINGS
 from rufus_serve.config.settings import Setting, all_settings
 from tests.deploy.chart import PROFILES, ROOT, job, one, render
 from tests.deploy.conftest import need_root
 
 BASE = [PROFILES["trn1.32xlarge"], ROOT / "deploy" / "eks" / "values-70b.yaml"]
 OWNED_OR_FIXED = {
+    "allow_anonymous",
     # Refused or meaningless beside the rest of the profile.
     "model", "runtime", "nodes", "neuron.mode", "neuron.cores_per_node", "neuron.kv_layout",
     "artifacts.location", "artifacts.required", "recovery.standby_nodes", "max_model_len",

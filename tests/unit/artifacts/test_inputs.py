@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rufus_serve.artifacts.settings import ARTIFACT_SETTINGS
+from rufus_serve.artifacts.inputs import ARTIFACT_SETTINGS
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.config.settings import Setting, all_settings
 from rufus_serve.errors import RufusError
