@@ -43,6 +43,7 @@ COMMANDS = (
     Command("status", "show the group of a running server"),
     Command("drain", "let a running server finish, and end it"),
     Command("restart-follower", "replace one follower of a running server"),
+    Command("bench", "load an OpenAI endpoint and measure its streams"),
     Command("key", "make, list and revoke API keys"),
     Command("demo-model", "make the small demo model"),
 )

@@ -1,0 +1,159 @@
+"""`rufus-serve bench` against an endpoint whose every delay is known."""
+
+import asyncio
+import csv
+import json
+import threading
+
+import pytest
+from aiohttp import web
+
+from rufus_serve.cli.main import main
+from rufus_serve.errors import ConfigError, EndpointError
+
+FIRST_S, NEXT_S = 0.05, 0.02
+
+
+class Endpoint:
+    """Streams as many pieces as tokens were asked for; keeps what it was sent."""
+
+    def __init__(self):
+        self.seen, self.keys, self.refuse = [], [], False
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def _run(self):
+        app = web.Application()
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/completions", self._stream)
+        app.router.add_post("/v1/chat/completions", self._stream)
+        runner = web.AppRunner(app)
+
+        async def start():
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+            self._ready.set()
+
+        self._loop.run_until_complete(start())
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    def close(self):
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    async def _models(self, request):
+        self.keys.append(request.headers.get("Authorization"))
+        return web.json_response({"data": [{"id": "echo"}]})
+
+    async def _stream(self, request):
+        body = await request.json()
+        self.seen.append(body)
+        if self.refuse:
+            return web.json_response({"error": {"message": "too many"}}, status=429)
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        for index in range(body["max_tokens"]):
+            await asyncio.sleep(NEXT_S if index else FIRST_S)
+            text = f"w{index} "
+            choice = {"delta": {"content": text}} if "messages" in body else {"text": text}
+            await self._event(answer, {"choices": [choice]})
+        usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
+        await self._event(answer, {"choices": [], "usage": usage})
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+    async def _event(self, answer, event):
+        await answer.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+
+
+@pytest.fixture
+def endpoint():
+    server = Endpoint()
+    yield server
+    server.close()
+
+
+def test_what_is_measured_is_what_the_endpoint_did(endpoint, tmp_path):
+    out = tmp_path / "run.json"
+    words = ["bench", "--url", endpoint.url, "--requests", "8", "--concurrency", "4"]
+    words += ["--output-tokens", "5", "--out", str(out), "--api-key", "secret"]
+    assert main(words) == 0
+    (load,) = json.loads(out.read_text())["loads"]
+    found = load["summary"]
+    assert (found["requests"], found["output_tokens"], found["input_tokens"]) == (8, 40, 56)
+    # What the endpoint waited is the least that a client can see.
+    assert found["ttft_ms"]["p50"] >= 1e3 * FIRST_S
+    assert found["tpot_ms"]["p50"] >= 1e3 * NEXT_S
+    assert found["e2e_ms"]["p50"] >= 1e3 * (FIRST_S + 4 * NEXT_S)
+    assert len(load["requests"]) == 8
+    assert endpoint.keys == ["Bearer secret"]
+    assert {body["model"] for body in endpoint.seen} == {"echo"}
+
+
+def test_a_sweep_writes_a_line_and_a_point_a_rate(endpoint, tmp_path):
+    table, plot = tmp_path / "sweep.csv", tmp_path / "sweep.png"
+    words = ["bench", "--url", endpoint.url + "/v1", "--requests", "4", "--rates", "20:40"]
+    words += ["--output-tokens", "2", "--slo", "ttft:5000", "--out", str(table), "--out", str(plot)]
+    assert main(words) == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["load"] for row in rows] == ["20/s", "40/s"]
+    assert all(float(row["goodput_per_s"]) == float(row["requests_per_s"]) for row in rows)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_turn_carries_all_that_was_said_before(endpoint):
+    words = ["bench", "--url", endpoint.url, "--workload", "turns", "--requests", "3"]
+    assert main([*words, "--turns", "3", "--output-tokens", "2", "--concurrency", "1"]) == 0
+    roles = [[message["role"] for message in body["messages"]] for body in endpoint.seen]
+    turn = ["user", "assistant"]
+    assert roles == [["user"], [*turn, "user"], [*turn, *turn, "user"]]
+    assert endpoint.seen[1]["messages"][1]["content"] == "w0 w1 "
+
+
+def test_a_trace_keeps_its_moments(endpoint, tmp_path):
+    lines = [{"prompt": "a", "at": 0, "max_tokens": 1}, {"prompt": "b", "at": 0.4, "max_tokens": 1}]
+    path, out = tmp_path / "trace.jsonl", tmp_path / "run.json"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert main(["bench", "--url", endpoint.url, "--file", str(path), "--out", str(out)]) == 0
+    starts = [each["start_s"] for each in json.loads(out.read_text())["loads"][0]["requests"]]
+    assert starts[1] - starts[0] >= 0.39
+
+
+def test_refusals_are_counted_by_their_words(endpoint, capsys):
+    endpoint.refuse = True
+    assert main(["bench", "--url", endpoint.url, "--requests", "3"]) == EndpointError.exit_code
+    printed = capsys.readouterr()
+    assert "3 x HTTP 429: too many" in printed.out
+    assert "no request was answered: HTTP 429: too many" in printed.err
+
+
+def test_a_dead_or_a_wrong_server_is_told_in_one_line(endpoint, capsys):
+    assert main(["bench", "--url", "http://127.0.0.1:9"]) == EndpointError.exit_code
+    assert "is the server running?" in capsys.readouterr().err
+    assert main(["bench", "--url", endpoint.url + "/nothing"]) == EndpointError.exit_code
+    assert "HTTP 404" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rate", "1", "--concurrency", "2"], "exclude each other"),
+        (["--requests", "0"], "--requests must be at least 1"),
+        (["--out", "run.txt"], "results are written as"),
+        (["--out", "nowhere/run.csv"], "there is no folder"),
+        (["--workload", "file"], "needs --file"),
+    ],
+)
+def test_bad_options_are_told(endpoint, capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code = main(["bench", "--url", endpoint.url, "--output-tokens", "1", *words])
+    assert code == ConfigError.exit_code
+    assert message in capsys.readouterr().err
+    assert endpoint.seen == []
