@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(status)).decode())
     else:
         print(f"{status.state}, epoch {status.epoch}, {status.restarts} restarts {status.detail}")
+        if status.recovery_s:
+            print(f"  the last recovery took {status.recovery_s:.1f} s")
         for follower in status.followers:
             print(
                 f"  follower {follower.node_rank} on {follower.host}, process {follower.pid}: "

@@ -73,12 +73,24 @@ def _deadlines(config: ServeConfig) -> Iterator[Conflict]:
             f"{timeouts.heartbeat_s:g}: one late heartbeat would count as a loss",
             ("timeouts.heartbeat_lost_s", "timeouts.heartbeat_s"),
         )
+    if config.runtime == "neuron" and config.recovery_deadline_s < _loading_s(config):
+        yield Conflict(
+            f"recovery.deadline_s {recovery.deadline_s:g} < timeouts.load_s {timeouts.load_s:g} + "
+            f"timeouts.warm_up_s {timeouts.warm_up_s:g}: with runtime neuron every follower loads "
+            "again after a loss, and the server would be killed for it; raise deadline_s, or 0 "
+            "takes what the limits add up to",
+            ("recovery.deadline_s", "timeouts.load_s", "timeouts.warm_up_s"),
+        )
     if recovery.max_backoff_s < recovery.backoff_s:
         yield Conflict(
             f"recovery.max_backoff_s {recovery.max_backoff_s:g} < recovery.backoff_s "
             f"{recovery.backoff_s:g}: the upper bound is below the first wait",
             ("recovery.max_backoff_s", "recovery.backoff_s"),
         )
+
+
+def _loading_s(config: ServeConfig) -> float:
+    return config.timeouts.load_s + config.timeouts.warm_up_s
 
 
 def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_RECOVERY_S = 600.0
 Ascending = tuple[Annotated[int, Field(gt=0)], ...]
 
 
@@ -103,8 +104,9 @@ class RecoveryConfig(Section):
     """Wait before the second restart in a row; doubles with each further one."""
     max_backoff_s: Seconds = 30.0
     """Upper bound of the backoff."""
-    deadline_s: Seconds = 600.0
-    """How long `/health` stays 200 while the group recovers."""
+    deadline_s: SecondsOrZero = 0.0
+    """How long `/health` stays 200 while the group recovers. 0: 600 s, with runtime `neuron` the
+    limits of joining, loading and warming up, and in any case twice the last start or recovery."""
     on_leader_loss: Literal["wait", "exit"] = "exit"
     """What followers do when the leader is gone: keep their weights and wait, or exit."""
     standby_nodes: Annotated[int, Field(ge=0)] = 0
@@ -281,6 +283,15 @@ class ServeConfig(Section):
     def num_followers(self) -> int:
         """Follower processes in all: one per node, and the stand-bys."""
         return self.nodes + self.recovery.standby_nodes
+
+    @property
+    def recovery_deadline_s(self) -> float:
+        """`recovery.deadline_s`, or what it stands for if it is 0."""
+        if self.recovery.deadline_s:
+            return self.recovery.deadline_s
+        timeouts = self.timeouts
+        every_process = timeouts.join_s + timeouts.load_s + timeouts.warm_up_s
+        return every_process if self.runtime == "neuron" else _RECOVERY_S
 
     def group_hash(self) -> str:
         """Hash of what a follower's state depends on; leader and followers must agree on it.

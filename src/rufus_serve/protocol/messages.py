@@ -358,6 +358,8 @@ class Status(Message, frozen=True):
     detail: str = ""
     restarts: int = 0
     followers: tuple[FollowerStatus, ...] = ()
+    recovery_s: float = 0.0
+    """How long the last recovery took; 0 if there was none."""
 
 
 class RestartFollower(Message, frozen=True):

@@ -59,6 +59,8 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
     backoff_s: float = 0.2
     max_backoff_s: float = 30.0
     deadline_s: float = 600.0
+    deadline_follows_start: bool = False
+    """Whether it grows to twice what the last start or recovery took."""
 
 
 class Member(msgspec.Struct, kw_only=True):
@@ -66,9 +68,9 @@ class Member(msgspec.Struct, kw_only=True):
 
     follower_id: str
     node_rank: int
-    phase: MemberPhase
     since: float
     heard: float
+    phase: MemberPhase = MemberPhase.STARTING
     host: str = ""
     address: str = ""
     pid: int = 0
@@ -77,6 +79,21 @@ class Member(msgspec.Struct, kw_only=True):
     load_count: int = 0
     info: RuntimeInfo | None = None
     endpoint: StepEndpoint | None = None
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return "stand-by" if self.node_rank == STANDBY else f"follower {self.node_rank}"
+
+    @property
+    def name(self) -> str:
+        """Its title and where it is."""
+        return f"{self.title} on {self.host}" if self.host else self.title
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it was in an epoch and can be in no other."""
+        return bool(self.epochs) and self.info is not None and not self.info.can_rejoin
 
 
 # ---- events ----

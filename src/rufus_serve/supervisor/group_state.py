@@ -44,6 +44,8 @@ from rufus_serve.supervisor.group_events import (
     Suspected,
     Welcomed,
 )
+from rufus_serve.supervisor.recovery_time import RecoveryTime
+from rufus_serve.supervisor.replacements import Replacements
 
 _FORMING = (MemberPhase.GROUPING, MemberPhase.WARMING)
 
@@ -65,9 +67,11 @@ class GroupState:
         self.total_restarts = 0
         self.restarts_of_rank: Counter[int] = Counter()
         self.failure = ""
-        self._consecutive = 0
+        self.recovery_time = RecoveryTime(settings)
         self._serial = serial
-        self._pending: list[tuple[float, int]] = []
+        self._replacements = Replacements(
+            backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s
+        )
         self._warming_limit_s = settings.warm_up_s
         self._regroup: tuple[float, str] | None = None
         """When to form an epoch of the same members, and why, unless one turns out lost."""
@@ -87,7 +91,7 @@ class GroupState:
         if self.phase is GroupPhase.READY:
             return True
         if self.phase is GroupPhase.RECOVERING:
-            return now - self.phase_since <= self.settings.deadline_s
+            return now - self.phase_since <= self.recovery_time.deadline_s
         return self.phase is GroupPhase.STARTING
 
     @property
@@ -178,13 +182,14 @@ class GroupState:
         ranked = self.by_rank()
         complete = len(ranked) == self.settings.nodes
         if complete and all(m.phase is MemberPhase.READY for m in ranked.values()):
-            self._consecutive = 0
+            self._replacements.forgive()
+            self.recovery_time.note(self.phase, now - self.phase_since)
             self._enter(GroupPhase.READY, now)
             self._announce()
 
     def _on_failed(self, member: Member, event: Failed, now: float) -> None:
         if self._is_fatal(event.kind):
-            self._fail(event.kind, f"{self._name(member)}: {event.reason}", now)
+            self._fail(event.kind, f"{member.name}: {event.reason}", now)
         else:
             self._on_lost(member, event.reason, now)
 
@@ -199,7 +204,7 @@ class GroupState:
             return
         self._move(member, MemberPhase.LOADED, now)
         if self._regroup is None:
-            reason = f"{self._name(member)} could not form epoch {event.epoch}: {event.reason}"
+            reason = f"{member.name} could not form epoch {event.epoch}: {event.reason}"
             self._regroup = (now + self.settings.settle_s, reason)
 
     def _on_engine(self, event: EngineJoined, now: float) -> None:
@@ -219,17 +224,19 @@ class GroupState:
             return
         self._remove(member)
         self._regroup = None
-        self._end_epoch(f"{self._name(member)} is being restarted on request", now)
-        self._replace(rank, now)
+        self._end_epoch(f"{member.name} is being restarted on request", now)
+        self._replace([rank, *self._retire()], now)
 
     def _on_lost(self, member: Member, reason: str, now: float) -> None:
         self._remove(member)
+        reason, ranks = f"{member.name}: {reason}", [member.node_rank]
         if member.node_rank != STANDBY:
             self._regroup = None
-            self._end_epoch(f"{self._name(member)}: {reason}", now)
-        if self._spend(f"{self._name(member)}: {reason}", now):
-            self.restarts_of_rank[member.node_rank] += 1
-            self._replace(member.node_rank, now)
+            self._end_epoch(reason, now)
+            ranks += self._retire()
+        if self._spend(reason, now):
+            self.restarts_of_rank.update(ranks)
+            self._replace(ranks, now)
 
     def _on_tick(self, now: float) -> None:
         for member in list(self.members.values()):
@@ -240,9 +247,7 @@ class GroupState:
             self._regroup_if_due(now)
 
     def _start_due(self, now: float) -> None:
-        due = [rank for at, rank in self._pending if at <= now]
-        self._pending = [(at, rank) for at, rank in self._pending if at > now]
-        for rank in due:
+        for rank in self._replacements.due(now):
             self._start(rank, now)
 
     def _regroup_if_due(self, now: float) -> None:
@@ -265,7 +270,7 @@ class GroupState:
             reason = f"still {member.phase.value} after {spent:.1f} s (limit {limit:g} s)"
             hung = member.phase is MemberPhase.GROUPING
             if not hung and self._is_fatal(StartupTimeout):
-                self._fail(StartupTimeout, f"{self._name(member)} {reason}", now)
+                self._fail(StartupTimeout, f"{member.name} {reason}", now)
             else:
                 self._on_lost(member, reason, now)
         elif member.phase is not MemberPhase.STARTING:
@@ -291,11 +296,9 @@ class GroupState:
         if not self._complete():
             return
         with_weights = list(self.by_rank().values())
-        spent = [m for m in with_weights if m.epochs and m.info and not m.info.can_rejoin]
-        if spent:
-            for member in spent:
-                self._remove(member)
-                self._replace(member.node_rank, now)
+        if ranks := self._retire():
+            self.restarts_of_rank.update(ranks)
+            self._replace(ranks, now)
             return
         self._regroup = None
         self.epoch += 1
@@ -317,6 +320,13 @@ class GroupState:
             )
         )
 
+    def _retire(self) -> list[int]:
+        """End members that can form no other epoch, so that all load side by side; their ranks."""
+        spent = [member for member in self.by_rank().values() if member.is_spent]
+        for member in spent:
+            self._remove(member)
+        return [member.node_rank for member in spent]
+
     def _complete(self) -> bool:
         ranked = self.by_rank()
         return len(ranked) == self.settings.nodes and all(m.info for m in ranked.values())
@@ -335,23 +345,23 @@ class GroupState:
         self.total_restarts += 1
         return True
 
-    def _replace(self, rank: int, now: float) -> None:
-        """Fill a rank from the stand-bys, or with a new process after the backoff."""
-        standbys = [m for m in self.members.values() if m.phase is MemberPhase.IDLE]
-        if rank != STANDBY and standbys:
-            chosen = standbys[0]
-            chosen.node_rank = rank
-            self._move(chosen, MemberPhase.LOADING, now)
-            self._do(Welcomed(follower_id=chosen.follower_id, node_rank=rank))
-            self._start(STANDBY, now)
-            return
-        delay = 0.0
-        if self._consecutive:
-            delay = self.settings.backoff_s * 2.0 ** min(self._consecutive - 1, 16)
-        self._consecutive += 1
-        self._pending.append((now + min(delay, self.settings.max_backoff_s), rank))
-        if delay == 0.0:
-            self._start_due(now)
+    def _replace(self, ranks: list[int], now: float) -> None:
+        """Fill ranks from the stand-bys, or with new processes after one backoff."""
+        left = [rank for rank in ranks if not self._take_standby(rank, now)]
+        self._replacements.await_start(left, now)
+        self._start_due(now)
+
+    def _take_standby(self, rank: int, now: float) -> bool:
+        """Give `rank` to a stand-by, if there is one, and start another."""
+        standbys = (m for m in self.members.values() if m.phase is MemberPhase.IDLE)
+        chosen = None if rank == STANDBY else next(standbys, None)
+        if chosen is None:
+            return False
+        chosen.node_rank = rank
+        self._move(chosen, MemberPhase.LOADING, now)
+        self._do(Welcomed(follower_id=chosen.follower_id, node_rank=rank))
+        self._start(STANDBY, now)
+        return True
 
     def _start(self, rank: int, now: float) -> None:
         self._serial += 1
@@ -362,11 +372,7 @@ class GroupState:
 
     def _add(self, follower_id: str, rank: int, now: float) -> None:
         self.members[follower_id] = Member(
-            follower_id=follower_id,
-            node_rank=rank,
-            phase=MemberPhase.STARTING,
-            since=now,
-            heard=now,
+            follower_id=follower_id, node_rank=rank, since=now, heard=now
         )
 
     def _remove(self, member: Member) -> None:
@@ -390,8 +396,3 @@ class GroupState:
 
     def _do(self, action: Action) -> None:
         self._actions.append(action)
-
-    @staticmethod
-    def _name(member: Member) -> str:
-        rank = "stand-by" if member.node_rank == STANDBY else f"follower {member.node_rank}"
-        return f"{rank} on {member.host}" if member.host else rank

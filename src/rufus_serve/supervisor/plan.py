@@ -125,7 +125,8 @@ def group_settings(config: ServeConfig) -> GroupSettings:
         window_s=recovery.window_s,
         backoff_s=recovery.backoff_s,
         max_backoff_s=recovery.max_backoff_s,
-        deadline_s=recovery.deadline_s,
+        deadline_s=config.recovery_deadline_s,
+        deadline_follows_start=not recovery.deadline_s,
     )
 
 

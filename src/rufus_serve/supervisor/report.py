@@ -3,7 +3,7 @@
 import logging
 import time
 
-from rufus_serve.supervisor.group_events import STANDBY, Member
+from rufus_serve.supervisor.group_events import Member
 
 _log = logging.getLogger("rufus_serve.supervisor")
 _PROGRESS_S = 5.0
@@ -33,8 +33,7 @@ class Report:
         now = time.monotonic()
         self._phase_began[member.follower_id] = (member.phase.value, now)
         after = f" after {now - began:.1f} s {phase}" if phase else ""
-        where = f" on {member.host}" if member.host else ""
-        _log.info("%s%s: %s%s", name_of(member), where, member.phase.value, after)
+        _log.info("%s: %s%s", member.name, member.phase.value, after)
 
     def progress(self, member: Member, *, done: int, total: int, detail: str) -> None:
         """A follower tells how far it is within its phase."""
@@ -43,9 +42,4 @@ class Report:
             return
         self._progress_at[member.follower_id] = now
         share = f"{100 * done // total} %" if total else f"{done}"
-        _log.info("%s: %s %s %s", name_of(member), member.phase.value, share, detail)
-
-
-def name_of(member: Member) -> str:
-    """How people call this follower."""
-    return "stand-by" if member.node_rank == STANDBY else f"follower {member.node_rank}"
+        _log.info("%s: %s %s %s", member.title, member.phase.value, share, detail)

@@ -22,6 +22,7 @@ def status_of(
         ready=ready,
         detail=fault or state.failure,
         restarts=state.total_restarts,
+        recovery_s=state.recovery_time.last_s,
         followers=tuple(
             FollowerStatus(
                 node_rank=member.node_rank,

@@ -44,6 +44,10 @@ def test_the_defaults_agree_with_each_other():
             {"recovery": {"backoff_s": 2, "max_backoff_s": 1}},
             "recovery.max_backoff_s 1 < recovery.backoff_s 2",
         ),
+        (
+            {"runtime": "neuron", "recovery": {"deadline_s": 600}},
+            "recovery.deadline_s 600 < timeouts.load_s 1800 + timeouts.warm_up_s 1800",
+        ),
         ({"artifacts": {"required": True}}, "artifacts.required is true"),
     ],
 )

@@ -43,3 +43,16 @@ def test_the_configuration_imports_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "deadline_s"),
+    [
+        ({}, 600.0),
+        ({"recovery": {"deadline_s": 5}}, 5.0),
+        ({"runtime": "neuron"}, 60.0 + 1800.0 + 1800.0),
+        ({"runtime": "neuron", "recovery": {"deadline_s": 5000}}, 5000.0),
+    ],
+)
+def test_a_recovery_may_take_what_the_runtime_needs(settings, deadline_s):
+    assert ServeConfig(model="m", **settings).recovery_deadline_s == deadline_s

@@ -274,20 +274,49 @@ def test_the_same_engine_connecting_again_is_told_of_the_same_epoch():
     assert history.happen(ev.EngineJoined(leader_id="first")) == [ev.AnnounceReady(epoch=1)]
 
 
-def test_survivors_that_cannot_rejoin_are_replaced_before_the_next_epoch():
+def test_survivors_that_cannot_rejoin_are_replaced_at_the_loss_side_by_side():
+    history = GroupHistory(nodes=3, backoff_s=5.0)
+    history.can_rejoin = False
+    history.serve()
+    before = {history.id_of(rank) for rank in range(3)}
+    actions = history.lose(1)
+    assert {kill.follower_id for kill in of(ev.KillFollower, actions)} == before
+    assert sorted(start.node_rank for start in of(ev.StartFollower, actions)) == [0, 1, 2]
+    assert history.state.total_restarts == 1
+    assert dict(history.state.restarts_of_rank) == {0: 1, 1: 1, 2: 1}
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert history.state.epoch == 2
+
+
+def test_a_group_that_cannot_rejoin_is_restarted_as_a_whole_on_request():
     history = GroupHistory()
     history.can_rejoin = False
     history.serve()
-    survivor = history.id_of(0)
+    actions = history.happen(ev.RestartAsked(node_rank=1))
+    assert sorted(start.node_rank for start in of(ev.StartFollower, actions)) == [0, 1]
+
+
+def test_members_that_only_load_are_kept_when_one_of_a_group_is_lost_again():
+    history = GroupHistory(backoff_s=0.1)
+    history.can_rejoin = False
+    history.serve()
     history.lose(1)
-    history.join(history.id_of(1))
-    actions = history.load(history.id_of(1))
-    assert of(ev.KillFollower, actions) == [ev.KillFollower(follower_id=survivor)]
-    assert not of(ev.Form, actions)
+    loading = history.id_of(0)
+    history.join(loading)
+    history.lose(1)
     history.wait(1.0)
-    history.advance()
-    assert history.state.phase is Phase.READY
-    assert history.id_of(0) != survivor
+    assert history.id_of(0) == loading
+
+
+def test_a_whole_group_takes_its_stand_bys_first():
+    history = GroupHistory(standby_nodes=1)
+    history.can_rejoin = False
+    history.serve()
+    actions = history.lose(1)
+    assert [taken.node_rank for taken in of(ev.Welcomed, actions)] == [1]
+    started = [start.node_rank for start in of(ev.StartFollower, actions)]
+    assert sorted(started) == [ev.STANDBY, 0]
 
 
 def test_replacing_members_that_cannot_rejoin_survives_one_that_is_silent_as_well():

@@ -193,7 +193,7 @@ class GroupHistories(RuleBasedStateMachine):
         if self.state.phase in END:
             return
         ranks = [member.node_rank for member in self.state.members.values()]
-        ranks += [rank for _, rank in self.state._pending]
+        ranks += [rank for _, rank in self.state._replacements.pending]
         expected = list(range(self.settings.nodes)) + [ev.STANDBY] * self.settings.standby_nodes
         assert sorted(ranks) == sorted(expected)
 
@@ -213,7 +213,7 @@ class GroupHistories(RuleBasedStateMachine):
     def the_budget_and_the_backoff_are_respected(self):
         assert len(self.state.restarts) <= self.settings.max_restarts
         assert self.failures <= 1
-        for at, _ in self.state._pending:
+        for at, _ in self.state._replacements.pending:
             assert at <= self.now + self.settings.max_backoff_s
 
     def live_on(self):
