@@ -57,7 +57,7 @@ def plan_as_json(plan: Plan, *, published: bool) -> dict[str, Any]:
             "prefill": compiled.prefill,
             "decode": compiled.context,
         },
-        "start_up": msgspec.to_builtins(plan.start_up),
+        "start_up": msgspec.to_builtins(plan.start_up) | {"recover_s": plan.start_up.recover_s},
         "latency": latency,
         "advice": msgspec.to_builtins(advice(plan)),
     }
@@ -147,7 +147,9 @@ def _print_start_up(console: Console, plan: Plan) -> None:
         f"graphs: {start.num_graphs}; prefill {list(compiled.prefill)}, decode of "
         f"{compiled.max_num_seqs} rows at context {list(compiled.context)}\n"
         f"compile: {start.compile_class}, once; shard: {start.shard_once_s:,.0f} s, once; load: "
-        f"{start.load_sharded_s:,.0f} s from local shards, else {start.load_unsharded_class}\n",
+        f"{start.load_sharded_s:,.0f} s from local shards, else {start.load_unsharded_class}\n"
+        f"recover from the loss of a node: about {start.recover_s:,.0f} s once it is noticed, with "
+        "artifacts on local disks; every follower starts, loads and warms up\n",
         markup=False,
         soft_wrap=True,
     )

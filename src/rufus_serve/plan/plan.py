@@ -116,7 +116,7 @@ def make_plan(request: PlanRequest) -> Plan:
             checkpoint_bytes=shape.num_params * _FORMAT_BYTES[request.weights],
             shard_bytes=weights.total,
             num_nodes=request.num_nodes,
-            num_graphs=_num_graphs(request),
+            graphs_ms=_graphs_ms(request, placement),
         ),
     )
 
@@ -159,6 +159,16 @@ def _capacity(request: PlanRequest, memory: CoreMemory) -> tuple[Capacity, ...]:
         Capacity(context=length, sequences=room // (memory.kv_per_token * (length + LINE_PADDING)))
         for length in sorted(contexts)
     )
+
+
+def _graphs_ms(request: PlanRequest, placement: Placement) -> list[float]:
+    """A call to each graph."""
+    prefills = [prefill_ms(placement, prompts=1, tokens=n) for n in request.compiled.prefill]
+    decodes = [
+        decode_estimate(placement, rows=request.max_num_seqs, context=n).max_ms
+        for n in request.compiled.context
+    ]
+    return prefills + decodes
 
 
 def _num_graphs(request: PlanRequest) -> int:

@@ -1,5 +1,7 @@
 """How long compiling, sharding and loading take, in the classes that published runs support."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from rufus_serve.plan.hardware import GIB, Instance
@@ -10,6 +12,8 @@ _LOADING_BYTES_PER_S = 812e9 / 108
 """The same shards were then loaded in about 108 s, from local disks."""
 _COMPILER_BYTES = 8 * GIB
 """Host memory kept for the compiler; an assumption."""
+_PROCESS_S = 30.0
+"""A follower's interpreter, imports and Neuron runtime, and the group's bootstrap; assumed."""
 _USABLE_HOST_SHARE = 0.9
 """The rest is the operating system's; an assumption."""
 
@@ -22,9 +26,16 @@ class StartUp(msgspec.Struct, frozen=True, kw_only=True):
     shard_once_s: float
     load_sharded_s: float
     load_unsharded_class: str
+    warm_up_s: float
+    """Every graph once."""
     compile_host_bytes: int
     """Checkpoint, one node's shards and the compiler, at once in host memory."""
     host_bytes: int
+
+    @property
+    def recover_s(self) -> float:
+        """From the notice of a loss until steps go on: every process starts, loads, warms up."""
+        return _PROCESS_S + self.load_sharded_s + self.warm_up_s
 
     @property
     def compiles_on_node(self) -> bool:
@@ -33,12 +44,18 @@ class StartUp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start_up(
-    instance: Instance, *, checkpoint_bytes: int, shard_bytes: int, num_nodes: int, num_graphs: int
+    instance: Instance,
+    *,
+    checkpoint_bytes: int,
+    shard_bytes: int,
+    num_nodes: int,
+    graphs_ms: Sequence[float],
 ) -> StartUp:
-    """For a checkpoint of which each core gets `shard_bytes`."""
+    """For a checkpoint of which each core gets `shard_bytes`, and graphs that take `graphs_ms`."""
     node_bytes = shard_bytes * instance.num_cores
     return StartUp(
-        num_graphs=num_graphs,
+        num_graphs=len(graphs_ms),
+        warm_up_s=sum(graphs_ms) / 1e3,
         compile_class=_compile_class(checkpoint_bytes),
         shard_once_s=node_bytes * num_nodes / _SHARDING_BYTES_PER_S,
         load_sharded_s=node_bytes / _LOADING_BYTES_PER_S,

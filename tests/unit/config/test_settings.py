@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from rufus_serve.config import ServeConfig
 from rufus_serve.config.settings import all_settings, nearest, nearest_key, sections
 
 

@@ -184,3 +184,12 @@ def test_attention_cut_in_two_ways_is_held_twice():
 def test_degrees_that_do_not_divide_are_refused_with_the_equation():
     with pytest.raises(ConfigError, match=r"% neuron.cp_degree 3 = 1, must be 0"):
         make_plan(asked(num_nodes=2, cp_degree=3))
+
+
+def test_a_recovery_takes_loading_a_call_to_each_graph_and_a_process():
+    small, large = (make_plan(asked(shape)).start_up for shape in (LLAMA3_8B, LLAMA3_70B))
+    assert small.recover_s < large.recover_s
+    for start in (small, large):
+        assert start.recover_s > start.load_sharded_s + start.warm_up_s > start.load_sharded_s
+    few = make_plan(asked(max_model_len=2048)).start_up
+    assert few.warm_up_s < make_plan(asked(max_model_len=8192)).start_up.warm_up_s

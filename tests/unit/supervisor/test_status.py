@@ -50,6 +50,12 @@ def test_a_group_is_ready_once_the_leader_serves(state, link):
     assert (status.state, status.epoch, status.ready, status.detail) == ("ready", 3, True, "")
 
 
+def test_the_last_recovery_is_timed(state, link):
+    assert status_of(state, link, draining=False, serving=True).recovery_s == 0.0
+    state.recovery_time.note(ev.GroupPhase.RECOVERING, 4.5)
+    assert status_of(state, link, draining=False, serving=True).recovery_s == 4.5
+
+
 def test_a_draining_group_is_healthy_and_not_ready(state, link):
     serve(state)
     status = status_of(state, link, draining=True, serving=True)
