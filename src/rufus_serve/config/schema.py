@@ -206,8 +206,10 @@ class NeuronRuntimeConfig(Section):
     """`device` drives NeuronCores; `nxdi-cpu` runs NxD Inference's own CPU mode."""
     cores_per_node: Annotated[int, Field(gt=0)] = 32
     """NeuronCores each follower drives; tensor parallel degree = nodes x cores_per_node."""
+    target: Literal["trn1", "inf2", "trn2"] = "trn1"
+    """Device that graphs are compiled for, wherever they are compiled; trn1 is trn1n as well."""
     kv_layout: Literal["contiguous", "block"] = "contiguous"
-    """`contiguous`: one KV line per sequence; `block`: paged, with prefix caching."""
+    """`contiguous`: one KV line per sequence; `block`: paged, with prefix caching, experimental."""
     cp_degree: Annotated[int, Field(gt=0)] = 1
     """Context parallelism in prefill."""
     attention_dp_degree: Annotated[int, Field(gt=0)] = 1

@@ -24,7 +24,14 @@ def artifacts(context: Context) -> Iterator[Finding]:
     config = context.config
     location = config.artifacts.location
     if not location:
-        if context.on_device:
+        if context.on_device and config.nodes > 1:
+            yield say.error(
+                f"artifacts.location is empty, with nodes {config.nodes}",
+                why="every node would compile by itself, and nothing would compare the graphs",
+                fix="rufus-serve compile --config FILE --out DIR, then set artifacts.location",
+                code=_CODE,
+            )
+        elif context.on_device:
             yield say.note(
                 "artifacts.location is empty: graphs are compiled at the first start",
                 why="that takes 15 minutes and more, on every node",

@@ -10,6 +10,8 @@ from rufus_serve.plan.latency import DecodeEstimate
 from rufus_serve.plan.memory import gib
 from rufus_serve.plan.plan import Plan, make_plan, smallest_fit
 
+_TRIED_CORES = (2, 16, 32)
+
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """One remark about a plan."""
@@ -80,6 +82,7 @@ def _smaller(plan: Plan) -> str:
 
 def _known_bad(plan: Plan) -> Iterator[Advice]:
     yield from _llama_70b(plan)
+    yield from _cores(plan)
     preparing = plan.start_up
     if not preparing.compiles_on_node:
         yield Advice(
@@ -101,6 +104,17 @@ def _known_bad(plan: Plan) -> Iterator[Advice]:
             level="warning",
             text=f"The checkpoint is quantized ({plan.shape.quantization}); the plan counts "
             f"{plan.request.weights} weights made from an unquantized one.",
+        )
+
+
+def _cores(plan: Plan) -> Iterator[Advice]:
+    cores, family = plan.request.cores_per_node, plan.instance.family
+    if family.startswith("trn1") and cores not in _TRIED_CORES:
+        yield Advice(
+            level="warning",
+            text=f"{cores} cores per node: NxD Inference's tests and examples on Trn1 use "
+            f"{', '.join(map(str, _TRIED_CORES))}; another number may have no collectives.",
+            source="test/integration/tp32",
         )
 
 

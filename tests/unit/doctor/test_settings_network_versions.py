@@ -136,9 +136,14 @@ def test_a_host_without_vllm_can_still_follow():
 
 
 def test_a_healthy_node_has_no_trouble_at_all(tmp_path: Path, llama_8b: str):
+    compiled = tmp_path / "compiled"
+    compiled.mkdir()
+    for name in ("model.pt", "neuron_config.json"):
+        (compiled / name).touch()
     context = neuron_context(
         trn1_32xlarge(),
         model=llama_8b,
+        artifacts={"location": str(compiled)},
         placement=Placement(is_leader=False, spread=True, address="10.0.1.10"),
     )
     report = examine(context, "node-1")

@@ -193,3 +193,9 @@ def test_a_recovery_takes_loading_a_call_to_each_graph_and_a_process():
         assert start.recover_s > start.load_sharded_s + start.warm_up_s > start.load_sharded_s
     few = make_plan(asked(max_model_len=2048)).start_up
     assert few.warm_up_s < make_plan(asked(max_model_len=8192)).start_up.warm_up_s
+
+
+@pytest.mark.parametrize(("cores", "warned"), [(2, False), (8, True), (16, False), (32, False)])
+def test_numbers_of_cores_that_nobody_tried_on_trn1_are_warned_of(cores, warned):
+    said_of = said(asked(LLAMA3_8B, cores_per_node=cores), "warning")
+    assert (f"{cores} cores per node" in said_of) is warned

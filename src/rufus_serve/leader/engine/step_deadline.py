@@ -1,5 +1,6 @@
 """How long a step may take before its followers count as hung."""
 
+from rufus_serve.config.step_floor import prefill_floor_s
 from rufus_serve.protocol.messages import Phase, StepRequest
 
 _PATIENCE = 20.0
@@ -23,7 +24,7 @@ class StepDeadline:
         """Deadline of `step`, from the moment it is alone on the device."""
         if step.phase is Phase.PREFILL:
             expected = self._prefill_token_s * step.num_new_tokens
-            floor = self._floor_s * max(1.0, step.num_new_tokens / 512)
+            floor = prefill_floor_s(self._floor_s, step.num_new_tokens)
         else:
             expected, floor = self._decode_s, self._floor_s
         return min(max(floor, _PATIENCE * expected), max(floor, _CEILING_S))

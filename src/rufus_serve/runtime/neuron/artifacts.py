@@ -59,6 +59,12 @@ def _refuse_to_compile(config: ServeConfig) -> None:
             "artifacts are required but artifacts.location is empty; run 'rufus-serve compile' "
             "and name its output"
         )
+    if config.nodes > 1:
+        raise ArtifactError(
+            f"nodes {config.nodes} without artifacts: every node would compile for hours by "
+            "itself, and nothing would compare what came of it; run 'rufus-serve compile' once "
+            "and name its output as artifacts.location"
+        )
 
 
 def _fetch(location: str, model: NeuronModel, config: ServeConfig, progress: Progress) -> Path:

@@ -75,12 +75,7 @@ def _with_application(config: ServeConfig, node_rank: int, folder: Path, method:
     model = NeuronModel.of(config, Topology.of(config, node_rank, 1))
     with tempfile.TemporaryDirectory(prefix="rufus-neuron-") as name:
         work = Path(name)
-        step_floor_s = config.timeouts.step_floor_s
-        apply_environment(
-            device_environment(
-                model.topology, compile_dir=work / "compile", step_floor_s=step_floor_s
-            )
-        )
+        apply_environment(device_environment(config, model.topology, work))
         application = model.build(work)
         getattr(application, method)(f"{folder}/")
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rufus_serve.artifacts.fetch import default_cache
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.config.step_floor import prefill_floor_s
 from rufus_serve.errors import ConfigError
 from rufus_serve.runtime.neuron.topology import Topology
 
@@ -17,18 +20,31 @@ DEFAULT_COMM_PORT = 63423
 """Port of the collectives' bootstrap if none is configured, as in AWS's examples."""
 
 _LOCAL_PORTS = 16
+_DEVICES = {"trn1": "trn1", "trn1n": "trn1", "inf2": "inf2", "trn2": "trn2", "trn2u": "trn2"}
+"""EC2's instance families, and the device in them."""
 _VIRTUAL = ("lo", "docker", "veth", "br-", "virbr", "cni", "flannel", "cali", "vxlan", "dummy")
 
 
-def device_environment(
-    topology: Topology, *, compile_dir: Path, step_floor_s: float
-) -> dict[str, str]:
-    """What must be set before the Neuron runtime starts, whoever the peers are."""
-    cores = topology.cores_per_node
+LOGICAL_CORES = {"trn1": 1, "inf2": 1, "trn2": 2}
+"""Physical cores of one logical core, as NxD Inference 0.8 takes it by default (config.py)."""
+
+_LONG_CONTEXT = 32768
+_LONG_CONTEXT_EXEC_S = 600.0
+"""What NxD Inference itself sets from there on, if nothing else is set (utils/runtime_env.py)."""
+
+
+def device_environment(config: ServeConfig, topology: Topology, work: Path) -> dict[str, str]:
+    """What must be set before NxD Inference is imported, whoever the peers are.
+
+    `work` is a folder of this process; what compilers keep for the next one goes to the cache.
+    """
+    cores, target = topology.cores_per_node, config.neuron.target
     values = {
-        "BASE_COMPILE_WORK_DIR": f"{compile_dir}/",
-        # Backstop for a collective whose peer died: the step deadline acts first.
-        "NEURON_RT_EXEC_TIMEOUT": str(math.ceil(max(30.0, 3 * step_floor_s))),
+        "BASE_COMPILE_WORK_DIR": f"{work / 'compile'}/",
+        "NEURON_COMPILE_CACHE_URL": str(default_cache().parent / "neuron-compile-cache"),
+        "NEURON_LOGICAL_NC_CONFIG": str(LOGICAL_CORES[target]),
+        "NEURON_PLATFORM_TARGET_OVERRIDE": target,
+        "NEURON_RT_EXEC_TIMEOUT": str(math.ceil(exec_timeout_s(config))),
     }
     if topology.followers_on_host == 1:
         values["NEURON_RT_NUM_CORES"] = str(cores)
@@ -38,6 +54,26 @@ def device_environment(
     if topology.spans_hosts:
         values |= {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1"}
     return values
+
+
+def exec_timeout_s(config: ServeConfig) -> float:
+    """Backstop for a collective whose peer died; the deadline of a step acts first."""
+    floor_s, largest = config.timeouts.step_floor_s, config.buckets.prefill[-1]
+    longest = max(config.max_model_len, largest)
+    least = _LONG_CONTEXT_EXEC_S if longest >= _LONG_CONTEXT else 30.0
+    return max(least, 3 * floor_s, prefill_floor_s(floor_s, largest))
+
+
+def check_device(config: ServeConfig, product_name: str) -> None:
+    """Raise ConfigError if this host, by EC2's name of it, has other devices than the target."""
+    family, _, size = product_name.strip().partition(".")
+    device = _DEVICES.get(family)
+    if size and device and device != config.neuron.target:
+        raise ConfigError(
+            f"this host is a {product_name.strip()}, but neuron.target is {config.neuron.target}: "
+            f"graphs for {config.neuron.target} do not load here; set neuron.target to {device} "
+            "and compile again"
+        )
 
 
 def group_environment(rendezvous: str, *, epoch: int, port: int, interface: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 
@@ -13,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 _OPERATORS_CHOICE = {
     "CCOM_SOCKET_IFNAME", "FI_EFA_FORK_SAFE", "FI_EFA_USE_DEVICE_RDMA", "FI_PROVIDER",
-    "NEURON_RT_EXEC_TIMEOUT",
+    "NEURON_COMPILE_CACHE_URL", "NEURON_RT_EXEC_TIMEOUT",
 }  # fmt: skip
 
 
@@ -24,6 +25,14 @@ def apply_environment(values: Mapping[str, str]) -> None:
             _log.info("%s=%s is kept from the environment", name, os.environ[name])
             continue
         os.environ[name] = value
+
+
+def product_name() -> str:
+    """EC2's name of this host, such as trn1.32xlarge; something else or empty elsewhere."""
+    try:
+        return Path("/sys/devices/virtual/dmi/id/product_name").read_text()
+    except OSError:
+        return ""
 
 
 def interface_towards(rendezvous: str, configured: str) -> str:

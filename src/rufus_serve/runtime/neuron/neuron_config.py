@@ -12,6 +12,7 @@ from typing import Any
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.runtime.neuron.environment import LOGICAL_CORES
 from rufus_serve.runtime.neuron.topology import Topology
 
 _SETTINGS = {
@@ -23,7 +24,9 @@ _SETTINGS = {
     "local_ranks_size": "neuron.cores_per_node",
     "pa_block_size": "block_size",
     "pa_num_blocks": "num_blocks",
+    "logical_nc_config": "neuron.target",
     "seq_len": "max_model_len",
+    "target": "neuron.target",
     "token_generation_buckets": "buckets.context",
     "torch_dtype": "dtype",
     "tp_degree": "nodes and neuron.cores_per_node",
@@ -36,6 +39,7 @@ _REFUSED = {
     "enable_eagle_speculation": "followers return logits, not tokens",
     "enable_fused_speculation": "followers return logits, not tokens",
     "flash_decoding_enabled": "it changes what a KV line holds",
+    "kv_cache_quant": "it changes no KV cache in NxD Inference 0.8; kv_quant_config does",
     "is_medusa": "followers return logits, not tokens",
     "lora_config": "adapters are not passed to followers",
     "on_device_sampling_config": "the leader samples",
@@ -76,6 +80,8 @@ def neuron_config_fields(
         "n_positions": shape.seq_len,
         "max_context_length": shape.seq_len,
         "torch_dtype": dtype,
+        "target": config.neuron.target,
+        "logical_nc_config": LOGICAL_CORES[config.neuron.target],
         "enable_bucketing": True,
         "context_encoding_buckets": list(shape.prefill),
         "token_generation_buckets": list(shape.context),

@@ -24,8 +24,12 @@ from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
-from rufus_serve.runtime.neuron.environment import device_environment, group_environment
-from rufus_serve.runtime.neuron.host import apply_environment, interface_towards
+from rufus_serve.runtime.neuron.environment import (
+    check_device,
+    device_environment,
+    group_environment,
+)
+from rufus_serve.runtime.neuron.host import apply_environment, interface_towards, product_name
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
 
@@ -147,11 +151,8 @@ class NeuronRuntime:
     def _environment(self) -> dict[str, str]:
         if self._on_cpu:
             return cpu_mode.ENVIRONMENT
-        return device_environment(
-            self._topology,
-            compile_dir=self._work / "compile",
-            step_floor_s=self._config.timeouts.step_floor_s,
-        )
+        check_device(self._config, product_name())
+        return device_environment(self._config, self._topology, self._work)
 
     def _ready(self) -> ContiguousLayout | BlockLayout:
         if self._aborted.is_set():

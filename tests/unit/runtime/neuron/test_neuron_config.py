@@ -68,6 +68,7 @@ def test_the_leader_samples():
         ("async_mode", True),
         ("chunked_prefill_config", {"max_num_seqs": 1}),
         ("enable_fused_speculation", True),
+        ("kv_cache_quant", True),
         ("lora_config", {"max_loras": 1}),
         ("padding_side", "left"),
         ("pp_degree", 2),
@@ -102,3 +103,18 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ConfigError, match=r"attn_kernel is not a field.*mean attn_kernel_enabled\?"
     ):
         refuse_unknown_fields({"attn_kernel": True}, Derived)
+
+
+@pytest.mark.parametrize(("target", "logical"), [("trn1", 1), ("inf2", 1), ("trn2", 2)])
+def test_the_device_is_part_of_what_is_compiled(target, logical):
+    neuron = {"cores_per_node": 4, "target": target}
+    config = configured("contiguous", neuron=neuron)
+    shape = CompiledShape.of(config, 2048)
+    found = neuron_config_fields(config, shape, Topology.of(config, 0, 1), "bfloat16")
+    assert (found["target"], found["logical_nc_config"]) == (target, logical)
+
+
+@pytest.mark.parametrize("name", ["target", "logical_nc_config"])
+def test_the_device_is_a_setting_of_its_own(name):
+    with pytest.raises(ConfigError, match=f"{name} is set by rufus-serve; use neuron.target"):
+        fields(**{name: 1})

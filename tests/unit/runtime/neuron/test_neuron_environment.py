@@ -1,10 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from neuron_sized import prefill
 
+from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
+from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.runtime.neuron import host
 from rufus_serve.runtime.neuron.environment import (
+    check_device,
     choose_interface,
     device_environment,
     group_environment,
@@ -12,17 +17,58 @@ from rufus_serve.runtime.neuron.environment import (
 from rufus_serve.runtime.neuron.topology import Topology
 
 
-def environment(topology):
-    return device_environment(topology, compile_dir=Path("/c/work"), step_floor_s=10.0)
+def environment(topology, **settings):
+    config = ServeConfig(model="m", runtime="neuron", **settings)
+    return device_environment(config, topology, Path("/work"))
 
 
-def test_a_node_of_its_own_uses_all_its_cores_and_efa():
+def test_a_node_of_its_own_uses_all_its_cores_and_efa(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     values = environment(Topology(2, 32, 1))
     assert values == {
-        "BASE_COMPILE_WORK_DIR": "/c/work/", "NEURON_RT_EXEC_TIMEOUT": "30",
-        "NEURON_RT_NUM_CORES": "32", "FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1",
-        "FI_EFA_FORK_SAFE": "1",
+        "BASE_COMPILE_WORK_DIR": "/work/compile/",
+        "NEURON_COMPILE_CACHE_URL": "/cache/rufus-serve/neuron-compile-cache",
+        "NEURON_LOGICAL_NC_CONFIG": "1", "NEURON_PLATFORM_TARGET_OVERRIDE": "trn1",
+        "NEURON_RT_EXEC_TIMEOUT": "30", "NEURON_RT_NUM_CORES": "32", "FI_PROVIDER": "efa",
+        "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({}, "30"),
+        ({"timeouts": {"step_floor_s": 20}}, "60"),
+        ({"buckets": {"prefill": [512, 8192]}}, "160"),
+        ({"max_model_len": 32768}, "600"),
+        ({"buckets": {"prefill": [32768]}}, "640"),
+    ],
+)
+def test_the_runtime_gives_a_step_no_less_time_than_the_leader(settings, seconds):
+    values = environment(Topology(1, 32, 0), **settings)
+    assert values["NEURON_RT_EXEC_TIMEOUT"] == seconds
+    config = ServeConfig(model="m", **settings)
+    deadline = StepDeadline(config.timeouts.step_floor_s)
+    prompt = np.zeros(config.buckets.prefill[-1], np.int32)
+    assert float(seconds) >= deadline.seconds_for(prefill(prompt, [0] * 1024))
+
+
+def test_graphs_are_for_the_device_that_is_named():
+    values = environment(Topology(1, 64, 0), neuron={"target": "trn2"})
+    assert values["NEURON_PLATFORM_TARGET_OVERRIDE"] == "trn2"
+    assert values["NEURON_LOGICAL_NC_CONFIG"] == "2"
+
+
+@pytest.mark.parametrize(
+    "name", ["trn1.32xlarge", "trn1n.32xlarge\n", "m7i.48xlarge", "Standard PC (Q35)", ""]
+)
+def test_the_devices_own_host_and_hosts_without_one_are_taken(name):
+    check_device(ServeConfig(model="m", runtime="neuron"), name)
+
+
+def test_a_host_with_other_devices_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"this host is a trn2.48xlarge, but neuron.target is"):
+        check_device(ServeConfig(model="m", runtime="neuron"), "trn2.48xlarge\n")
 
 
 def test_two_followers_on_one_host_see_half_the_cores_and_no_efa():

@@ -108,7 +108,15 @@ def test_required_artifacts_forbid_compiling(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     application = Application()
     with pytest.raises(ArtifactError, match="required"):
-        prepared(configured(tmp_path, artifacts={"required": True}), application)
+        prepared(configured(tmp_path, nodes=1, artifacts={"required": True}), application)
+    assert application.compiled_to == []
+
+
+def test_several_nodes_do_not_compile_each_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    application = Application()
+    with pytest.raises(ArtifactError, match="nodes 2 without artifacts: every node would compile"):
+        prepared(configured(tmp_path), application)
     assert application.compiled_to == []
 
 
