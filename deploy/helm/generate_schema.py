@@ -23,6 +23,10 @@ OWNED = (
     "api_key_file",
     "allow_anonymous",
     "artifacts.cache",
+    "http.tls_certificate",
+    "http.tls_key",
+    # Kubelet's probes have no certificate to show.
+    "http.tls_client_ca",
     "cluster.kind",
     "cluster.ray_address",
     "cluster.python",

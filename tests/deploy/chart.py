@@ -19,7 +19,7 @@ PROFILES = {
     path.stem.removeprefix("values-"): path
     for path in sorted(CHART.glob("values-*.yaml"))
     if path.stem != "values-spot"
-} | {"everything": Path(__file__).parent / "values-everything.yaml"}
+} | {name: Path(__file__).parent / f"values-{name}.yaml" for name in ("everything", "router")}
 
 
 def tool(name: str) -> Path:

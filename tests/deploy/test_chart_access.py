@@ -95,8 +95,25 @@ def test_a_route_leads_to_whoever_spreads_requests(helm, sets, backend):
     assert rule["timeouts"]["request"] == "3660s"
 
 
+def test_leaders_with_a_certificate_are_asked_by_https(helm):
+    documents = render("tls.existingSecret=certificate", "metrics.monitor=pod",
+                       "ingress.enabled=true", OPEN)  # fmt: skip
+    group = one(documents, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    leader = group["leaderTemplate"]["spec"]["containers"][0]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert leader[probe]["httpGet"]["scheme"] == "HTTPS"
+    http = yaml.safe_load(one(documents, "ConfigMap")["data"]["config.yaml"])["http"]
+    (mount,) = [each for each in leader["volumeMounts"] if each["name"] == "tls"]
+    assert http["tls_certificate"] == f"{mount['mountPath']}/tls.crt"
+    (endpoint,) = one(documents, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert endpoint["scheme"] == "https"
+    notes = one(documents, "Ingress")["metadata"]["annotations"]
+    assert notes["alb.ingress.kubernetes.io/backend-protocol"] == "HTTPS"
+
+
 def test_the_policy_admits_load_balancers_scrapers_and_pod_identity(helm):
-    policy = one(render(values=EVERYTHING), "NetworkPolicy")["spec"]
+    sets = ("router.enabled=true", "tls.existingSecret=")
+    policy = one(render(*sets, values=EVERYTHING), "NetworkPolicy")["spec"]
     admitted = {json.dumps(peer, sort_keys=True): rule["ports"]
                 for rule in policy["ingress"] for peer in rule["from"]}  # fmt: skip
     balancer = json.dumps({"ipBlock": {"cidr": "10.42.0.0/16"}})

@@ -174,6 +174,7 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
             "httpRoute.parentRefs is empty",
         ),
         (None, ["metrics.monitor=pod"], "networkPolicy.scrapers is empty"),
+        (None, ["router.enabled=true", "tls.existingSecret=c"], "vllm-router speaks to the groups"),
         (
             None,
             [

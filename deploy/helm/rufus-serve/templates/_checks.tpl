@@ -144,7 +144,8 @@
 {{- fail (printf "config.recovery.standby_nodes %d with group.restartPolicy %s: the whole group is recreated when a pod is lost, so a stand-by would never take its place; set group.restartPolicy to None" (int $config.recovery.standby_nodes) $v.group.restartPolicy) -}}
 {{- end -}}
 {{- $reload := addf $timeouts.load_s $timeouts.warm_up_s -}}
-{{- if and $shape.neuron (lt (float64 $config.recovery.deadline_s) (float64 $reload)) -}}
+{{- /* 0 is derived by the program. */ -}}
+{{- if and $shape.neuron $config.recovery.deadline_s (lt (float64 $config.recovery.deadline_s) (float64 $reload)) -}}
 {{- fail (printf "config.recovery.deadline_s %v < config.timeouts.load_s %v + warm_up_s %v = %v: on runtime neuron all followers load anew after a loss, and the liveness probe would end the leader before they can be ready" $config.recovery.deadline_s $timeouts.load_s $timeouts.warm_up_s $reload) -}}
 {{- end -}}
 {{- end }}
@@ -159,6 +160,9 @@
 {{- end -}}
 {{- if and (ne $v.metrics.monitor "none") $n.enabled (not $n.scrapers) -}}
 {{- fail (printf "metrics.monitor is %s, but networkPolicy.scrapers is empty: the policy would drop what Prometheus asks. Name its peers, such as [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]" $v.metrics.monitor) -}}
+{{- end -}}
+{{- if and $v.router.enabled $v.tls.existingSecret -}}
+{{- fail "router.enabled with tls.existingSecret: vllm-router speaks to the groups that it discovers in clear; end TLS at the ingress, or use no router" -}}
 {{- end -}}
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.enabled, but httpRoute.parentRefs is empty: name the Gateway" -}}

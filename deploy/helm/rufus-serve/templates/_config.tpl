@@ -12,6 +12,10 @@
 {{- /* Followers of one pod share its address. */ -}}
 {{- $_ := set $cluster "step_port" 0 -}}
 {{- end -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $http := dict "tls_certificate" "/etc/rufus-serve/tls/tls.crt" "tls_key" "/etc/rufus-serve/tls/tls.key" -}}
+{{- $_ := set $owned "http" $http -}}
+{{- end -}}
 {{- if .Values.storage.cache.size -}}
 {{- $_ := set $owned "artifacts" (dict "cache" "/cache") -}}
 {{- end -}}

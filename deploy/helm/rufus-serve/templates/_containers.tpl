@@ -30,16 +30,16 @@
     - {name: ray, containerPort: {{ $shape.config.cluster.ray_port }}}
     - {name: control, containerPort: {{ $shape.config.cluster.control_port }}}
   startupProbe:
-    httpGet: {path: /health, port: http}
+    httpGet: {path: /health, port: http, scheme: {{ include "rufus-serve.scheme" .root | upper }}}
     periodSeconds: 10
     timeoutSeconds: 5
     # {{ $shape.startup }} s: what config.timeouts allows for join, load, warm-up and leader start.
     failureThreshold: {{ divf $shape.startup 10 | ceil | int }}
   livenessProbe:
-    httpGet: {path: /health, port: http}
+    httpGet: {path: /health, port: http, scheme: {{ include "rufus-serve.scheme" .root | upper }}}
     {{- toYaml $v.probes.liveness | nindent 4 }}
   readinessProbe:
-    httpGet: {path: /ready, port: http}
+    httpGet: {path: /ready, port: http, scheme: {{ include "rufus-serve.scheme" .root | upper }}}
     {{- toYaml $v.probes.readiness | nindent 4 }}
   lifecycle:
     preStop:
@@ -53,6 +53,9 @@
     {{- end }}
     {{- if $v.apiKeys.enabled }}
     - {name: api-keys, mountPath: /etc/rufus-serve/api-keys, readOnly: true}
+    {{- end }}
+    {{- if $v.tls.existingSecret }}
+    - {name: tls, mountPath: /etc/rufus-serve/tls, readOnly: true}
     {{- end }}
 {{- end }}
 

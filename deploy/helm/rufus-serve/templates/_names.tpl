@@ -65,3 +65,8 @@ leaderworkerset.sigs.k8s.io/worker-index: "0"
 {{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
 {{- end -}}
 {{- end }}
+
+{{- /* How leaders are spoken to. */}}
+{{- define "rufus-serve.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
+{{- end }}

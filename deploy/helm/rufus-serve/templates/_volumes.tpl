@@ -16,6 +16,10 @@
     defaultMode: 0440
     items: [{key: {{ $v.apiKeys.key | quote }}, path: keys}]
 {{- end }}
+{{- with $v.tls.existingSecret }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ $v.sharedMemory }}}
 - name: scratch
