@@ -138,7 +138,7 @@ test-nxdi: $(MADE_DEV) demo-model ## With NxD Inference's own source, on CPU (SO
 	NXDI_PYTHON=$(abspath $(NXDI_VENV))/bin/python $(BIN)/python -m pytest tests/nxdi/test_nxdi_server.py
 
 # Hosts are network namespaces: needs root and iproute2.
-test-multihost: $(MADE_DEV) demo-model ## Several hosts, as network namespaces.
+test-multihost: $(MADE_DEV) $(MADE_TOOLS) demo-model ## Several hosts, as network namespaces.
 	tests/multihost/environments.sh $(PYTHON)
 	$(BIN)/python -m pytest tests/multihost
 	$(BIN)/python -m pytest -p tests.multihost.e2e_on_hosts $(E2E_ON_HOSTS)

@@ -116,7 +116,7 @@ def manifests() -> list[dict[str, Any]]:
     return render(*SETS, values=PROFILES["cpu"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """Where user 10001 may go, unlike pytest's own folders."""
     folder = Path(f"/var/tmp/rufus-pods-{secrets.token_hex(4)}")
@@ -138,7 +138,7 @@ def mounts_of(manifests: list[dict[str, Any]], folder: Path, token: str) -> None
     shutil.copytree(DEMO_MODEL, folder / "mounts/opt/demo-model", copy_function=os.link)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def group(manifests: list[dict[str, Any]], place: Path) -> Iterator[tuple[ServerInPods, Network]]:
     """A leader's pod and a worker's, and one more host without any."""
     template = one(manifests, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
@@ -162,24 +162,6 @@ def group(manifests: list[dict[str, Any]], place: Path) -> Iterator[tuple[Server
         finally:
             for pod in pods:
                 pod.end()
-
-
-def test_streams_go_on_when_a_worker_pod_is_replaced_under_another_address(
-    group: tuple[ServerInPods, Network], place: Path
-) -> None:
-    server, network = group
-    assert "Paris" in server.ask()
-    undisturbed = Streams(server.port, server.name, ASKS).finish()
-    streams = Streams(server.port, server.name, ASKS)
-    streams.wait_until_each_began()
-    lost = server.pods[1]
-    lost.lose()
-    server.pods.append(Pod(lost.spec, network.hosts[2], place / "2", network.hosts[0]))
-    for found, expected in zip(streams.finish(), undisturbed, strict=True):
-        found.assert_same(expected)
-    wait_until(lambda: server.get("/ready")[0] == 200, lambda: server.log, deadline_s=120)
-    assert "Paris" in server.ask()
-    assert server.process.poll() is None
 
 
 def test_containers_run_as_their_user_and_can_write_nowhere_else(
@@ -210,6 +192,24 @@ def children(pid: int) -> list[str]:
         if path.exists():
             found += [path.read_text(), *children(int(child))]
     return found
+
+
+def test_streams_go_on_when_a_worker_pod_is_replaced_under_another_address(
+    group: tuple[ServerInPods, Network], place: Path
+) -> None:
+    server, network = group
+    assert "Paris" in server.ask()
+    undisturbed = Streams(server.port, server.name, ASKS).finish()
+    streams = Streams(server.port, server.name, ASKS)
+    streams.wait_until_each_began()
+    lost = server.pods[1]
+    lost.lose()
+    server.pods.append(Pod(lost.spec, network.hosts[2], place / "2", network.hosts[0]))
+    for found, expected in zip(streams.finish(), undisturbed, strict=True):
+        found.assert_same(expected)
+    wait_until(lambda: server.get("/ready")[0] == 200, lambda: server.log, deadline_s=120)
+    assert "Paris" in server.ask()
+    assert server.process.poll() is None
 
 
 def test_a_drained_leader_ends_well_and_followers_after_it(
