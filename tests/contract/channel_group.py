@@ -86,6 +86,7 @@ class Group:
 
     def __init__(self, transport: str) -> None:
         self._network = InprocNetwork() if transport == "inproc" else None
+        self._shares_memory = transport == "memory"
         self._serving: list[Serving] = []
         self._channels: list[Leader | Follower] = []
 
@@ -102,7 +103,13 @@ class Group:
     ) -> Follower:
         if self._network is None:
             follower: Follower = ZmqFollowerChannel(
-                info, KEYS, node_rank=node_rank, host="node", address="127.0.0.1", port=0
+                info,
+                KEYS,
+                node_rank=node_rank,
+                host="node",
+                address="127.0.0.1",
+                port=0,
+                share_memory=self._shares_memory,
             )
         else:
             follower = InprocFollowerChannel(self._network, info, KEYS, node_rank=node_rank)
@@ -136,7 +143,8 @@ def endpoints(*serving: Serving) -> list[StepEndpoint]:
     return [one.channel.endpoint for one in serving]
 
 
-TRANSPORTS = ("zeromq", "inproc")
+TRANSPORTS = ("zeromq", "memory", "inproc")
+"""`memory` is ZeroMQ with large replies in shared memory."""
 
 
 def open_group(transport: str) -> Iterator[Group]:

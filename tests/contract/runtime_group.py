@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec
@@ -64,11 +66,22 @@ class Worker:
             return self._thread.submit(lambda: self.runtime.last_wait_s)
         if verb in ("load", "warm_up"):
             arguments = (lambda *_: None,)
+        if verb in ("prefill", "decode"):
+            return self._thread.submit(self._step, verb, *arguments)
         return self._thread.submit(getattr(self.runtime, verb), *arguments)
 
     def close(self) -> None:
         self.submit("close").result(SOON_S)
         self._thread.shutdown()
+
+    def _step(self, verb: str, step: StepRequest) -> Any:
+        """Candidates if the step asks for them, else all rows; None where there are none."""
+        logits = getattr(self.runtime, verb)(step)
+        if logits is None:
+            return None
+        if step.wants is not None:
+            return logits.candidates(step.wants)
+        return logits.rows(np.arange(step.num_rows))
 
 
 def _follow(pipe: Any, kind: RuntimeKind, settings: dict[str, Any], node_rank: int) -> None:

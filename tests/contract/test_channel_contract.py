@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from channel_group import (
@@ -23,7 +24,13 @@ from rufus_serve.channel import ledger
 from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
 from rufus_serve.channel.faults import Fault, FaultPlan, FaultyFollowerChannel
 from rufus_serve.errors import HandshakeRefused
-from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
+from rufus_serve.protocol.messages import (
+    LogitsRequest,
+    StepEndpoint,
+    StepFailed,
+    StepReply,
+    StepRequest,
+)
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -73,6 +80,37 @@ def test_large_logits_arrive_intact(group: Group) -> None:
     assert reply.logits is not None
     np.testing.assert_array_equal(reply.logits, logits)
     assert not reply.logits.flags.writeable
+
+
+def test_large_replies_of_steps_sent_ahead_are_not_mixed_up(group: Group) -> None:
+    def answer(request: StepRequest, node_rank: int) -> StepReply:
+        logits = np.full((30, 49152), request.step_id, np.float32)
+        return StepReply(
+            step_id=request.step_id, epoch=1, node_rank=node_rank, compute_s=0.5, logits=logits
+        )
+
+    leader, _ = group.connected(answer)
+    # Together more than fits into memory that is shared.
+    for step_id in range(15):
+        leader.broadcast(step(step_id))
+    replies = [leader.gather(step_id, deadline_s=LONG_S)[0] for step_id in range(15)]
+    for step_id, reply in enumerate(replies):
+        assert reply.logits is not None
+        assert (reply.logits == step_id).all()
+
+
+def test_rows_in_full_are_asked_for_between_steps(group: Group) -> None:
+    leader, (one,) = group.connected(reply_to)
+    leader.broadcast(step(1))
+    rows = LogitsRequest(step_id=2, epoch=1, of_step_id=1, rows=np.array([0, 3], np.int32))
+    leader.broadcast(rows)
+    leader.broadcast(msgspec.structs.replace(rows, step_id=3, epoch=2))
+    leader.gather(1, deadline_s=LONG_S)
+    assert leader.gather(2, deadline_s=LONG_S)[0].step_id == 2
+    asked = one.seen[1]
+    assert isinstance(asked, LogitsRequest)
+    assert (asked.of_step_id, asked.rows.tolist()) == (1, [0, 3])
+    assert len(one.seen) == 2
 
 
 def test_another_configuration_is_refused_with_both_values(group: Group) -> None:

@@ -6,11 +6,15 @@ import signal
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from channel_group import INFO, KEYS, LONG_S, SOON_S, reply_to, step
 
+from rufus_serve.channel import reply_memory
 from rufus_serve.channel.base import FollowerGone
 from rufus_serve.channel.zeromq import ZmqFollowerChannel, ZmqLeaderChannel
 from rufus_serve.protocol.messages import StepEndpoint
@@ -28,6 +32,21 @@ def follow(node_rank: int, announced: Any) -> None:
         request = channel.receive(timeout_s=1.0)
         if request is not None and request.want_logits:
             channel.reply(reply_to(request, node_rank))
+
+
+def die_while_writing(announced: Any) -> None:
+    """Follow, and be killed between a second large reply's payload and its head."""
+    channel = ZmqFollowerChannel(INFO, KEYS, node_rank=0, host="node", address="127.0.0.1", port=0)
+    channel.begin(1)
+    announced.put(channel.endpoint.endpoint)
+    while (request := channel.receive(timeout_s=LONG_S)) is not None:
+        if request.step_id == 2:
+            reply_memory._RECORD = SimpleNamespace(
+                size=reply_memory._RECORD.size,
+                pack_into=lambda *_: os.kill(os.getpid(), signal.SIGKILL),
+            )
+        logits = np.full((4, 49152), request.step_id, np.float32)
+        channel.reply(msgspec.structs.replace(reply_to(request, 0), logits=logits))
 
 
 def lead(endpoint: StepEndpoint, outcome: Any) -> None:
@@ -102,3 +121,21 @@ def test_a_new_leader_takes_over_from_one_that_was_killed(followers: Followers) 
     second.broadcast(step(1))
     assert len(second.gather(1, deadline_s=LONG_S)) == 2
     second.close()
+
+
+def test_what_a_follower_left_half_written_in_memory_is_never_read() -> None:
+    announced = FORK.SimpleQueue()
+    process = FORK.Process(target=die_while_writing, args=(announced,), daemon=True)
+    process.start()
+    endpoint = StepEndpoint(node_rank=0, host="node", endpoint=announced.get())
+    leader = ZmqLeaderChannel(INFO, KEYS)
+    leader.connect(1, [endpoint], deadline_s=LONG_S)
+    leader.broadcast(step(1))
+    (first,) = leader.gather(1, deadline_s=LONG_S)
+    leader.broadcast(step(2))
+    with pytest.raises(FollowerGone, match="follower 0: connection closed"):
+        leader.gather(2, deadline_s=LONG_S)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (first.logits == 1).all()
+    leader.close()

@@ -10,6 +10,8 @@ from runtime_models import MAX_MODEL_LEN, VOCAB, reference, write_model
 from runtime_sequences import Sequences
 
 from rufus_serve.errors import RuntimeStepError
+from rufus_serve.protocol.messages import RowWants
+from rufus_serve.runtime.candidates import pick
 
 SETTINGS = {
     "dtype": "float32",
@@ -107,6 +109,29 @@ def test_a_long_prompt_is_prefilled_in_segments(case):
     sequences.tokens["long"].append(5)
     logits = sequences.decode("long")[0]
     np.testing.assert_allclose(logits, expected.logits(sequences.tokens["long"]), atol=atol)
+
+
+def test_candidates_are_the_best_of_the_whole_rows(case):
+    group, _, _ = case
+    sequences = Sequences(group)
+    for index, name in enumerate("abc"):
+        sequences.add(name, prompt(9 + index, index))
+        sequences.prefill(name)
+        sequences.tokens[name].append(17)
+    step = sequences.decode_request("a", "b", "c")
+    named = np.array([3, VOCAB - 1, 3], np.int32)
+    wants = RowWants(
+        num_candidates=np.array([1, 40, VOCAB - 1], np.int32),
+        temperatures=np.array([[0, 0], [0.7, 1], [1, 0]], np.float32),
+        num_token_ids=np.array([0, 2, 1], np.int32),
+        token_ids=named,
+    )
+    expected = pick(group.step(step).copy(), wants)
+    found = group.step(msgspec.structs.replace(step, wants=wants))
+    assert found.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    np.testing.assert_array_equal(found.token_logits, expected.token_logits)
+    np.testing.assert_allclose(found.log_totals, expected.log_totals, atol=1e-6)
 
 
 def test_logits_belong_to_the_caller(case):

@@ -56,10 +56,14 @@ def _follow(pipe, rank, settings, rendezvous, unguarded):
         with torch.inference_mode():
             return runtime._application.forward(**tensors).logits[:, -1, :].numpy()
 
+    def step(request):
+        logits = getattr(runtime, request.phase.value)(request)
+        return None if logits is None else logits.rows(np.arange(request.num_rows))
+
     verbs = {
         "start": start,
         "load": lambda: runtime.load(lambda *_: None),
-        "step": lambda step: getattr(runtime, step.phase.value)(step),
+        "step": step,
         "call": call,
         "probe": lambda function, *given: function(runtime, *given),
     }

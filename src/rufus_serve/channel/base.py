@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
+from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepOrder, StepReply
 
 NOBODY = -1
 """Node rank of a loss that is no follower's fault."""
@@ -45,7 +45,7 @@ class LeaderChannel(Protocol):
             FollowerGone: a follower did not answer within `deadline_s`.
         """
 
-    def broadcast(self, step: StepRequest) -> None:
+    def broadcast(self, step: StepOrder) -> None:
         """Queue `step` for every follower; never blocks. Its arrays may be reused at once."""
 
     def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
@@ -77,7 +77,7 @@ class FollowerChannel(Protocol):
     def begin(self, epoch: int) -> None:
         """Accept steps of `epoch` only, from the leader that shakes hands for it."""
 
-    def receive(self, *, timeout_s: float) -> StepRequest | None:
+    def receive(self, *, timeout_s: float) -> StepOrder | None:
         """The next step of the epoch, or None after `timeout_s`."""
 
     def reply(self, message: StepReply | StepFailed) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from rufus_serve.channel.base import FollowerChannel, FollowerGone, LeaderChannel
 from rufus_serve.errors import ConfigError
-from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepReply, StepRequest
+from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepOrder, StepReply
 
 VARIABLE = "RUFUS_FAULTS"
 
@@ -137,7 +137,7 @@ class FaultyFollowerChannel:
     def __init__(self, inner: BreakableFollowerChannel, plan: FaultPlan) -> None:
         self._inner = inner
         self._dice = FaultDice(plan, inner.endpoint.node_rank)
-        self._again: StepRequest | None = None
+        self._again: StepOrder | None = None
 
     @property
     def endpoint(self) -> StepEndpoint:
@@ -149,7 +149,7 @@ class FaultyFollowerChannel:
         self._again = None
         self._inner.begin(epoch)
 
-    def receive(self, *, timeout_s: float) -> StepRequest | None:
+    def receive(self, *, timeout_s: float) -> StepOrder | None:
         """See `FollowerChannel.receive`; a step that is dropped or cut off returns None."""
         again, self._again = self._again, None
         if again is not None:
@@ -193,7 +193,7 @@ class FaultyLeaderChannel:
         self._epoch = epoch
         self._inner.connect(epoch, endpoints, deadline_s=deadline_s)
 
-    def broadcast(self, step: StepRequest) -> None:
+    def broadcast(self, step: StepOrder) -> None:
         """See `LeaderChannel.broadcast`."""
         faults = self._dice.roll("request", step.step_id)
         for _ in range(_strike(self._break, faults, step.step_id)):

@@ -11,8 +11,10 @@ from rufus_serve.channel.ledger import mismatch
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
+    LogitsRequest,
     StepFailed,
     StepHello,
+    StepOrder,
     StepReply,
     StepRequest,
     StepWelcome,
@@ -32,7 +34,7 @@ class StepInbox:
         self._epoch = -1
         self._leader: Peer | None = None
         self._early: tuple[Peer, StepHello] | None = None
-        self._steps: deque[StepRequest] = deque()
+        self._steps: deque[StepOrder] = deque()
 
     def begin(self, epoch: int) -> tuple[Peer, StepWelcome] | None:
         """Forget the last epoch; a welcome to send, if a leader knocked for this one already."""
@@ -50,13 +52,16 @@ class StepInbox:
         match message:
             case StepHello():
                 return self._take_hello(peer, message)
-            case StepRequest(epoch=self._epoch) if peer == self._leader:
+            case StepRequest() | LogitsRequest() if self._is_current(peer, message):
                 self._steps.append(message)
             case _:
                 _log.debug("dropped %s of a past epoch or leader", type(message).__name__)
         return None
 
-    def next_step(self) -> StepRequest | None:
+    def _is_current(self, peer: Peer, order: StepOrder) -> bool:
+        return peer == self._leader and order.epoch == self._epoch
+
+    def next_step(self) -> StepOrder | None:
         """The oldest step not yet taken."""
         return self._steps.popleft() if self._steps else None
 

@@ -10,8 +10,8 @@ from rufus_serve.protocol.messages import (
     StepEndpoint,
     StepFailed,
     StepHello,
+    StepOrder,
     StepReply,
-    StepRequest,
     StepWelcome,
 )
 
@@ -63,7 +63,7 @@ class StepLedger:
             leader_id=self._info.sender_id,
         )
 
-    def expect(self, step: StepRequest) -> bool:
+    def expect(self, step: StepOrder) -> bool:
         """Open the books for `step`; False if nobody may see it, being of another epoch."""
         if step.epoch != self._epoch or self._gone is not None:
             return False

@@ -19,8 +19,8 @@ from rufus_serve.protocol.messages import (
     Message,
     StepEndpoint,
     StepFailed,
+    StepOrder,
     StepReply,
-    StepRequest,
 )
 
 _T = TypeVar("_T")
@@ -55,7 +55,7 @@ class LeaderSide(ABC):
             self._drop()
             raise
 
-    def broadcast(self, step: StepRequest) -> None:
+    def broadcast(self, step: StepOrder) -> None:
         """See `LeaderChannel.broadcast`."""
         self._heed()
         if self._ledger.expect(step):
@@ -124,7 +124,7 @@ class FollowerSide(ABC):
         if answer is not None:
             self._send(*answer)
 
-    def receive(self, *, timeout_s: float) -> StepRequest | None:
+    def receive(self, *, timeout_s: float) -> StepOrder | None:
         """See `FollowerChannel.receive`."""
         deadline = time.monotonic() + timeout_s
         wait_s = 0.0

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Sequence
 
+import msgspec
 import zmq
 
 from rufus_serve.channel.base import HelloInfo
 from rufus_serve.channel.inbox import Peer
 from rufus_serve.channel.keys import GroupKeys
+from rufus_serve.channel.reply_memory import ReplyReader, ReplyWriter, TornReply
 from rufus_serve.channel.sides import FollowerSide, LeaderSide
 from rufus_serve.channel.sockets import (
     ClientGate,
@@ -26,12 +28,22 @@ from rufus_serve.channel.sockets import (
     receive_frames,
 )
 from rufus_serve.errors import EndpointError
-from rufus_serve.protocol.codec import CodecError, decode, encode
-from rufus_serve.protocol.messages import Message, StepEndpoint
+from rufus_serve.protocol.codec import CodecError, Frame, decode, encode
+from rufus_serve.protocol.messages import (
+    AnyMessage,
+    MemoryOpened,
+    Message,
+    ReplyMemory,
+    StepEndpoint,
+    StepReply,
+    StepWelcome,
+    StoredReply,
+)
 
 _log = logging.getLogger(__name__)
 
 _FLUSH_MS = 500
+_WORTH_STORING_BYTES = 4096
 _REBIND_S = 2.0
 _SEND = int(zmq.NOBLOCK)
 _SEND_MORE = _SEND | int(zmq.SNDMORE)
@@ -44,6 +56,7 @@ class _Line:
         self.node_rank = endpoint.node_rank
         self.socket = new_socket(context, zmq.DEALER)
         self.monitor = LineMonitor(self.socket)
+        self.memory: ReplyReader | None = None
         self.socket_fd = poll_fd(self.socket)
         self.monitor_fd = poll_fd(self.monitor.socket)
         try:
@@ -55,6 +68,32 @@ class _Line:
     def close(self) -> None:
         self.monitor.close()
         self.socket.close()
+        if self.memory is not None:
+            self.memory.close()
+
+    def open_memory(self, welcome: StepWelcome) -> None:
+        """Take large replies from the follower's memory from now on, if it can be reached."""
+        if welcome.reply_memory is None or self.memory is not None:
+            return
+        try:
+            self.memory = ReplyReader(welcome.reply_memory)
+        except EndpointError as error:
+            _log.info("follower %d sends all replies by socket: %s", self.node_rank, error)
+            return
+        for frame in encode(MemoryOpened(epoch=welcome.epoch)):
+            self.socket.send(frame, _SEND)
+
+    def resolve(self, message: AnyMessage) -> AnyMessage:
+        """The reply that a note stands for; any other message as it is.
+
+        Raises:
+            CodecError, TornReply: what lies in the memory is no such reply.
+        """
+        if not isinstance(message, StoredReply):
+            return message
+        if self.memory is None:
+            raise TornReply("a note of a reply in memory that was never opened")
+        return decode(self.memory.take(message))
 
 
 class ZmqLeaderChannel(LeaderSide):
@@ -129,9 +168,13 @@ class ZmqLeaderChannel(LeaderSide):
     def _receive(self, line: _Line) -> None:
         while (frames := receive_frames(line.socket)) is not None:
             try:
-                self._ledger.take(line.node_rank, decode(frames))
-            except CodecError as error:  # noqa: PERF203
+                message = line.resolve(decode(frames))
+            except (CodecError, TornReply) as error:
                 self._ledger.lose(line.node_rank, f"sent a malformed message: {error}")
+                continue
+            if isinstance(message, StepWelcome):
+                line.open_memory(message)
+            self._ledger.take(line.node_rank, message)
 
     def _take_events(self, line: _Line) -> None:
         events: list[LineEvent] = []
@@ -160,6 +203,7 @@ class ZmqFollowerChannel(FollowerSide):
         host: str,
         address: str,
         port: int,
+        share_memory: bool = True,
     ) -> None:
         """Listen at `address`:`port`, 0 for a free port.
 
@@ -168,6 +212,11 @@ class ZmqFollowerChannel(FollowerSide):
         """
         super().__init__(info, node_rank)
         self._keys = keys
+        self._node_rank = node_rank
+        self._may_share_memory = share_memory
+        self._memory: ReplyWriter | None = None
+        self._memory_peer: Peer | None = None
+        """The leader that reads `_memory`; None until one says that it opened it."""
         self._context: Context = zmq.Context()
         self._gate = ClientGate(self._context, keys)
         self._lock = threading.Lock()
@@ -197,6 +246,7 @@ class ZmqFollowerChannel(FollowerSide):
             self._closed = True
             self._poll = select.poll()
             self._socket.close(linger=_FLUSH_MS)
+            self._renew_memory(None)
         self._context.term()
         self._gate.join()
 
@@ -229,10 +279,10 @@ class ZmqFollowerChannel(FollowerSide):
         return actual
 
     def _send(self, peer: Peer, message: Message) -> None:
-        *more, last = encode(message)
         with self._lock:
             if self._closed:
                 return
+            *more, last = self._frames_for(peer, message)
             try:
                 self._socket.send(peer, _SEND_MORE)
                 for frame in more:
@@ -243,6 +293,34 @@ class ZmqFollowerChannel(FollowerSide):
                     raise
                 _log.info("%s not sent: its leader is gone", type(message).__name__)
 
+    def _frames_for(self, peer: Peer, message: Message) -> list[Frame]:
+        if isinstance(message, StepWelcome) and not message.refused:
+            message = msgspec.structs.replace(message, reply_memory=self._offer())
+        frames = encode(message)
+        is_read = self._memory is not None and peer == self._memory_peer
+        if is_read and isinstance(message, StepReply) and _size(frames) > _WORTH_STORING_BYTES:
+            assert self._memory is not None
+            note = self._memory.put(frames, epoch=message.epoch)
+            # With no room, the leader being behind, it goes by socket.
+            return frames if note is None else encode(note)
+        return frames
+
+    def _offer(self) -> ReplyMemory | None:
+        """Fresh memory for a leader that shakes hands; node rank 0 alone has large replies."""
+        if self._node_rank != 0 or not self._may_share_memory:
+            return None
+        try:
+            self._renew_memory(ReplyWriter(checksums=_log.isEnabledFor(logging.DEBUG)))
+        except OSError as error:
+            _log.info("all replies go by socket: %s", error.strerror)
+            self._may_share_memory = False
+        return None if self._memory is None else self._memory.offer()
+
+    def _renew_memory(self, memory: ReplyWriter | None) -> None:
+        old, self._memory, self._memory_peer = self._memory, memory, None
+        if old is not None:
+            old.close()
+
     def _pump(self, timeout_s: float) -> bool:
         if timeout_s:
             self._poll.poll(timeout_s * 1000)
@@ -252,10 +330,18 @@ class ZmqFollowerChannel(FollowerSide):
             return False
         peer = received[0].tobytes()
         try:
-            answer = self._inbox.take(peer, decode(received[1:]))
+            message = decode(received[1:])
         except CodecError as error:
             _log.warning("dropped a malformed message of a leader: %s", error)
             return True
+        if isinstance(message, MemoryOpened):
+            self._memory_peer = peer
+            return True
+        answer = self._inbox.take(peer, message)
         if answer is not None:
             self._send(peer, answer)
         return True
+
+
+def _size(frames: Sequence[Frame]) -> int:
+    return sum(memoryview(frame).nbytes for frame in frames)

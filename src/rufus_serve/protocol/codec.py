@@ -35,6 +35,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "i4": np.dtype("<i4"),
     "i8": np.dtype("<i8"),
     "f4": np.dtype("<f4"),
+    "f8": np.dtype("<f8"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _SIZE = struct.Struct("<I")

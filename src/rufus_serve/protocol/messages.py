@@ -2,39 +2,56 @@
 
 Three conversations share one encoding (`protocol.codec`):
 
-- **steps**, leader → follower and back: `StepHello`, `StepWelcome`, `StepRequest`, `StepReply`,
-  `StepFailed`;
+- **steps**, leader → follower and back: see `protocol.step_messages`;
 - **control**, follower → supervisor and back: `FollowerHello` … `Stop`;
 - **link**, leader → supervisor and back: `LeaderHello` … `Drain`.
-
-Shape legend: R rows (sequences), T new tokens of the step, L context length, W blocks per row,
-V vocabulary, K candidates. All index arrays are int32, all logits float32.
 
 A new field needs a default, so that an older peer of the same protocol version still decodes.
 """
 
-from enum import Enum
-
 import msgspec
-import numpy as np
 
 from rufus_serve.errors import FollowerError, RestartBudgetSpent
+from rufus_serve.protocol.step_messages import (
+    Array,
+    Candidates,
+    LogitsRequest,
+    MemoryOpened,
+    Message,
+    Phase,
+    ReplyMemory,
+    RowWants,
+    StepFailed,
+    StepHello,
+    StepMessage,
+    StepOrder,
+    StepReply,
+    StepRequest,
+    StepWelcome,
+    StoredReply,
+)
+
+__all__ = [
+    "Array",
+    "Candidates",
+    "LogitsRequest",
+    "MemoryOpened",
+    "Message",
+    "Phase",
+    "ReplyMemory",
+    "RowWants",
+    "StepFailed",
+    "StepHello",
+    "StepMessage",
+    "StepOrder",
+    "StepReply",
+    "StepRequest",
+    "StepWelcome",
+    "StoredReply",
+]
 
 PROTOCOL_VERSION = 2
 """Raised when a peer of the older version could misread a message."""
-
-Array = np.ndarray
-
-
-class Phase(str, Enum):
-    """Which compiled graph a step runs in."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
-class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """A message; its class name is the tag on the wire."""
 
 
 class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,93 +81,8 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float = 0.0
     kernels: str = ""
     """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
-
-
-# ---- steps: leader <-> follower ----
-
-
-class StepHello(Message, frozen=True):
-    """First message of a leader on a step channel."""
-
-    protocol_version: int
-    config_hash: str
-    epoch: int
-    leader_id: str
-
-
-class StepWelcome(Message, frozen=True):
-    """A follower's answer to `StepHello`; `refused` says why not, if so."""
-
-    protocol_version: int
-    config_hash: str
-    epoch: int
-    node_rank: int
-    refused: str = ""
-
-
-class StepRequest(Message, frozen=True):
-    """One call of the runtime, identical on every follower.
-
-    A prefill has one row: `token_ids` [L] is the context up to this step's end, of which the
-    first `num_computed_tokens[0]` are in the KV cache already. A decode has R rows of one new
-    token each: `token_ids` [R].
-    """
-
-    step_id: int
-    """Rises by one with each request of an epoch."""
-    epoch: int
-    phase: Phase
-    token_ids: Array
-    num_computed_tokens: Array
-    """[R] tokens whose KV is already in the cache."""
-    context_lens: Array
-    """[R] tokens in the context once this step is done."""
-    block_table: Array
-    """[R, W] KV blocks in context order, padded with the null block 0."""
-    slot_mapping: Array
-    """[T] cache slot (block * block_size + offset) of each new token."""
-    want_logits: bool = True
-    """False for all but the last segment of a segmented prefill."""
-    num_candidates: int = 0
-    """K > 0: reply with the K best candidates instead of all logits."""
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return int(self.context_lens.shape[0])
-
-    @property
-    def num_new_tokens(self) -> int:
-        """T, summed over the rows."""
-        return int(self.slot_mapping.shape[0])
-
-
-class StepReply(Message, frozen=True):
-    """A follower finished a step; node rank 0 adds the logits, if wanted.
-
-    Either `logits` [R, V], or candidates: `top_values` and `top_ids` [R, K] in falling order,
-    with `log_normalizer` [R] = logsumexp of the whole row.
-    """
-
-    step_id: int
-    epoch: int
-    node_rank: int
-    compute_s: float
-    logits: Array | None = None
-    top_values: Array | None = None
-    top_ids: Array | None = None
-    log_normalizer: Array | None = None
-    wait_s: float = 0.0
-    """Part of `compute_s` spent waiting for peers in collectives."""
-
-
-class StepFailed(Message, frozen=True):
-    """A follower could not run a step."""
-
-    step_id: int
-    epoch: int
-    node_rank: int
-    error: str
+    candidates: bool = False
+    """A step may ask for candidates, and for rows in full until the next steps begin."""
 
 
 # ---- control: follower <-> supervisor ----
@@ -382,7 +314,6 @@ class Ack(Message, frozen=True):
     error: str = ""
 
 
-StepMessage = StepHello | StepWelcome | StepRequest | StepReply | StepFailed
 ControlMessage = (
     FollowerHello | Welcome | Refused | FollowerProgress | FollowerLoaded | FormGroup
     | FollowerForming | FollowerGaveUp | FollowerReady | FollowerFailed | Heartbeat | HeartbeatAck

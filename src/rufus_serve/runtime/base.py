@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
+from rufus_serve.runtime.logits import StepLogits
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, detail) while something long runs; any thread."""
@@ -48,16 +48,16 @@ class Runtime(Protocol):
     def warm_up(self, progress: Progress) -> None:
         """Run every bucket once; all followers call it together."""
 
-    def prefill(self, step: StepRequest) -> np.ndarray | None:
-        """Run a prefill; last-position logits [1, V] float32 on node rank 0, else None.
+    def prefill(self, step: StepRequest) -> StepLogits | None:
+        """Run a prefill; logits of the last position, None unless the step wants them.
 
         Raises:
             RuntimeStepError: the step has a shape that was not compiled.
             CollectiveAborted: a peer is gone, or `abort` was called.
         """
 
-    def decode(self, step: StepRequest) -> np.ndarray | None:
-        """Run a decode; logits [R, V] float32 on node rank 0, else None. Raises as `prefill`."""
+    def decode(self, step: StepRequest) -> StepLogits | None:
+        """Run a decode; logits of R rows. Raises as `prefill`."""
 
     def abort(self) -> None:
         """Make a running or the next collective raise `CollectiveAborted`; any thread."""

@@ -1,11 +1,14 @@
-"""The best tokens of a row of logits, and the row's total; numpy alone, on whichever side asks.
+"""The best tokens of rows of logits, and the rows' totals; numpy alone, on whichever side asks.
 
-Shape legend: R rows, V vocabulary, K candidates.
+Shape legend: R rows, V vocabulary, K candidates of a row, E tokens named for a row.
 """
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-Array = np.ndarray
+from rufus_serve.protocol.messages import Array, Candidates, RowWants
+
 # The fewer tokens a slice holds, the fewer lie above the bound that slices give.
 _SLICES_PER_CANDIDATE = 8
 
@@ -43,3 +46,65 @@ def log_sum_exp(row: Array, temperature: float) -> float:
     if not np.isfinite(peak):
         return float(peak)
     return float(np.log(np.exp(scaled - peak).sum(dtype=np.float64)) + np.float64(peak))
+
+
+def pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
+    """What `wants` asks of `logits` [R, V], or of a share of them whose ids begin at `first_id`.
+
+    Logits are written to meanwhile, and put back. Rows wanted in full bring no candidates. What
+    a share does not hold, named tokens or enough candidates, comes as -inf.
+    """
+    best, ids, totals, named = [], [], [], []
+    for row, (count, temperatures, token_ids) in zip(logits, rows_of(wants), strict=True):
+        is_here = (token_ids >= first_id) & (token_ids < first_id + len(row))
+        here = token_ids[is_here] - first_id
+        of_named = np.full(len(token_ids), -np.inf, np.float32)
+        of_named[is_here] = row[here]
+        row[here] = -np.inf
+        found = best_ids(row, count)
+        missing = max(0, count - len(found))
+        best.append(np.pad(row[found], (0, missing), constant_values=-np.inf))
+        ids.append(np.pad(found + first_id, (0, missing)))
+        totals.append([log_sum_exp(row, each) if each else 0.0 for each in temperatures])
+        named.append(of_named)
+        row[here] = of_named[is_here]
+    return _joined(best, ids, totals, named)
+
+
+def merge(shares: Sequence[Candidates], wants: RowWants) -> Candidates:
+    """The candidates of whole rows, from those of all shares of the vocabulary."""
+    best, ids = [], []
+    stop = 0
+    for count in wants.num_candidates.clip(0).tolist():
+        here = slice(stop, stop := stop + count)
+        all_logits = np.concatenate([share.logits[here] for share in shares])
+        all_ids = np.concatenate([share.ids[here] for share in shares])
+        order = np.lexsort((all_ids, -all_logits))[:count]
+        best.append(all_logits[order])
+        ids.append(all_ids[order])
+    totals = np.logaddexp.reduce([share.log_totals for share in shares])
+    named = np.maximum.reduce([share.token_logits for share in shares])
+    return _joined(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
+
+
+def rows_of(wants: RowWants) -> Iterator[tuple[int, list[float], Array]]:
+    """Number of candidates, temperatures and named tokens of each row."""
+    stops = np.cumsum(wants.num_token_ids)
+    named = np.split(wants.token_ids, stops[:-1])
+    return zip(wants.num_candidates.tolist(), wants.temperatures.tolist(), named, strict=True)
+
+
+def whole_rows(wants: RowWants | None, num_rows: int) -> Array:
+    """Indexes of the rows that are wanted in full."""
+    return np.arange(num_rows) if wants is None else np.flatnonzero(wants.num_candidates < 0)
+
+
+def _joined(
+    best: Sequence[Array], ids: Sequence[Array], totals: object, named: Sequence[Array]
+) -> Candidates:
+    return Candidates(
+        logits=np.concatenate(best).astype(np.float32),
+        ids=np.concatenate(ids).astype(np.int32),
+        log_totals=np.array(totals, np.float64),
+        token_logits=np.concatenate(named).astype(np.float32),
+    )

@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from rufus_serve.errors import CollectiveAborted
-from rufus_serve.follower.stepper import Stepper, best_candidates
-from rufus_serve.protocol.messages import Phase, StepFailed, StepReply, StepRequest
+from rufus_serve.follower.stepper import Stepper
+from rufus_serve.protocol.messages import (
+    LogitsRequest,
+    Phase,
+    RowWants,
+    StepFailed,
+    StepReply,
+    StepRequest,
+)
+from rufus_serve.runtime.logits import WholeLogits
 
 
 def request(step_id: int = 3, phase: Phase = Phase.DECODE, **fields) -> StepRequest:
@@ -44,7 +48,7 @@ class ScriptedRuntime:
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
-        return result
+        return None if result is None else WholeLogits(result)
 
 
 def stepper(*results) -> tuple[Stepper, ScriptedRuntime]:
@@ -68,14 +72,50 @@ def test_a_reply_names_step_epoch_and_rank_and_brings_all_logits():
     assert isinstance(reply, StepReply)
     assert (reply.step_id, reply.epoch, reply.node_rank, reply.wait_s) == (3, 4, 1, 0.25)
     assert reply.logits is LOGITS
-    assert reply.top_ids is None
+    assert reply.candidates is None
 
 
-def test_candidates_are_sent_instead_when_they_are_asked_for():
-    steps, _ = stepper(LOGITS)
-    reply = steps.run(request(num_candidates=2))
-    assert reply.logits is None
-    assert reply.top_ids.tolist() == [[1, 3], [0, 1]]
+def wants(*num_candidates: int) -> RowWants:
+    count = len(num_candidates)
+    return RowWants(
+        num_candidates=np.array(num_candidates, np.int32),
+        temperatures=np.zeros((count, 2), np.float32),
+        num_token_ids=np.zeros(count, np.int32),
+        token_ids=np.zeros(0, np.int32),
+    )
+
+
+def rows_of(of_step_id: int, *rows: int, step_id: int = 9) -> LogitsRequest:
+    return LogitsRequest(
+        step_id=step_id, epoch=4, of_step_id=of_step_id, rows=np.array(rows, np.int32)
+    )
+
+
+def test_each_row_brings_what_is_wanted_of_it():
+    steps, _ = stepper(LOGITS.copy())
+    reply = steps.run(request(wants=wants(2, -1)))
+    assert reply.candidates.ids.tolist() == [1, 3]
+    assert reply.logits.tolist() == [LOGITS[1].tolist()]
+
+
+def test_rows_of_the_last_steps_can_be_asked_for_until_the_next_begin():
+    first, second, third = LOGITS.copy(), LOGITS.copy() + 10, LOGITS.copy() + 20
+    steps, _ = stepper(first, second, third)
+    steps.run(request(3, keep_since=3, wants=wants(1, 1)))
+    steps.run(request(4, keep_since=3, wants=wants(1, 1)))
+    assert steps.run(rows_of(3, 1)).logits.tolist() == [first[1].tolist()]
+    assert steps.run(rows_of(4, 1, 0)).logits.tolist() == second[::-1].tolist()
+    steps.run(request(5, keep_since=5, wants=wants(1, 1)))
+    answer = steps.run(rows_of(4, 0))
+    assert isinstance(answer, StepFailed)
+    assert "step 4 are not kept" in answer.error
+
+
+def test_a_follower_without_logits_answers_for_rows_with_none():
+    steps, runtime = stepper()
+    runtime.decode = lambda step: WholeLogits(None)
+    assert steps.run(request(3, wants=wants(1, 1))).candidates is None
+    assert steps.run(rows_of(3, 0)).logits is None
 
 
 def test_logits_that_nobody_wants_are_not_sent():
@@ -93,48 +133,3 @@ def test_a_failed_step_is_answered_and_every_later_one_of_the_epoch_fails_unrun(
     assert (second.step_id, second.epoch) == (4, 4)
     assert str(error) in second.error
     assert len(runtime.calls) == 1
-
-
-ROWS = hnp.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 4), st.integers(1, 40)),
-    elements=st.integers(-8, 8).map(lambda value: value / 2),
-)
-
-
-@given(ROWS, st.integers(1, 50))
-def test_candidates_are_the_best_in_falling_order_with_the_rows_normalizer(logits, wanted):
-    values, ids, normalizer = best_candidates(logits, wanted)
-    count = min(wanted, logits.shape[1])
-    expected = torch.topk(torch.from_numpy(logits), count)
-    assert values.shape == ids.shape == (logits.shape[0], count)
-    assert (values == expected.values.numpy()).all()
-    assert (np.take_along_axis(logits, ids, axis=1) == values).all()
-    assert all(len(set(row)) == count for row in ids.tolist())
-    np.testing.assert_allclose(
-        normalizer, torch.logsumexp(torch.from_numpy(logits), dim=1).numpy(), rtol=1e-5, atol=1e-5
-    )
-    assert (values.dtype, ids.dtype, normalizer.dtype) == (np.float32, np.int32, np.float32)
-
-
-@given(ROWS, st.integers(1, 50))
-def test_the_first_candidate_is_the_argmax_also_among_equals(logits, wanted):
-    assert best_candidates(logits, wanted)[1][:, 0].tolist() == logits.argmax(axis=1).tolist()
-
-
-def test_equal_candidates_come_in_the_order_of_their_ids():
-    assert best_candidates(np.array([[1.0, 2.0, 2.0, 2.0]], np.float32), 4)[1].tolist() == [
-        [1, 2, 3, 0]
-    ]
-
-
-def test_large_logits_do_not_overflow_the_normalizer():
-    logits = np.array([[1000.0, 999.0]], np.float32)
-    assert best_candidates(logits, 1)[2] == pytest.approx(1000.3133, abs=1e-3)
-
-
-def test_masked_tokens_do_not_disturb_the_normalizer():
-    logits = np.array([[1.0, -np.inf, 0.0]], np.float32)
-    _, ids, normalizer = best_candidates(logits, 2)
-    assert ids.tolist() == [[0, 2]]
-    assert normalizer[0] == pytest.approx(np.log(np.e + 1.0), abs=1e-5)

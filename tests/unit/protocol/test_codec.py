@@ -15,10 +15,10 @@ from recorded_messages import SAMPLES, TYPES, read_record
 
 from rufus_serve.protocol import codec
 from rufus_serve.protocol.codec import CodecError, decode, encode
-from rufus_serve.protocol.messages import AnyMessage, Message, Refused, StepReply
+from rufus_serve.protocol.messages import AnyMessage, Candidates, Message, Refused, StepReply
 
 ARRAYS = npst.arrays(
-    dtype=st.sampled_from([np.dtype("<i4"), np.dtype("<i8"), np.dtype("<f4")]),
+    dtype=st.sampled_from([np.dtype("<i4"), np.dtype("<i8"), np.dtype("<f4"), np.dtype("<f8")]),
     shape=npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
 )
 
@@ -102,9 +102,11 @@ def test_strided_and_reversed_arrays_survive_the_wire(array: np.ndarray, stride:
 @given(st.lists(st.integers(0, 3 * codec.MAX_SMALL_BYTES // 4), min_size=4, max_size=4))
 def test_small_and_large_arrays_mix(sizes: list[int]) -> None:
     arrays = [np.arange(size, dtype=np.float32) for size in sizes]
-    message = reply(
-        logits=arrays[0], top_values=arrays[1], top_ids=arrays[2], log_normalizer=arrays[3]
+    candidates = Candidates(
+        logits=arrays[1], ids=arrays[2], log_totals=arrays[3], token_logits=arrays[3]
     )
+    arrays.append(arrays[3])
+    message = reply(logits=arrays[0], candidates=candidates)
     frames = encode(message)
     assert len(frames) == 1 + sum(array.nbytes > codec.MAX_SMALL_BYTES for array in arrays)
     assert_same(decode(frames), message)
@@ -194,7 +196,7 @@ def test_any_array_reference_decodes_within_its_frame_or_raises_codec_error(
         pytest.param(frames_of(1, 0, "f4", [15], frames=(bytes(64),)), id="shorter than its frame"),
         pytest.param(frames_of(2, 0, "f4", [16], frames=(bytes(64),)), id="of no frame"),
         pytest.param(frames_of(-1, 0, "f4", [16], frames=(bytes(64),)), id="of a negative frame"),
-        pytest.param(frames_of(0, 0, "f8", [1], tail=bytes(64)), id="of another dtype"),
+        pytest.param(frames_of(0, 0, "f2", [1], tail=bytes(64)), id="of another dtype"),
         pytest.param(frames_of(0, 0, "f4", [1] * 5, tail=bytes(64)), id="of five dimensions"),
         pytest.param(frames_of(0, 0, "f4", [-1], tail=bytes(64)), id="of negative size"),
         pytest.param(frames_of(0, 0, "f4", [2**62, 4], tail=bytes(64)), id="overflowing"),
@@ -219,7 +221,7 @@ def test_a_reference_that_matches_is_taken() -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros(3, np.float64),
+        np.zeros(3, np.float16),
         np.zeros(3, ">i4"),
         np.array(["text"]),
         np.array([object()]),
@@ -243,7 +245,7 @@ def test_oversize_text_and_numbers_are_refused_by_encode() -> None:
 
 def test_a_failed_call_leaves_nothing_behind() -> None:
     with pytest.raises(CodecError):
-        encode(reply(logits=np.zeros(3, np.int32), top_ids=np.zeros(3, np.float64)))
+        encode(reply(logits=np.zeros(3, np.int32), candidates=np.zeros(3, np.float16)))
     message = reply(logits=np.ones(3, np.int32))
     assert_same(decode(encode(message)), message)
 

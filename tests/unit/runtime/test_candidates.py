@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rufus_serve.runtime.candidates import best_ids, log_sum_exp
+from rufus_serve.protocol.messages import RowWants
+from rufus_serve.runtime.candidates import best_ids, log_sum_exp, merge, pick, whole_rows
 
 ROWS = hnp.arrays(
     np.float32,
@@ -37,3 +38,57 @@ def test_the_total_is_that_of_the_scaled_row_and_does_not_overflow(temperature):
 
 def test_a_row_of_nothing_has_no_total():
     assert log_sum_exp(np.full(3, -np.inf, np.float32), 1.0) == -np.inf
+
+
+def wants(*rows: tuple[int, tuple[float, float], list[int]]) -> RowWants:
+    """Of each row's K, temperatures and named tokens."""
+    return RowWants(
+        num_candidates=np.array([count for count, _, _ in rows], np.int32),
+        temperatures=np.array([temperatures for _, temperatures, _ in rows], np.float32),
+        num_token_ids=np.array([len(named) for _, _, named in rows], np.int32),
+        token_ids=np.array([token for _, _, named in rows for token in named], np.int32),
+    )
+
+
+def test_each_row_brings_what_it_wants():
+    logits = np.array([[0, 3, 1, 2], [5, 4, 3, 2], [0, 0, 9, 9]], np.float32)
+    found = pick(logits, wants((2, (0, 0), []), (-1, (0, 0), []), (1, (1, 2), [2])))
+    assert found.ids.tolist() == [1, 3, 3]
+    assert found.logits.tolist() == [3, 2, 9]
+    assert found.token_logits.tolist() == [9]
+    rest = np.array([0, 0, 9.0])
+    assert found.log_totals[2].tolist() == pytest.approx(
+        [np.logaddexp.reduce(rest), np.logaddexp.reduce(rest / 2)]
+    )
+    assert (found.log_totals[:2] == 0).all()
+    assert logits[2].tolist() == [0, 0, 9, 9]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 60),
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+)
+def test_shares_of_the_vocabulary_give_what_the_whole_gives(seed, count, sizes):
+    random = np.random.default_rng(seed)
+    vocab = sum(sizes)
+    logits = random.integers(-3, 4, (2, vocab)).astype(np.float32)
+    named = random.permutation(vocab)[: vocab // 3].tolist()
+    asked = wants((count, (0.7, 1.0), named), (count // 2, (0.0, 1.0), []))
+    starts = np.cumsum([0, *sizes[:-1]])
+    shares = [
+        pick(logits[:, start : start + size].copy(), asked, first_id=start)
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    whole, merged = pick(logits, asked), merge(shares, asked)
+    finite = np.isfinite(whole.logits)
+    assert merged.logits.tolist() == whole.logits.tolist()
+    assert merged.ids[finite].tolist() == whole.ids[finite].tolist()
+    assert merged.token_logits.tolist() == whole.token_logits.tolist()
+    np.testing.assert_allclose(merged.log_totals, whole.log_totals, atol=1e-6)
+
+
+def test_rows_in_full_are_those_without_candidates():
+    assert whole_rows(None, 3).tolist() == [0, 1, 2]
+    assert whole_rows(wants((1, (0, 0), []), (-1, (0, 0), [])), 2).tolist() == [1]

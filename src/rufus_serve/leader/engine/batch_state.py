@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rufus_serve.leader.engine import vllm_compat
-from rufus_serve.leader.engine.step_builder import Row
+from rufus_serve.leader.engine.request_sampling import RequestSampling
+from rufus_serve.leader.engine.step_builder import IN_FULL, Row
 from rufus_serve.protocol.messages import RuntimeInfo
 
 
@@ -21,6 +22,9 @@ class BatchState:
     """
 
     def __init__(self, vllm_config: Any, *, info: RuntimeInfo) -> None:
+        self._vocab_size = info.vocab_size
+        self._always_whole = not info.candidates or vllm_compat.needs_whole_rows(vllm_config)
+        self._sampling: dict[str, RequestSampling] = {}
         self.batch = vllm_compat.make_input_batch(
             vllm_config, vocab_size=info.vocab_size, block_size=info.block_size
         )
@@ -31,10 +35,15 @@ class BatchState:
         """The batch, in row order."""
         return list(self.batch.req_ids)
 
-    def seeds(self) -> list[tuple[int | None, int]]:
-        """Of each row of the batch the request's seed, and how many tokens it has drawn."""
-        requests = [self._requests[req_id] for req_id in self.batch.req_ids]
-        return [(each.sampling_params.seed, len(each.output_token_ids)) for each in requests]
+    @property
+    def sampling(self) -> list[RequestSampling]:
+        """How each row of the batch is drawn."""
+        return [self._sampling[req_id] for req_id in self.batch.req_ids]
+
+    @property
+    def needs_vllm(self) -> bool:
+        """Whether the batch must be sampled by vLLM, from rows in full."""
+        return self._always_whole or any(each.needs_vllm for each in self.sampling)
 
     def apply(self, output: Any) -> dict[str, Row]:
         """Take over a SchedulerOutput; the rows to run, in scheduling order."""
@@ -47,8 +56,9 @@ class BatchState:
         }
         complete = [r for r, end in ends.items() if end >= self._requests[r].num_tokens]
         self._set_batch(complete)
+        in_full = self.needs_vllm
         return {
-            req_id: self._row(req_id, count, is_new=req_id in fresh)
+            req_id: self._row(req_id, count, is_new=req_id in fresh, in_full=in_full)
             for req_id, count in scheduled.items()
         }
 
@@ -71,11 +81,13 @@ class BatchState:
         resumed: set[str] = set(output.scheduled_cached_reqs.resumed_req_ids)
         for req_id in output.finished_req_ids:
             self._requests.pop(req_id, None)
+            self._sampling.pop(req_id, None)
             self.batch.remove_request(req_id)
         for req_id in resumed:
             self.batch.remove_request(req_id)
         for new in output.scheduled_new_reqs:
             self._requests[new.req_id] = vllm_compat.request_state(new)
+            self._begin_sampling(new.req_id)
         return resumed | {new.req_id for new in output.scheduled_new_reqs}
 
     def _advance(self, cached: Any) -> None:
@@ -86,9 +98,19 @@ class BatchState:
             if req_id in cached.resumed_req_ids:
                 state.block_ids = new_block_ids
                 state.output_token_ids = cached.all_token_ids[req_id][state.num_prompt_tokens :]
+                self._begin_sampling(req_id)
             elif new_block_ids is not None:
                 for ids, added in zip(state.block_ids, new_block_ids, strict=True):
                     ids.extend(added)
+
+    def _begin_sampling(self, req_id: str) -> None:
+        state = self._requests[req_id]
+        self._sampling[req_id] = RequestSampling(
+            state.sampling_params,
+            state.prompt_token_ids,
+            state.output_token_ids,
+            vocab_size=self._vocab_size,
+        )
 
     def _set_batch(self, req_ids: Iterable[str]) -> None:
         wanted = set(req_ids)
@@ -100,7 +122,7 @@ class BatchState:
         self.batch.condense()
         self.batch.refresh_metadata()
 
-    def _row(self, req_id: str, count: int, *, is_new: bool) -> Row:
+    def _row(self, req_id: str, count: int, *, is_new: bool, in_full: bool) -> Row:
         state = self._requests[req_id]
         index = self.batch.req_id_to_index.get(req_id)
         return Row(
@@ -110,6 +132,7 @@ class BatchState:
             block_ids=state.block_ids[0],
             is_prefill=is_new or count > 1 or index is None,
             wants_logits=index is not None,
+            want=IN_FULL if in_full or index is None else self._sampling[req_id].want(),
         )
 
 

@@ -52,6 +52,8 @@ class Filters:
         return Filters(self.top_k[rows], self.top_p[rows], self.min_p[rows])
 
 
+# A row without any finite logit ends in NaN, which compares with nothing.
+@np.errstate(invalid="ignore", over="ignore")
 def choose(ranked: Ranked, filters: Filters, uniforms: Array) -> Array:
     """Columns of `ranked` that `uniforms` [R] of [0, 1) point at.
 
@@ -59,11 +61,9 @@ def choose(ranked: Ranked, filters: Filters, uniforms: Array) -> Array:
     """
     logits, floor = ranked.logits, ranked.floor[:, np.newaxis]
     peak = logits[:, :1].astype(np.float64)
-    # A row without any finite logit ends in NaN, which compares with nothing.
-    with np.errstate(invalid="ignore"):
-        weights = np.exp(logits - peak)
-        floor_weight = np.exp(floor - peak)[:, 0]
-        total = np.exp(ranked.log_total - peak[:, 0])
+    weights = np.exp(logits - peak)
+    floor_weight = np.exp(floor - peak)[:, 0]
+    total = np.exp(ranked.log_total - peak[:, 0])
     reach = np.cumsum(weights, axis=1)
     num_kept, is_whole, is_open = _keep_best(weights, filters, floor_weight)
     total = np.where(is_whole, _at(reach, num_kept), total)

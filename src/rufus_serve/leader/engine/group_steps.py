@@ -2,7 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
 
 from rufus_serve.channel.base import FollowerGone, LeaderChannel
 from rufus_serve.errors import HandshakeRefused
@@ -10,7 +12,7 @@ from rufus_serve.leader.engine.epoch_gate import EpochGate
 from rufus_serve.leader.engine.progress import Progress
 from rufus_serve.leader.engine.step_builder import PlannedStep, Row, StepBuilder
 from rufus_serve.leader.engine.step_deadline import StepDeadline
-from rufus_serve.protocol.messages import GroupReady, StepReply
+from rufus_serve.protocol.messages import Array, GroupReady, LogitsRequest, StepOrder, StepReply
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_S = 15.0
@@ -52,22 +54,56 @@ class GroupSteps:
         self._next_step_id = 0
         return self._gate.open(ready.epoch)
 
-    def run(
-        self, rows: Sequence[Row], epoch: int, *, num_candidates: int = 0
-    ) -> list[Answer] | None:
+    def run(self, rows: Sequence[Row], epoch: int) -> list[Answer] | None:
         """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
-        planned = self._builder.build(
-            rows, epoch=epoch, first_step_id=self._next_step_id, num_candidates=num_candidates
-        )
+        planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
         self._next_step_id += len(planned)
         try:
             for step in planned:
-                self._channel.broadcast(step.request)
-                self._progress.begin(step.request.step_id)
+                self._send(step.request)
             return [(step, self._gather(step)) for step in planned]
         except FollowerGone as gone:
             self._lose(epoch, str(gone))
             return None
+
+    def look_up(
+        self, answers: Sequence[Answer], wanted: Collection[int]
+    ) -> dict[int, Array] | None:
+        """[V] logits of `wanted` rows, as planned in `answers`, by row; None if the group is lost.
+
+        Only until the next `run`.
+        """
+        found: dict[int, Array] = {}
+        for step, _ in answers:
+            places = [place for place, row in enumerate(step.rows) if row in wanted]
+            if places:
+                logits = self._ask(step, np.array(places, np.int32))
+                if logits is None:
+                    return None
+                found |= {step.rows[place]: row for place, row in zip(places, logits, strict=True)}
+        return found
+
+    def _ask(self, step: PlannedStep, places: Array) -> Array | None:
+        request = LogitsRequest(
+            step_id=self._next_step_id,
+            epoch=step.request.epoch,
+            of_step_id=step.request.step_id,
+            rows=places,
+        )
+        self._next_step_id += 1
+        try:
+            self._send(request)
+            deadline_s = self._deadline.seconds_for(step.request)
+            (first, *_) = self._channel.gather(request.step_id, deadline_s=deadline_s)
+        except FollowerGone as gone:
+            self._lose(request.epoch, str(gone))
+            return None
+        self._progress.end(request.step_id)
+        return first.logits
+
+    def _send(self, order: StepOrder) -> None:
+        self._channel.broadcast(order)
+        self._progress.begin(order.step_id)
 
     def _gather(self, step: PlannedStep) -> StepReply:
         request = step.request

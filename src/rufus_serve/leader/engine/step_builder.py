@@ -4,12 +4,24 @@ Pure numpy: knows no vLLM, no sockets, no requests. Shape legend as in `protocol
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 
-from rufus_serve.protocol.messages import Array, Phase, RuntimeInfo, StepRequest
+from rufus_serve.protocol.messages import Array, Phase, RowWants, RuntimeInfo, StepRequest
+
+
+@dataclass(frozen=True)
+class Want:
+    """What sampling needs of one row; as `RowWants`."""
+
+    num_candidates: int
+    temperatures: tuple[float, float] = (0.0, 0.0)
+    token_ids: Array = field(default_factory=lambda: np.empty(0, np.int32))
+
+
+IN_FULL = Want(-1)
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class Row:
     is_prefill: bool
     wants_logits: bool = True
     """False for a prefill that does not reach the end of its prompt yet."""
+    want: Want = IN_FULL
 
     @property
     def end(self) -> int:
@@ -60,9 +73,7 @@ class StepBuilder:
         """The builder for followers that describe themselves by `info`."""
         return cls(info.block_size, max(info.prefill_buckets), max(info.decode_batch_buckets))
 
-    def build(
-        self, rows: Sequence[Row], *, epoch: int, first_step_id: int, num_candidates: int = 0
-    ) -> list[PlannedStep]:
+    def build(self, rows: Sequence[Row], *, epoch: int, first_step_id: int) -> list[PlannedStep]:
         """Steps for `rows`, in the order in which followers must run them."""
         decodes = [index for index, row in enumerate(rows) if not row.is_prefill]
         size = self.largest_decode_batch
@@ -77,7 +88,8 @@ class StepBuilder:
                     step.request,
                     step_id=first_step_id + offset,
                     epoch=epoch,
-                    num_candidates=num_candidates if step.request.want_logits else 0,
+                    wants=row_wants([rows[index].want for index in step.rows]),
+                    keep_since=first_step_id,
                 ),
                 step.rows,
             )
@@ -138,3 +150,15 @@ def slots(blocks: Array, start: int, stop: int, block_size: int) -> Array:
     positions = np.arange(start, stop, dtype=np.int32)
     taken: Array = blocks[positions // block_size] * block_size + positions % block_size
     return taken.astype(np.int32)
+
+
+def row_wants(wants: Sequence[Want]) -> RowWants | None:
+    """`wants` of a step's rows as they are sent; None stands for all rows in full."""
+    if all(want.num_candidates < 0 for want in wants):
+        return None
+    return RowWants(
+        num_candidates=np.array([want.num_candidates for want in wants], np.int32),
+        temperatures=np.array([want.temperatures for want in wants], np.float32),
+        num_token_ids=np.array([len(want.token_ids) for want in wants], np.int32),
+        token_ids=np.concatenate([want.token_ids for want in wants]).astype(np.int32),
+    )

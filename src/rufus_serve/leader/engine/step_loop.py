@@ -65,4 +65,8 @@ class StepLoop:
         pending, self._pending = self._pending, None
         if isinstance(pending, vllm_compat.StepLost):
             return pending
-        return self._sampler.sample(pending, grammar_output)
+        output = self._sampler.sample(pending, grammar_output, self._steps.look_up)
+        if output is None:
+            self._state.empty_batch()
+            return vllm_compat.lost_step()
+        return output

@@ -7,14 +7,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
 from vllm.v1.sample.logits_processor import build_logitsprocs
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
+from rufus_serve.leader.engine.candidate_sampler import Logprobs
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.truncation import TruncatedSampler
 from rufus_serve.protocol.messages import RuntimeInfo
@@ -79,10 +81,45 @@ def make_sampler(vllm_config: Any) -> Any:
     return sampler
 
 
-def sample_whole_rows(sampler: Any, logits: Any, metadata: Any, uniforms: Any) -> Any:
-    """vLLM's SamplerOutput for `logits` [R, V], drawn by `uniforms` [R]."""
+def needs_whole_rows(vllm_config: Any) -> bool:
+    """Whether every request needs vLLM's own sampler, from the server's configuration."""
+    model = vllm_config.model_config
+    return bool(model.logits_processors) or model.logprobs_mode != "raw_logprobs"
+
+
+def sample_whole_rows(
+    sampler: Any, logits: Any, metadata: Any, uniforms: Any
+) -> tuple[list[int], Any]:
+    """Tokens of `logits` [R, V] as vLLM draws them by `uniforms` [R], and their LogprobsLists."""
     sampler.topk_topp_sampler.uniforms = uniforms
-    return sampler(logits, metadata)
+    output = sampler(logits, metadata)
+    logprobs = output.logprobs_tensors
+    token_ids: list[int] = output.sampled_token_ids[:, 0].tolist()
+    return token_ids, None if logprobs is None else logprobs.tolists()
+
+
+def logprobs_lists(rows: Sequence[Logprobs | None]) -> LogprobsLists | None:
+    """The logprobs of a batch as vLLM hands them on; None if no row has any."""
+    width = max((len(row.ids) for row in rows if row is not None), default=0)
+    if not width:
+        return None
+    ids = np.zeros((len(rows), width), np.int32)
+    logprobs = np.full((len(rows), width), -np.inf, np.float32)
+    ranks = np.zeros(len(rows), np.int64)
+    for place, row in enumerate(rows):
+        if row is not None:
+            ids[place, : len(row.ids)] = row.ids
+            logprobs[place, : len(row.ids)] = row.logprobs
+            ranks[place] = row.rank
+    return LogprobsLists(ids, logprobs, ranks)
+
+
+def bitmasks(grammar_output: Any) -> dict[str, np.ndarray]:
+    """Of each request with a grammar a bit for every token, set if it is allowed."""
+    if grammar_output is None:
+        return {}
+    req_ids = grammar_output.structured_output_request_ids
+    return dict(zip(req_ids, grammar_output.grammar_bitmask, strict=True))
 
 
 def own_bitmask(grammar_output: Any) -> Any:
@@ -106,7 +143,7 @@ def apply_grammar(scheduler_output: Any, grammar_output: Any, batch: Any, logits
 def runner_output(
     req_ids: Sequence[str],
     token_ids: Sequence[int],
-    logprobs_tensors: Any,
+    logprobs: Any,
     *,
     still_prefilling: Sequence[str],
 ) -> Any:
@@ -116,7 +153,7 @@ def runner_output(
         req_ids=everyone,
         req_id_to_index={req_id: index for index, req_id in enumerate(everyone)},
         sampled_token_ids=[[token_id] for token_id in token_ids] + [[] for _ in still_prefilling],
-        logprobs=None if logprobs_tensors is None else logprobs_tensors.tolists(),
+        logprobs=logprobs,
     )
 
 

@@ -1,13 +1,14 @@
 """`CpuRuntime`: the `Runtime` of followers that compute on CPUs."""
 
+import contextlib
 import logging
 import os
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rufus_serve.config.schema import ServeConfig
@@ -17,8 +18,10 @@ from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.cpu.collectives import Communicator, connect
 from rufus_serve.runtime.cpu.decoders import AnyDecoder, DecoderLoader
 from rufus_serve.runtime.cpu.limits import fitting_blocks, resolve_dtype, resolve_max_model_len
+from rufus_serve.runtime.cpu.sharded_logits import ShardedLogits
 from rufus_serve.runtime.cpu.warm_up import warm_up_steps
 from rufus_serve.runtime.cpu.weight_source import open_weights
+from rufus_serve.runtime.logits import StepLogits
 from rufus_serve.shard.buckets import Buckets, resolve_buckets
 from rufus_serve.shard.kv_cache import KvCache
 from rufus_serve.shard.model_config import ModelConfig, read_model_config
@@ -103,6 +106,7 @@ class CpuRuntime:
             weights_bytes=loaded.nbytes,
             kernels=loaded.kernels,
             load_s=time.monotonic() - started,
+            candidates=True,
         )
         self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info
@@ -150,14 +154,14 @@ class CpuRuntime:
             self._run(step)
             progress(index + 1, len(steps), f"{step.phase.value} {step.num_new_tokens}")
 
-    def prefill(self, step: StepRequest) -> np.ndarray | None:
-        """Run a prefill; last-position logits [1, V] float32 on node rank 0, else None."""
+    def prefill(self, step: StepRequest) -> StepLogits | None:
+        """Run a prefill; logits of the last position, None unless the step wants them."""
         if step.phase is not Phase.PREFILL:
             raise RuntimeStepError(f"step {step.step_id} is a {step.phase.value}, not a prefill")
         return self._run(step)
 
-    def decode(self, step: StepRequest) -> np.ndarray | None:
-        """Run a decode; logits [R, V] float32 on node rank 0, else None."""
+    def decode(self, step: StepRequest) -> StepLogits | None:
+        """Run a decode; logits of R rows."""
         if step.phase is not Phase.DECODE:
             raise RuntimeStepError(f"step {step.step_id} is a {step.phase.value}, not a decode")
         return self._run(step)
@@ -172,7 +176,7 @@ class CpuRuntime:
         self._loaded = None
 
     @torch.inference_mode()
-    def _run(self, step: StepRequest) -> np.ndarray | None:
+    def _run(self, step: StepRequest) -> StepLogits | None:
         loaded, joined = self._require_loaded(), self._require_joined()
         inputs = pad_step(
             step,
@@ -181,41 +185,43 @@ class CpuRuntime:
             num_blocks=joined.group.num_blocks,
             vocab_size=loaded.model.vocab_size,
         )
+        self.last_wait_s = 0.0
         return self._compute(inputs, want_logits=step.want_logits)
 
-    def _compute(self, inputs: StepInputs, *, want_logits: bool) -> np.ndarray | None:
-        """Run the model with the other followers; whole rows of logits on node rank 0."""
+    def _compute(self, inputs: StepInputs, *, want_logits: bool) -> ShardedLogits | None:
+        """Run the model with the other followers."""
         loaded, joined = self._require_loaded(), self._require_joined()
-        communicator = joined.communicator
-        waited_s = communicator.wait_s
-        try:
+        with self._together(joined.communicator):
             logits = loaded.decoder.run(
                 inputs,
                 joined.cache,
-                all_reduce=communicator.all_reduce,
+                all_reduce=joined.communicator.all_reduce,
                 want_logits=want_logits,
             )
-            return None if logits is None else self._gather(logits, loaded, communicator)
+        if logits is None:
+            return None
+        ranks = range(self._config.nodes)
+        ranges = [loaded.partition.of_node(rank).vocab_rows for rank in ranks]
+        own = ranges[self._node_rank]
+        return ShardedLogits(logits, ranges, own=own, gather=self._gather)
+
+    @torch.inference_mode()
+    def _gather(self, tensor: torch.Tensor, widths: Sequence[int]) -> list[torch.Tensor] | None:
+        communicator = self._require_joined().communicator
+        with self._together(communicator):
+            return communicator.gather(tensor, widths)
+
+    @contextlib.contextmanager
+    def _together(self, communicator: Communicator) -> Iterator[None]:
+        """Count what is waited for peers; leave the epoch if it fails, lest they wait for us."""
+        waited_s = communicator.wait_s
+        try:
+            yield
         except BaseException:
-            # Peers in the middle of the same step would wait for this follower.
             self._leave()
             raise
         finally:
-            self.last_wait_s = communicator.wait_s - waited_s
-
-    def _gather(
-        self, logits: torch.Tensor, loaded: _Loaded, communicator: Communicator
-    ) -> np.ndarray | None:
-        """The whole rows of logits, on node rank 0."""
-        shares = [loaded.partition.of_node(rank).vocab_rows for rank in range(self._config.nodes)]
-        parts = communicator.gather(logits, [share.size for share in shares])
-        if parts is None:
-            return None
-        whole = np.empty((logits.shape[0], loaded.model.vocab_size), np.float32)
-        target = torch.from_numpy(whole)
-        for share, part in zip(shares, parts, strict=True):
-            target[:, share.start : share.stop] = part
-        return whole
+            self.last_wait_s += communicator.wait_s - waited_s
 
     def _num_cache_blocks(self, group: GroupSpec) -> int:
         """Blocks of the KV cache for `group`."""

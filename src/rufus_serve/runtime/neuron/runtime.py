@@ -23,6 +23,7 @@ from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
+from rufus_serve.runtime.logits import WholeLogits
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
 from rufus_serve.runtime.neuron.environment import (
     check_device,
@@ -123,12 +124,12 @@ class NeuronRuntime:
             )
         self._loaded = True
 
-    def prefill(self, step: StepRequest) -> np.ndarray | None:
-        """Last-position logits [1, V] float32 on node rank 0, if the step wants them."""
+    def prefill(self, step: StepRequest) -> WholeLogits | None:
+        """Last-position logits of one row, if the step wants them."""
         return self._run(self._ready().prefill(step), step)
 
-    def decode(self, step: StepRequest) -> np.ndarray | None:
-        """Logits [R, V] float32 on node rank 0."""
+    def decode(self, step: StepRequest) -> WholeLogits | None:
+        """Logits of R rows."""
         return self._run(self._ready().decode(step), step)
 
     def abort(self) -> None:
@@ -161,7 +162,7 @@ class NeuronRuntime:
             raise RuntimeStepError("a step before load, join and warm_up")
         return self._layout
 
-    def _run(self, calls: list[Call], step: StepRequest) -> np.ndarray | None:
+    def _run(self, calls: list[Call], step: StepRequest) -> WholeLogits | None:
         check_token_ids(step, self._vocab_size)
         wanted = step.want_logits and self._topology.node_rank == 0
         logits = np.empty((step.num_rows, self._vocab_size), np.float32) if wanted else None
@@ -169,7 +170,7 @@ class NeuronRuntime:
             result = self._forward(call)
             if logits is not None and call.rows:
                 logits[list(call.rows)] = result[: len(call.rows), : self._vocab_size]
-        return logits
+        return WholeLogits(logits) if step.want_logits else None
 
     def _forward(self, call: Call) -> np.ndarray:
         """[rows, V] float32; every node makes the same calls in the same order."""
@@ -205,6 +206,7 @@ def runtime_info(model: NeuronModel, *, load_s: float) -> RuntimeInfo:
         dtype=model.dtype,
         **shape.of_info(),
         can_rejoin=False,
+        candidates=True,
         weights_bytes=weights_bytes(model.config.folder) // model.topology.num_nodes,
         load_s=load_s,
     )

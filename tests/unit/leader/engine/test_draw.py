@@ -44,7 +44,7 @@ ROWS = st.tuples(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ROWS)
 def test_what_the_first_tokens_decide_is_what_sorting_everything_draws(row):
     seed, spread, k, p, m, number = row
@@ -64,7 +64,7 @@ def test_what_the_first_tokens_decide_is_what_sorting_everything_draws(row):
         assert ids[column] == ordered[expected]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=6))
 def test_a_row_draws_the_same_alone_and_in_any_company(rows):
     logits = np.stack([normals(seed, spread) for seed, spread, *_ in rows])
@@ -77,7 +77,7 @@ def test_a_row_draws_the_same_alone_and_in_any_company(rows):
         assert alone[0] == together[place]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ROWS, st.sampled_from([1, 7, 300, VOCAB]))
 def test_a_draw_does_not_depend_on_how_many_tokens_are_looked_at_first(row, first):
     seed, spread, k, p, m, number = row

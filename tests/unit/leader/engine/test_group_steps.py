@@ -12,10 +12,11 @@ from rufus_serve.leader.engine.step_builder import Row, StepBuilder
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.protocol.messages import (
     GroupReady,
+    LogitsRequest,
     RuntimeInfo,
     StepEndpoint,
+    StepOrder,
     StepReply,
-    StepRequest,
 )
 
 INFO = RuntimeInfo(
@@ -38,22 +39,27 @@ class Channel:
     """Answers every step at once, until told to break."""
 
     def __init__(self) -> None:
-        self.steps: list[StepRequest] = []
+        self.steps: list[StepOrder] = []
         self.error: Exception | None = None
 
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         if self.error:
             raise self.error
 
-    def broadcast(self, step: StepRequest) -> None:
+    def broadcast(self, step: StepOrder) -> None:
         self.steps.append(step)
 
     def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
         if self.error:
             raise self.error
-        epoch = self.steps[-1].epoch
+        last = self.steps[-1]
+        logits = None
+        if isinstance(last, LogitsRequest):
+            logits = np.array([[last.of_step_id, row] for row in last.rows], np.float32)
         return [
-            StepReply(step_id=step_id, epoch=epoch, node_rank=rank, compute_s=0.0)
+            StepReply(
+                step_id=step_id, epoch=last.epoch, node_rank=rank, compute_s=0.0, logits=logits
+            )
             for rank in (0, 1)
         ]
 
@@ -140,3 +146,26 @@ def test_progress_counts_what_was_answered() -> None:
     group.steps.run([prompt(8)], 3)
     report = group.progress.report()
     assert (report.steps_done, report.steps_in_flight) == (2, 0)
+
+
+def test_rows_in_full_are_asked_of_the_steps_that_answered_them() -> None:
+    group = Group()
+    group.connect(1)
+    token = Row(np.arange(9, dtype=np.int32), 4, 1, [1, 2], False)
+    answers = group.steps.run([token, prompt(10), token, token], 1)
+    found = group.steps.look_up(answers, {1, 2, 3})
+    # Two rows a decode: steps 0 and 1; the prompt's last segment is step 4.
+    assert {row: logits.tolist() for row, logits in found.items()} == {
+        1: [4, 0], 2: [0, 1], 3: [1, 0],
+    }  # fmt: skip
+    assert [order.step_id for order in group.channel.steps] == list(range(8))
+    assert group.progress.report().steps_in_flight == 0
+
+
+def test_a_group_that_is_lost_while_rows_are_asked_for_is_reported() -> None:
+    group = Group()
+    group.connect(1)
+    answers = group.steps.run([prompt(4)], 1)
+    group.channel.error = FollowerGone(0, "connection closed")
+    assert group.steps.look_up(answers, {0}) is None
+    assert group.suspected == [(1, "follower 0: connection closed")]

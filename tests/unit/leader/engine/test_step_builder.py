@@ -3,10 +3,19 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rufus_serve.leader.engine.step_builder import PlannedStep, Row, StepBuilder, block_table
+from rufus_serve.leader.engine.step_builder import (
+    IN_FULL,
+    PlannedStep,
+    Row,
+    StepBuilder,
+    Want,
+    block_table,
+    row_wants,
+)
 from rufus_serve.protocol.messages import Phase
 
 
@@ -102,10 +111,27 @@ def test_prefills_keep_the_order_of_the_rows() -> None:
     assert [step.rows for step in steps] == [(0,), (1,)]
 
 
-def test_candidates_are_asked_for_only_where_logits_are() -> None:
-    row = Row(np.arange(20, dtype=np.int32), 0, 20, [1, 2, 3, 4, 5], True)
-    steps = StepBuilder(4, 16, 8).build([row], epoch=1, first_step_id=0, num_candidates=256)
-    assert [step.request.num_candidates for step in steps] == [0, 256]
+def test_what_rows_want_travels_with_the_step_that_answers_them() -> None:
+    tokens = np.arange(20, dtype=np.int32)
+    named = np.array([7, 9], np.int32)
+    rows = [
+        Row(tokens, 4, 1, [1, 2], False, want=Want(1)),
+        Row(tokens, 0, 20, [1, 2, 3, 4, 5], True, want=Want(256, (0.8, 1.0), named)),
+        Row(tokens, 4, 1, [1, 2], False, want=IN_FULL),
+    ]
+    decode, begin, end = (each.request for each in StepBuilder(4, 16, 8).build(
+        rows, epoch=1, first_step_id=5
+    ))  # fmt: skip
+    assert decode.wants.num_candidates.tolist() == [1, -1]
+    assert decode.wants.temperatures.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert begin.wants is None
+    assert end.wants.temperatures.tolist() == [pytest.approx([0.8, 1.0])]
+    assert (end.wants.num_token_ids.tolist(), end.wants.token_ids.tolist()) == ([2], [7, 9])
+    assert [each.keep_since for each in (decode, begin, end)] == [5, 5, 5]
+
+
+def test_a_step_whose_rows_are_all_wanted_in_full_says_nothing_of_them() -> None:
+    assert row_wants([IN_FULL, IN_FULL]) is None
 
 
 def test_steps_do_not_share_memory_with_the_batch() -> None:

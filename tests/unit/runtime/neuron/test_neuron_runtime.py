@@ -97,7 +97,8 @@ def test_the_block_layout_has_prefix_caching_and_segments(make):
 
 
 def test_logits_return_to_the_leaders_rows(runtime, application):
-    logits = runtime.decode(decode([5, 6, 7], [9, 0, 3], [[4], [1], [2]]))
+    kept = runtime.decode(decode([5, 6, 7], [9, 0, 3], [[4], [1], [2]]))
+    logits = kept.rows(np.arange(3))
     assert logits.shape == (3, VOCAB)
     assert logits.dtype == np.float32
     assert logits[:, 0].tolist() == [5, 6, 7]
@@ -110,7 +111,7 @@ def test_only_node_rank_0_returns_logits(make, application):
     other.join(GROUP)
     other.warm_up(nothing)
     application.calls.clear()
-    assert other.prefill(prefill([5, 6], [1])) is None
+    assert other.prefill(prefill([5, 6], [1])).rows(np.arange(1)) is None
     assert application.calls == [[[5, 6]]]
 
 

@@ -18,6 +18,7 @@ from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape, refuse_windows
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
+from rufus_serve.runtime.logits import WholeLogits
 from rufus_serve.shard.model_config import read_model_config
 
 
@@ -76,7 +77,7 @@ class StrictCpuRuntime(CpuRuntime):
     def _num_cache_blocks(self, group: GroupSpec) -> int:  # noqa: ARG002 - it is compiled in
         return self._device.num_cells
 
-    def _run(self, step: StepRequest) -> np.ndarray | None:
+    def _run(self, step: StepRequest) -> WholeLogits | None:
         vocab_size = self._require_loaded().model.vocab_size
         check_token_ids(step, vocab_size)
         is_prefill = step.phase.value == "prefill"
@@ -88,7 +89,7 @@ class StrictCpuRuntime(CpuRuntime):
             result = self._forward(call)
             if logits is not None and call.rows and result is not None:
                 logits[list(call.rows)] = result
-        return logits
+        return WholeLogits(logits) if step.want_logits else None
 
     @torch.inference_mode()  # Warming up as well: the KV cache's buffers outlive the call.
     def _forward(self, call: Call) -> np.ndarray | None:
@@ -101,7 +102,8 @@ class StrictCpuRuntime(CpuRuntime):
         except BaseException:
             self._leave()
             raise
-        logits = self._compute(inputs, want_logits=bool(call.rows))
+        share = self._compute(inputs, want_logits=bool(call.rows))
+        logits = None if share is None else share.rows(np.arange(share.num_rows))
         if logits is None or prepared.is_prefill:
             return logits
         rows: np.ndarray = logits[prepared.rows]

@@ -1,0 +1,73 @@
+"""`RequestSampling`: how one request draws its tokens, and what it needs of each row for that."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rufus_serve.leader.engine.step_builder import IN_FULL, Want
+from rufus_serve.leader.engine.token_edits import TokenEdits
+
+DEFAULT_CANDIDATES = 256
+_MOST_CANDIDATES = 1024
+# Naming a token costs 8 bytes, a row in full 4 a token and a copy.
+_MOST_NAMED_SHARE = 16
+_GREEDY_BELOW = 1e-5
+
+
+class RequestSampling:
+    """Made of vLLM's sampling parameters; `outputs` is the request's live list of tokens."""
+
+    def __init__(
+        self, params: Any, prompt: Sequence[int], outputs: list[int], *, vocab_size: int
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._outputs = outputs
+        self.edits = TokenEdits(params, prompt, outputs)
+        self.is_greedy: bool = params.temperature < _GREEDY_BELOW
+        self.temperature = 1.0 if self.is_greedy else float(params.temperature)
+        self.top_k: int = params.top_k if 0 < params.top_k < vocab_size else 0
+        self.top_p = float(params.top_p)
+        self.min_p = float(params.min_p)
+        self.num_logprobs: int | None = params.logprobs
+        self.has_grammar: bool = params.structured_outputs is not None
+        self.needs_vllm: bool = (
+            params.logprobs == -1
+            or params.logprob_token_ids is not None
+            or params.thinking_token_budget is not None
+        )
+        """Whether only vLLM's own sampler knows what is asked."""
+        # Top-k and min-p leave what is all known, or they are not decided.
+        self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
+        """Whether the draw needs the total of the row."""
+        self._seed: int | None = params.seed
+
+    @property
+    def seed(self) -> tuple[int | None, int]:
+        """The request's seed, and how many tokens it has drawn."""
+        return self._seed, len(self._outputs)
+
+    def want(self) -> Want:
+        """What the next token needs."""
+        token_ids = self.edits.token_ids
+        count = self._num_candidates()
+        if count < 0 or len(token_ids) > self._vocab_size // _MOST_NAMED_SHARE:
+            return IN_FULL
+        return Want(min(count, self._vocab_size), self._temperatures(), token_ids)
+
+    def _num_candidates(self) -> int:
+        wants_logprobs = self.num_logprobs is not None
+        if (self.has_grammar and wants_logprobs) or self.top_k >= _MOST_CANDIDATES:
+            # Logprobs are of what the grammar leaves, whose total no candidates tell.
+            return -1
+        # Two more than are told, so that the chosen one's rank among equals is known.
+        told = 0 if self.num_logprobs is None else self.num_logprobs + 2
+        if self.edits.only_these:
+            return told
+        if self.is_greedy:
+            return max(told, DEFAULT_CANDIDATES if self.has_grammar else 1)
+        # One more than top-k keeps, so that ties with the last are seen.
+        return max(told, self.top_k + 1 if self.top_k else DEFAULT_CANDIDATES)
+
+    def _temperatures(self) -> tuple[float, float]:
+        """At which the row's total is needed: for the draw, and for logprobs."""
+        for_draw = self.temperature if self.needs_total else 0.0
+        return for_draw, 0.0 if self.num_logprobs is None else 1.0

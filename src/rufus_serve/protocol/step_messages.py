@@ -1,0 +1,177 @@
+"""Messages of the step channel, leader → follower and back.
+
+Shape legend: R rows (sequences), T new tokens of the step, L context length, W blocks per row,
+V vocabulary, K candidates of a row, E tokens named for a row, F rows in full. All index arrays
+are int32, all logits float32.
+"""
+
+from enum import Enum
+
+import msgspec
+import numpy as np
+
+Array = np.ndarray
+
+
+class Phase(str, Enum):
+    """Which compiled graph a step runs in."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A message; its class name is the tag on the wire."""
+
+
+class StepHello(Message, frozen=True):
+    """First message of a leader on a step channel."""
+
+    protocol_version: int
+    config_hash: str
+    epoch: int
+    leader_id: str
+
+
+class ReplyMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory that a leader on the same host may open, to find large replies in."""
+
+    boot_id: str
+    """Of the host, since its last start."""
+    path: str
+    secret: str
+    """The memory's first bytes, in hexadecimal digits."""
+    capacity: int
+
+
+class StepWelcome(Message, frozen=True):
+    """A follower's answer to `StepHello`; `refused` says why not, if so."""
+
+    protocol_version: int
+    config_hash: str
+    epoch: int
+    node_rank: int
+    refused: str = ""
+    reply_memory: ReplyMemory | None = None
+
+
+class MemoryOpened(Message, frozen=True):
+    """A leader's word that it opened `StepWelcome.reply_memory`; without it, none is used."""
+
+    epoch: int
+
+
+class StoredReply(Message, frozen=True):
+    """A reply of a follower lies in its memory."""
+
+    epoch: int
+    sequence: int
+    """Rises by one with each reply left there."""
+    place: int
+    frame_sizes: tuple[int, ...]
+
+
+class RowWants(msgspec.Struct, frozen=True, kw_only=True):
+    """What the leader needs of each row of a step to sample it."""
+
+    num_candidates: Array
+    """[R] K, or -1 for the row in full."""
+    temperatures: Array
+    """[R, 2] float32, at which the row's total is wanted; 0 where none is."""
+    num_token_ids: Array
+    """[R] E."""
+    token_ids: Array
+    """[sum of E] tokens whose logits are wanted; candidates and totals leave them out."""
+
+
+class StepRequest(Message, frozen=True):
+    """One call of the runtime, identical on every follower.
+
+    A prefill has one row: `token_ids` [L] is the context up to this step's end, of which the
+    first `num_computed_tokens[0]` are in the KV cache already. A decode has R rows of one new
+    token each: `token_ids` [R].
+    """
+
+    step_id: int
+    """Rises by one with each request of an epoch."""
+    epoch: int
+    phase: Phase
+    token_ids: Array
+    num_computed_tokens: Array
+    """[R] tokens whose KV is already in the cache."""
+    context_lens: Array
+    """[R] tokens in the context once this step is done."""
+    block_table: Array
+    """[R, W] KV blocks in context order, padded with the null block 0."""
+    slot_mapping: Array
+    """[T] cache slot (block * block_size + offset) of each new token."""
+    want_logits: bool = True
+    """False for all but the last segment of a segmented prefill."""
+    wants: RowWants | None = None
+    """None: all rows in full."""
+    keep_since: int = -1
+    """Logits of steps from this one on may still be asked for; -1 stands for `step_id`."""
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return int(self.context_lens.shape[0])
+
+    @property
+    def num_new_tokens(self) -> int:
+        """T, summed over the rows."""
+        return int(self.slot_mapping.shape[0])
+
+
+class LogitsRequest(Message, frozen=True):
+    """Asks for rows of an earlier step in full; every follower answers, node rank 0 with them."""
+
+    step_id: int
+    """Of this request; counts on with the steps."""
+    epoch: int
+    of_step_id: int
+    rows: Array
+    """[F]"""
+
+
+class Candidates(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `RowWants`, rows one after the other."""
+
+    logits: Array
+    """[sum of K] float32, of each row's best tokens in falling order, equals by their ids."""
+    ids: Array
+    """[sum of K]"""
+    log_totals: Array
+    """[R, 2] float64: logsumexp of the row at each wanted temperature, else 0."""
+    token_logits: Array
+    """[sum of E] float32, of the tokens named in the request."""
+
+
+class StepReply(Message, frozen=True):
+    """A follower finished a step; node rank 0 adds what was wanted of the logits."""
+
+    step_id: int
+    epoch: int
+    node_rank: int
+    compute_s: float
+    logits: Array | None = None
+    """[F, V] the rows wanted in full, in their order."""
+    candidates: Candidates | None = None
+    wait_s: float = 0.0
+    """Part of `compute_s` spent waiting for peers in collectives."""
+
+
+class StepFailed(Message, frozen=True):
+    """A follower could not run a step."""
+
+    step_id: int
+    epoch: int
+    node_rank: int
+    error: str
+
+
+StepOrder = StepRequest | LogitsRequest
+"""What followers answer with a `StepReply` or `StepFailed`."""
+StepMessage = (
+    StepHello | StepWelcome | StepOrder | StepReply | StepFailed | MemoryOpened | StoredReply
+)

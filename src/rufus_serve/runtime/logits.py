@@ -1,0 +1,40 @@
+"""`StepLogits`: what a step left of logits, until the next steps begin."""
+
+from typing import Protocol
+
+import numpy as np
+
+from rufus_serve.protocol.messages import Array, Candidates, RowWants
+from rufus_serve.runtime.candidates import pick
+
+
+class StepLogits(Protocol):
+    """The logits of one step's rows, each follower's share of the vocabulary in its place.
+
+    All followers of the group make the same calls in the same order, as they make steps.
+    """
+
+    def rows(self, rows: Array) -> Array | None:
+        """[F, V] float32 of `rows` [F] on node rank 0, else None. Raises `CollectiveAborted`."""
+
+    def candidates(self, wants: RowWants) -> Candidates | None:
+        """What `wants` asks, on node rank 0, else None. Raises `CollectiveAborted`."""
+
+
+class WholeLogits:
+    """Of a runtime that brings whole rows to node rank 0 by itself."""
+
+    def __init__(self, logits: Array | None) -> None:
+        self._logits = logits
+        """[R, V] float32, None on other node ranks than 0."""
+
+    def rows(self, rows: Array) -> Array | None:
+        """See `StepLogits.rows`."""
+        if self._logits is None:
+            return None
+        is_all = len(rows) == len(self._logits) and (rows == np.arange(len(rows))).all()
+        return self._logits if is_all else self._logits[rows]
+
+    def candidates(self, wants: RowWants) -> Candidates | None:
+        """See `StepLogits.candidates`."""
+        return None if self._logits is None else pick(self._logits, wants)

@@ -1,0 +1,47 @@
+import pytest
+from sampling_rows import VOCAB, sampling
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "temperatures"),
+    [
+        ({"temperature": 0.0}, 1, (0, 0)),
+        ({"temperature": 0.0, "logprobs": 5}, 7, (0, 1)),
+        ({"temperature": 0.0, "structured_outputs": object()}, 256, (0, 0)),
+        ({"temperature": 0.7}, 256, (0.7, 0)),
+        ({"temperature": 0.7, "top_p": 0.9, "logprobs": 0}, 256, (0.7, 1)),
+        ({"top_k": 40}, 41, (0, 0)),
+        ({"top_k": 500, "top_p": 0.9}, 501, (0, 0)),
+        ({"top_k": VOCAB}, 256, (1, 0)),
+        ({"min_p": 0.1}, 256, (0, 0)),
+        ({"allowed_token_ids": [3]}, 0, (0, 0)),
+        ({"logprobs": 1500}, 1502, (1, 1)),
+    ],
+)
+def test_a_request_wants_no_more_than_decides_it(fields, count, temperatures):
+    want = sampling(**fields).want()
+    assert (want.num_candidates, want.temperatures) == (count, temperatures)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 1500},
+        {"structured_outputs": object(), "logprobs": 1},
+        {"repetition_penalty": 1.1},
+    ],
+)
+def test_a_request_whose_row_costs_less_in_full_wants_it(fields):
+    assert sampling(prompt=range(VOCAB // 8), **fields).want().num_candidates == -1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"logprobs": -1}, {"logprob_token_ids": [1]}, {"thinking_token_budget": 5}]
+)
+def test_what_only_vllm_knows_is_left_to_it(fields):
+    assert sampling(**fields).needs_vllm
+    assert not sampling(logprobs=3, logit_bias={1: 1.0}).needs_vllm
+
+
+def test_a_seed_is_told_with_the_number_of_tokens_drawn():
+    assert sampling(outputs=[4, 5], seed=9).seed == (9, 2)
