@@ -1,9 +1,274 @@
-"""What the leader adds to a step, beside vLLM's own sampler on the same logits.
+"""What the leader adds to a decode step, beside vLLM's own sampler on the same logits.
 
     python benchmarks/leader_overhead.py [--rows 1 8 32 64] [--followers 1] [--delay-ms 10]
 
-A null follower answers `--delay-ms` after each step, from logits made beforehand; so a step's
-period less the delay is the leader's own. The engine side is the product's: scheduler output,
-batch state, step builder, channel, candidates, draws. `full` asks for whole rows and samples
-them with vLLM's sampler, as without candidates.
+Null followers, processes of their own, answer `--delay-ms` after a step came, from logits made
+beforehand, so a step's period less the delay is what leader, channel and reply add. The step
+loop is the product's, with vLLM's batch; vLLM's scheduler and front end are left out.
+
+Modes, round by round: `candidates`; `rows in full`, drawn by us; `vllm`, rows in full drawn by
+vLLM's sampler. `--no-memory` sends large replies by socket.
 """
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import time
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+
+CONTEXT, BLOCK_SIZE = 200, 32
+GREEDY = {"temperature": 0.0}
+RANDOM = {"temperature": 0.8, "seed": 1}
+KINDS = {
+    "greedy": [GREEDY],
+    "half top_p 0.9": [GREEDY, RANDOM | {"top_p": 0.9}],
+    "penalties": [RANDOM | {"presence_penalty": 0.5, "repetition_penalty": 1.2}],
+    "schema": [GREEDY],
+    "logprobs 5": [GREEDY | {"logprobs": 5}],
+}
+"""Sampling parameters that rows take turns in."""
+MODES = ["candidates", "rows in full", "vllm"]
+
+
+class NullRuntime:
+    """Computes for a fixed time."""
+
+    last_wait_s = 0.0
+
+    def __init__(self, vocab_size: int, rows: int, *, delay_s: float, node_rank: int) -> None:
+        random = np.random.default_rng(0)
+        self._logits = (random.standard_normal((rows, vocab_size)) * 3).astype(np.float32)
+        # Half of a row's mass on ten tokens, as models have it.
+        self._logits[:, :10] += 12.0
+        self._delay_s = delay_s
+        self._is_first = node_rank == 0
+
+    def decode(self, step):
+        from rufus_serve.runtime.logits import WholeLogits
+
+        time.sleep(self._delay_s)
+        return WholeLogits(self._logits[: step.num_rows] if self._is_first else None)
+
+
+def follow(arguments, token: str, node_rank: int, announced) -> None:
+    from rufus_serve.channel.base import HelloInfo
+    from rufus_serve.channel.keys import GroupKeys
+    from rufus_serve.channel.zeromq import ZmqFollowerChannel
+    from rufus_serve.follower.stepper import Stepper
+
+    runtime = NullRuntime(
+        arguments.vocab,
+        max(arguments.rows) if node_rank == 0 else 1,
+        delay_s=arguments.delay_ms / 1e3,
+        node_rank=node_rank,
+    )
+    channel = ZmqFollowerChannel(
+        HelloInfo(config_hash="benchmark", sender_id="null"), GroupKeys.from_token(token),
+        node_rank=node_rank, host="localhost", address="127.0.0.1", port=0,
+        share_memory=not arguments.no_memory,
+    )  # fmt: skip
+    channel.begin(1)
+    announced.put((node_rank, channel.endpoint.endpoint))
+    stepper = Stepper(runtime, epoch=1, node_rank=node_rank)
+    while True:
+        step = channel.receive(timeout_s=60.0)
+        if step is not None:
+            channel.reply(stepper.run(step))
+
+
+def runtime_info(arguments, *, candidates: bool):
+    from rufus_serve.protocol.messages import RuntimeInfo
+
+    rows = max(arguments.rows)
+    return RuntimeInfo(
+        model_type="llama", num_layers=1, num_kv_heads=1, head_size=64,
+        vocab_size=arguments.vocab, dtype="float32", block_size=BLOCK_SIZE,
+        num_blocks=rows * 40 + 1, max_model_len=1024, prefill_buckets=(64,),
+        decode_batch_buckets=(rows,), context_buckets=(1024,), candidates=candidates,
+    )  # fmt: skip
+
+
+def vllm_config(arguments):
+    """As much of vLLM's configuration as batch and sampler read."""
+    scheduler = SimpleNamespace(max_num_seqs=max(arguments.rows), max_num_batched_tokens=2048)
+    model = SimpleNamespace(
+        max_model_len=1024, logits_processors=None, logprobs_mode="raw_logprobs"
+    )
+    return SimpleNamespace(
+        scheduler_config=scheduler, model_config=model, reasoning_config=None,
+        speculative_config=None, num_speculative_tokens=0,
+    )  # fmt: skip
+
+
+class Engine:
+    """Step loop, batch and sampler over a channel; outputs are made up instead of scheduled."""
+
+    def __init__(self, arguments, steps, mode: str) -> None:
+        from rufus_serve.leader.engine.batch_state import BatchState
+        from rufus_serve.leader.engine.sampling import TokenSampler
+
+        info = runtime_info(arguments, candidates=mode == "candidates")
+        config = vllm_config(arguments)
+        self.steps = steps
+        self.state = BatchState(config, info=info)
+        self.sampler = TokenSampler(config, self.state, vocab_size=info.vocab_size)
+        if mode == "vllm":
+            from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+            vllms = self.sampler._sampler  # noqa: SLF001 - the peer of this benchmark
+            vllms.topk_topp_sampler = TopKTopPSampler("raw_logprobs")
+        self.vocab, self.computed, self.sent = arguments.vocab, CONTEXT, []
+
+    def admit(self, kind: str, rows: int) -> None:
+        """Requests whose prompts are all computed but for the last token."""
+        from vllm import SamplingParams
+
+        blocks = CONTEXT * 5 // BLOCK_SIZE
+        new = []
+        for row in range(rows):
+            params = SamplingParams(max_tokens=800, **KINDS[kind][row % len(KINDS[kind])])
+            params.update_from_generation_config({}, None)
+            prompt = np.random.default_rng(row).integers(0, self.vocab, CONTEXT + 1).tolist()
+            ids = list(range(1 + row * blocks, 1 + (row + 1) * blocks))
+            new.append(SimpleNamespace(
+                req_id=str(row), sampling_params=params, prompt_token_ids=prompt,
+                block_ids=(ids,), num_computed_tokens=CONTEXT,
+            ))  # fmt: skip
+        self.req_ids = [each.req_id for each in new]
+        self.output = self._output(new, ())
+        self.grammar = None
+        if kind == "schema":
+            mask = np.random.default_rng(0).integers(
+                -(2**31), 2**31, (rows, -(-self.vocab // 32)), dtype=np.int64
+            )
+            self.grammar = SimpleNamespace(
+                structured_output_request_ids=self.req_ids, grammar_bitmask=mask.astype(np.int32)
+            )
+            for each in new:
+                each.sampling_params.structured_outputs = object()
+
+    def _output(self, new, cached):
+        cached_reqs = SimpleNamespace(
+            req_ids=list(cached), resumed_req_ids=set(), all_token_ids={},
+            num_computed_tokens=[self.computed] * len(cached), new_block_ids=[None] * len(cached),
+        )  # fmt: skip
+        return SimpleNamespace(
+            scheduled_cached_reqs=cached_reqs, num_scheduled_tokens=dict.fromkeys(self.req_ids, 1),
+            finished_req_ids=set(), scheduled_new_reqs=list(new), epoch=1,
+            scheduled_spec_decode_tokens={},
+        )  # fmt: skip
+
+    def step(self) -> None:
+        # Decode rows of new requests are not prefills here: one token is all that is left.
+        rows = list(self.state.apply(self.output).values())
+        rows = [
+            SimpleNamespace(**{**vars(row), "end": row.end, "is_prefill": False}) for row in rows
+        ]
+        answers = self.steps.run(rows, 1)
+        self.sampler.collect(answers, self.req_ids)
+        self.sampler.sample(self.output, self.grammar, self.steps.look_up)
+        self.sent = [size_of(reply) for _, reply in answers]
+        self.computed += 1
+        self.output = self._output((), self.req_ids)
+
+
+def size_of(reply) -> int:
+    found = 0 if reply.logits is None else reply.logits.nbytes
+    if reply.candidates is not None:
+        each = reply.candidates
+        arrays = (each.logits, each.ids, each.log_totals, each.token_logits)
+        found += sum(array.nbytes for array in arrays)
+    return found
+
+
+def measure(arguments, steps, mode: str, *, kind: str, rows: int) -> dict[str, float]:
+    engine = Engine(arguments, steps, mode)
+    engine.admit(kind, rows)
+    spent, cpu = [], []
+    for _ in range(arguments.steps):
+        began, burnt = time.perf_counter(), time.process_time()
+        engine.step()
+        spent.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - burnt)
+    keep = slice(len(spent) // 5, None)
+    return {
+        "mode": mode, "kind": kind, "rows": rows,
+        "overhead_ms": round(1e3 * statistics.median(spent[keep]) - arguments.delay_ms, 2),
+        "cpu_ms": round(1e3 * statistics.median(cpu[keep]), 2),
+        "reply_kb": round(sum(engine.sent) / 1e3, 1),
+    }  # fmt: skip
+
+
+def group_steps(arguments, token: str, places):
+    """The product's way to followers, connected."""
+    from rufus_serve.channel.base import HelloInfo
+    from rufus_serve.channel.keys import GroupKeys
+    from rufus_serve.channel.zeromq import ZmqLeaderChannel
+    from rufus_serve.leader.engine.epoch_gate import EpochGate
+    from rufus_serve.leader.engine.group_steps import GroupSteps
+    from rufus_serve.leader.engine.progress import Progress
+    from rufus_serve.leader.engine.shared import Engine as Shared
+    from rufus_serve.leader.engine.step_builder import StepBuilder
+    from rufus_serve.leader.engine.step_deadline import StepDeadline
+    from rufus_serve.protocol.messages import GroupReady, StepEndpoint
+
+    info = runtime_info(arguments, candidates=True)
+    identity = HelloInfo(config_hash="benchmark", sender_id="benchmark")
+    steps = GroupSteps(
+        ZmqLeaderChannel(identity, GroupKeys.from_token(token)), EpochGate(),
+        builder=StepBuilder.for_runtime(info), progress=Progress(Shared()),
+        deadline=StepDeadline(60.0), suspect=print,
+    )  # fmt: skip
+    endpoints = tuple(
+        StepEndpoint(node_rank=rank, host="localhost", endpoint=place) for rank, place in places
+    )
+    steps.connect(GroupReady(epoch=1, endpoints=endpoints, info=info))
+    return steps
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--vocab", type=int, default=128256)
+    parser.add_argument("--followers", type=int, default=1)
+    parser.add_argument("--delay-ms", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--no-memory", action="store_true", help="all replies by socket")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    os.environ |= {"VLLM_PLUGINS": "rufus_serve", "RUFUS_LEADER_SPEC": "unread"}
+    from rufus_serve.channel.keys import new_token
+
+    token, announced = new_token(), multiprocessing.Queue()
+    processes = [
+        multiprocessing.Process(target=follow, args=(arguments, token, rank, announced))
+        for rank in range(arguments.followers)
+    ]
+    for process in processes:
+        process.start()
+    places = sorted(announced.get() for _ in processes)
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_num_threads(1)
+    steps = group_steps(arguments, token, places)
+    for rows, kind, mode in itertools.product(arguments.rows, arguments.kinds, arguments.modes):
+        print(json.dumps(measure(arguments, steps, mode, kind=kind, rows=rows)), flush=True)
+    for process in processes:
+        process.terminate()
+        process.join()
+
+
+if __name__ == "__main__":
+    main()
