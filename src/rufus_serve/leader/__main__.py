@@ -97,6 +97,8 @@ def set_environment(config: ServeConfig, *, folder: Path) -> None:
         "VLLM_LOGGING_LEVEL": {"INFO": "WARNING", "DEBUG": "INFO"}.get(
             config.log_level, config.log_level
         ),
+        # Tokens are drawn of a few candidates; more threads would take cores from a follower here.
+        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
 
