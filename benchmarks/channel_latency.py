@@ -20,12 +20,25 @@ import zmq
 from rufus_serve.channel.base import HelloInfo
 from rufus_serve.channel.keys import GroupKeys, new_token
 from rufus_serve.channel.zeromq import ZmqFollowerChannel, ZmqLeaderChannel
-from rufus_serve.protocol.messages import Phase, StepEndpoint, StepReply, StepRequest
+from rufus_serve.protocol.messages import (
+    Candidates,
+    Phase,
+    RowWants,
+    StepEndpoint,
+    StepReply,
+    StepRequest,
+)
 
 ROWS, VOCABULARY, CANDIDATES, BLOCKS = 8, 49152, 256, 64
+WANTS = RowWants(
+    num_candidates=np.full(ROWS, CANDIDATES, np.int32),
+    temperatures=np.ones((ROWS, 2), np.float32),
+    num_token_ids=np.zeros(ROWS, np.int32),
+    token_ids=np.zeros(0, np.int32),
+)
 CASES = (
     ("no logits", {"want_logits": False}, 1),
-    (f"{ROWS} x {CANDIDATES} candidates", {"num_candidates": CANDIDATES}, 1),
+    (f"{ROWS} x {CANDIDATES} candidates", {"wants": WANTS}, 1),
     (f"{ROWS} x {VOCABULARY} logits", {}, 10),
 )
 """Name, what the step asks for, and by what to divide the rounds."""
@@ -39,16 +52,16 @@ def answer(step: StepRequest, node_rank: int, logits: np.ndarray) -> StepReply:
     """Nothing, candidates or all logits, as the step asks; node rank 0 only."""
     if node_rank or not step.want_logits:
         return StepReply(step_id=step.step_id, epoch=1, node_rank=node_rank, compute_s=0.0)
-    if not step.num_candidates:
+    if step.wants is None:
         return StepReply(step_id=step.step_id, epoch=1, node_rank=0, compute_s=0.0, logits=logits)
+    candidates = Candidates(
+        logits=np.ascontiguousarray(logits[:, :CANDIDATES]).reshape(-1),
+        ids=np.zeros(ROWS * CANDIDATES, np.int32),
+        log_totals=np.zeros((ROWS, 2)),
+        token_logits=np.zeros(0, np.float32),
+    )
     return StepReply(
-        step_id=step.step_id,
-        epoch=1,
-        node_rank=0,
-        compute_s=0.0,
-        top_values=np.ascontiguousarray(logits[:, : step.num_candidates]),
-        top_ids=np.zeros((ROWS, step.num_candidates), np.int32),
-        log_normalizer=np.zeros(ROWS, np.float32),
+        step_id=step.step_id, epoch=1, node_rank=0, compute_s=0.0, candidates=candidates
     )
 
 
