@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -26,14 +27,15 @@ _PHASE = re.compile(
 @contextlib.contextmanager
 def serving(
     *flags: str,
+    model: Path = DEMO_MODEL,
     environ: dict[str, str] | None = None,
     meanwhile: Callable[[Server], None] = lambda _: None,
 ) -> Iterator[Server]:
-    """The demo model, ready; no process may be left of it once it has ended.
+    """A model, ready; no process may be left of it once it has ended.
 
     `meanwhile` is called while it starts.
     """
-    server = Server(DEMO_MODEL, *flags, environ=environ)
+    server = Server(model, *flags, environ=environ)
     try:
         meanwhile(server)
         server.wait_ready(deadline_s=240.0)
@@ -183,3 +185,17 @@ def record(what: str, strikes: Sequence[Strike]) -> None:
             f"{what}: noticed after {blow.noticed_s():.2f} s, serving after {back:.2f} s, of which "
             f"the replacement started and loaded for {load:.2f} s\n"
         )
+
+
+def engine_of(server: Server) -> psutil.Process:
+    """The engine process: forked by a child of the leader, which holds the clients' sockets."""
+    (leader,) = _leaders(psutil.Process(server.process.pid).children())
+    (zygote,) = _leaders(leader.children())
+    (engine,) = zygote.children()
+    return engine
+
+
+def _leaders(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that run the leader's program; a fork has its parent's command line."""
+    words = ["-m", "rufus_serve.leader"]
+    return [process for process in processes if process.cmdline()[1:3] == words]

@@ -43,10 +43,10 @@ def completion(prompt: str | list[int], **fields: Any) -> Ask:
     return Ask("/v1/completions", {"prompt": prompt, "temperature": 0} | fields)
 
 
-def every_kind(length: int) -> list[Ask]:
+def every_kind(length: int, *, temperature: float = 1.0) -> list[Ask]:
     """One request for each feature whose state must outlive a lost group."""
     schema = {"type": "json_schema", "json_schema": {"name": "place", "schema": _SCHEMA}}
-    sampled = {"temperature": 1.0, "max_tokens": length}
+    sampled = {"temperature": temperature, "max_tokens": length}
     return [
         chat("Tell me about the sea.", max_tokens=length),
         completion("Once upon a time", seed=7, **sampled),

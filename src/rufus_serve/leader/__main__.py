@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import EndpointError, LeaderError, RufusError
-from rufus_serve.leader.failure_note import NOTE_VARIABLE
 from rufus_serve.leader.spec import config_of, read_spec
 from rufus_serve.log import configure_logging
 from rufus_serve.protocol.specs import SPEC_VARIABLE, LeaderSpec, last_word_file
@@ -27,8 +26,8 @@ def main() -> int:
         config = config_of(spec)
         configure_logging("leader", level=config.log_level)
         with bind(config.host, config.port) as sock, _own_folder() as folder:
-            set_environment(config, folder=Path(folder))
-            asyncio.run(_serve(spec, config, sock))
+            set_environment(config)
+            asyncio.run(_serve(spec, config, sock=sock, folder=folder))
     except RufusError as error:
         _log.error("%s", error)
         _leave_word(str(error))
@@ -41,10 +40,12 @@ def main() -> int:
     return 0
 
 
-async def _serve(spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> None:
+async def _serve(
+    spec: LeaderSpec, config: ServeConfig, *, sock: socket.socket, folder: str
+) -> None:
     from rufus_serve.leader.api.api_server import ApiServer
 
-    await ApiServer(spec, config, sock).run()
+    await ApiServer(spec, config, sock=sock, folder=folder).run()
 
 
 def _leave_word(error: str) -> None:
@@ -78,20 +79,14 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def set_environment(config: ServeConfig, *, folder: Path) -> None:
+def set_environment(config: ServeConfig) -> None:
     """What vLLM reads from the environment when it is imported."""
-    timeouts = config.timeouts
-    start_s = timeouts.join_s + timeouts.load_s + timeouts.warm_up_s + timeouts.leader_start_s
     # A Kubernetes Service named `vllm` sets VLLM_PORT to a URL, which vLLM does not survive.
     for name in ("VLLM_TARGET_DEVICE", "VLLM_PORT"):
         os.environ.pop(name, None)
     os.environ |= {
-        NOTE_VARIABLE: str(folder / "failure"),
         "VLLM_PLUGINS": "rufus_serve",
-        "VLLM_RPC_BASE_PATH": str(folder),
-        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
         "VLLM_USE_V2_MODEL_RUNNER": "0",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(start_s)),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_MAX_STOP_STRINGS": str(config.limits.max_stop_strings),
         "VLLM_LOGGING_LEVEL": {"INFO": "WARNING", "DEBUG": "INFO"}.get(

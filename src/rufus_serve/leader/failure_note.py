@@ -1,6 +1,5 @@
-"""How an engine process that dies tells the API process why."""
+"""How an engine process that dies tells the API process that no other one would do better."""
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -8,20 +7,12 @@ import msgspec
 from rufus_serve import errors
 from rufus_serve.errors import LeaderError, RufusError
 
-NOTE_VARIABLE = "RUFUS_LEADER_FAILURE"
-"""Environment variable with the path of the note."""
-
 
 class FailureNote:
-    """A small file that the dying engine writes once and the API process reads."""
+    """A small file that a dying engine writes once and the API process reads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-
-    @classmethod
-    def from_environment(cls) -> "FailureNote":
-        """The note of this leader, wherever its processes agreed to keep it."""
-        return cls(Path(os.environ[NOTE_VARIABLE]))
 
     def write(self, exit_code: int, message: str) -> None:
         """Leave a note, unless there is one: the first error is the cause."""

@@ -28,7 +28,6 @@ from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Se
 from rufus_serve.leader.api.http_server import HttpServer
 from rufus_serve.leader.api.key_ring import KeyRing
 from rufus_serve.leader.api.stream_start import StreamStart
-from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.metrics import GroupMetrics
 from rufus_serve.protocol.specs import LeaderSpec
 
@@ -42,8 +41,11 @@ _CLOSE_S = 2
 class ApiServer:
     """One run of the API process, from bound socket to exit; event loop thread only."""
 
-    def __init__(self, spec: LeaderSpec, config: ServeConfig, sock: socket.socket) -> None:
-        self._config = config
+    def __init__(
+        self, spec: LeaderSpec, config: ServeConfig, *, sock: socket.socket, folder: str
+    ) -> None:
+        """Engines' sockets go to `folder`."""
+        self._config, self._folder = config, folder
         self._sock = sock
         self._stopping = asyncio.Event()
         self._inner: App | None = None
@@ -92,11 +94,11 @@ class ApiServer:
         return Recorder(app, open_audit_log(http.audit_log))
 
     async def _serve_model(self) -> None:
-        """Load vLLM, open the gateway, and watch the engine."""
+        """Load vLLM, open the gateway, and watch the engines."""
         from rufus_serve.leader.api import vllm_server
 
         args = await vllm_server.in_daemon_thread(vllm_namespace, self._config)
-        async with vllm_server.application(args, self._config) as (engine, app):
+        async with vllm_server.application(args, self._config, self._folder) as (engine, app):
             app.state.server = self._http
             self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
@@ -107,11 +109,12 @@ class ApiServer:
             await self._watch(engine)
 
     async def _watch(self, engine: Any) -> None:
-        """Fail with what the engine noted, once it is dead."""
-        while not engine.errored:
+        """Fail once no engine will serve any more."""
+        fleet = engine.engine_core
+        while not engine.errored and fleet.failure() is None:
             await asyncio.sleep(_WATCH_S)
-        noted = FailureNote.from_environment().error()
-        self._fail(noted or LeaderError("vLLM's engine process died; its log above says why"))
+        failed = LeaderError("vLLM's front end failed; its log above says why")
+        self._fail(fleet.failure() or failed)
         await asyncio.Event().wait()
 
     def _fail(self, error: RufusError) -> None:

@@ -18,14 +18,16 @@ from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, ModelError, RufusError
 from rufus_serve.leader.api import vllm_compat
 from rufus_serve.leader.api.engine_guard import guard
+from rufus_serve.leader.api.fleet.client import fleet_factory, replacing_vllms_client
 from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
-from rufus_serve.leader.failure_note import FailureNote
 
 
 @asynccontextmanager
-async def engine_client(args: Namespace) -> AsyncIterator[Any]:
-    """vLLM's AsyncLLM, its engine process forked and its followers ready."""
-    engine = await in_daemon_thread(_start_engine, args)
+async def engine_client(args: Namespace, config: ServeConfig, folder: str) -> AsyncIterator[Any]:
+    """vLLM's AsyncLLM over our `FleetClient`, its engine and followers ready."""
+    make_fleet = fleet_factory(config, folder, asyncio.get_running_loop())
+    with replacing_vllms_client(make_fleet):
+        engine = await in_daemon_thread(_start_engine, args)
     try:
         await engine.reset_mm_cache()
         yield engine
@@ -36,17 +38,20 @@ async def engine_client(args: Namespace) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def application(args: Namespace, config: ServeConfig) -> AsyncIterator[tuple[Any, Any]]:
+async def application(
+    args: Namespace, config: ServeConfig, folder: str
+) -> AsyncIterator[tuple[Any, Any]]:
     """vLLM's engine client, guarded, and its FastAPI app over it with its lifespan entered.
 
     Raises:
-        RufusError: the engine process left a note why it could not start.
+        RufusError: why the engine process could not start.
         ConfigError: vLLM refuses the configuration.
     """
     vllm_compat.allow_several_greedy_answers()
     vllm_compat.skip_sagemaker_handlers()
     vllm_compat.tell_that_nothing_is_stored()
-    async with engine_client(args) as engine, grammar_compiler(engine, config) as grammars:
+    making = engine_client(args, config, folder)
+    async with making as engine, grammar_compiler(engine, config) as grammars:
         guard(engine, grammars, prioritized=args.scheduling_policy == "priority")
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
@@ -119,9 +124,6 @@ def _start_engine(args: Namespace) -> Any:
             enable_log_requests=engine_args.enable_log_requests,
             disable_log_stats=engine_args.disable_log_stats,
         )
-    except RuntimeError as error:
-        noted: RufusError | None = FailureNote.from_environment().error()
-        raise noted or error from error
     except (ValueError, OSError) as error:
         raise ModelError(f"vLLM cannot use the model: {_first_line(error)}") from error
 

@@ -7,6 +7,7 @@ import signal
 from concurrent.futures import Future
 from typing import Any, NoReturn
 
+import torch
 from vllm.v1.executor.abstract import Executor
 
 from rufus_serve.channel.base import HelloInfo
@@ -26,6 +27,7 @@ from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.step_builder import StepBuilder
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.leader.engine.step_loop import StepLoop
+from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.leader.spec import config_of, read_spec
 from rufus_serve.protocol.messages import GroupLost, GroupReady
@@ -44,7 +46,9 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
     def _init_executor(self) -> None:
         signal.set_wakeup_fd(-1)
+        torch.seed()  # Engines are forked of one process: unseeded draws would be the same.
         vllm_compat.quiet_shutdown()
+        self._own = EngineSpec.from_environment()
         self._loop: StepLoop | None = None
         self._formed: queue.Queue[GroupReady] = queue.Queue()
         """Groups not connected to yet; before the first, that is until steps can be run."""
@@ -61,6 +65,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         progress = Progress(self._engine)
         self._link = GroupLink(
             spec,
+            engine=self._own,
             events=GroupEvents(self._on_ready, self._on_lost),
             progress=progress.report,
             interval_s=config.timeouts.heartbeat_s,
@@ -72,7 +77,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             self.vllm_config.model_config.max_model_len
         )
         keys = GroupKeys.from_token(spec.token)
-        channel = ZmqLeaderChannel(_identity(config, spec.leader_id), keys)
+        channel = ZmqLeaderChannel(_identity(config, self._own.engine_id), keys)
         self._channel = with_leader_faults(channel)
         self._steps = GroupSteps(
             self._channel,
@@ -139,7 +144,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
     def _give_up(self, error: RufusError) -> NoReturn:
         """End the engine process before it served anything; the API process tells why."""
-        FailureNote.from_environment().write(error.exit_code, str(error))
+        FailureNote(self._own.path("failure")).write(error.exit_code, str(error))
         self.shutdown()
         raise SystemExit(error.exit_code)
 
@@ -224,8 +229,8 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         return True
 
 
-def _identity(config: ServeConfig, leader_id: str) -> HelloInfo:
-    return HelloInfo(config_hash=config.group_hash(), sender_id=leader_id)
+def _identity(config: ServeConfig, engine_id: str) -> HelloInfo:
+    return HelloInfo(config_hash=config.group_hash(), sender_id=engine_id)
 
 
 def _max_prefills(config: ServeConfig) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient
 from rufus_serve.errors import RufusError
+from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.protocol.messages import (
     FollowerSuspected,
     GroupFailed,
@@ -35,13 +37,14 @@ class GroupEvents:
 class GroupLink:
     """Link with role `engine`; a thread of its own reports progress.
 
-    That thread also ends the process when its parent is gone: nobody could use it any more.
+    That thread also ends the process when the API process is gone: nobody could use it any more.
     """
 
     def __init__(
         self,
         spec: LeaderSpec,
         *,
+        engine: EngineSpec,
         events: GroupEvents,
         progress: Callable[[], LeaderProgress],
         interval_s: float,
@@ -50,8 +53,8 @@ class GroupLink:
         self._progress = progress
         self._interval_s = interval_s
         self._closed, self._made = threading.Event(), threading.Event()
-        self._parent = os.getppid()
-        self._hello = LeaderHello(leader_id=spec.leader_id, role="engine")
+        self._api_process = os.pidfd_open(engine.api_pid)
+        self._hello = LeaderHello(leader_id=engine.engine_id, role="engine")
         self._peer = PeerClient(
             spec.link_endpoint,
             keys=GroupKeys.from_token(spec.token),
@@ -92,7 +95,7 @@ class GroupLink:
 
     def _report(self) -> None:
         while not self._closed.wait(self._interval_s):
-            if os.getppid() != self._parent:
+            if select.select([self._api_process], [], [], 0)[0]:
                 _log.warning("the API process is gone; the engine ends")
                 os._exit(0)
             self._peer.send(self._progress())

@@ -3,6 +3,8 @@
 While there is no group nothing is scheduled, but requests are added and aborted as ever. When
 a step is lost, every running request is preempted with its in-flight tokens dropped, and is
 prefilled again from prompt and delivered tokens once the next group is there.
+
+A request may also enter with tokens that another engine delivered: it goes on after them.
 """
 
 from typing import Any
@@ -11,6 +13,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from rufus_serve.leader.delivered import take_delivered
 from rufus_serve.leader.engine import vllm_compat
 
 _IDLE_WAIT_S = 0.01
@@ -44,8 +47,20 @@ class _Recovering:
         finally:
             self._pause_state = state
         output.epoch = self._epoch
+        vllm_compat.tell_delivered(output, self.requests)  # type: ignore[attr-defined]
         self._num_in_flight += output.total_num_scheduled_tokens > 0
         return output
+
+    def add_request(self, request: Any) -> None:
+        """As vLLM's; one that another engine began goes before those that wait here."""
+        delivered = take_delivered(request.sampling_params)
+        if delivered:
+            vllm_compat.enter_delivered(request, delivered)
+        super().add_request(request)  # type: ignore[misc]
+        if delivered:
+            request.events.clear()  # It was queued once already: queue times would be negative.
+            self.waiting.remove_request(request)  # type: ignore[attr-defined]
+            self.waiting.prepend_request(request)  # type: ignore[attr-defined]
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """As vLLM's; a lost step delivers nothing and preempts what was running."""
@@ -61,6 +76,18 @@ class _Recovering:
     def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
         """As vLLM's; what it returns is not overwritten later."""
         return vllm_compat.own_bitmask(super().get_grammar_bitmask(scheduler_output))  # type: ignore[misc]
+
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        """As vLLM's; a grammar that is ready takes in what was delivered elsewhere."""
+        compiling = vllm_compat.awaits_grammar(request)
+        ready: bool = super()._handle_blocked_waiting_request(request)  # type: ignore[misc]
+        if ready and compiling and request.num_output_tokens:
+            manager = self.structured_output_manager  # type: ignore[attr-defined]
+            if not manager.accept_tokens(request, list(request.output_token_ids)):
+                errors = self.grammar_compile_error_reqs  # type: ignore[attr-defined]
+                errors[request.request_id] = vllm_compat.grammar_error()
+                return False
+        return ready
 
     def _enter_epoch(self) -> bool:
         """Follow the gate; False while no step may run."""

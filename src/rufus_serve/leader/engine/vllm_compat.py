@@ -4,13 +4,15 @@ Each function names what it stands in for, so that a new vLLM version is met her
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.outputs import RequestError
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
+from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import build_logitsprocs
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
@@ -70,8 +72,47 @@ def request_state(new: Any) -> Any:
         generator=None,
         block_ids=new.block_ids,
         num_computed_tokens=new.num_computed_tokens,
-        output_token_ids=[],
+        output_token_ids=_delivered(new),
     )
+
+
+def enter_delivered(request: Any, token_ids: Sequence[int]) -> None:
+    """Give a Request that no scheduler has seen the output tokens of an earlier engine.
+
+    Numbers of the first prefill went to the front end with them, and the prefix cache's
+    statistics count it as preempted: what is cached may reach beyond the prompt.
+    """
+    request.append_output_token_ids(list(token_ids))
+    request.prefill_stats = None
+    request.num_preemptions = 1
+
+
+def tell_delivered(output: Any, requests: Mapping[str, Any]) -> None:
+    """Let `request_state` know of output tokens that new requests came with.
+
+    They travel in `NewRequestData.prefill_token_ids`, which vLLM's model runner V1 does not use.
+    """
+    for new in output.scheduled_new_reqs:
+        request = requests[new.req_id]
+        if request.num_output_tokens:
+            new.prefill_token_ids = list(request.all_token_ids)
+
+
+def _delivered(new: Any) -> list[int]:
+    if new.prefill_token_ids is None:
+        return []
+    token_ids: list[int] = new.prefill_token_ids[len(new.prompt_token_ids) :]
+    return token_ids
+
+
+def awaits_grammar(request: Any) -> bool:
+    """Whether a Request waits for its grammar to be compiled."""
+    return bool(request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
+
+
+def grammar_error() -> Any:
+    """For a request whose delivered tokens its own grammar does not take."""
+    return RequestError(code="engine_died", message="the tokens sent so far break the grammar")
 
 
 def make_sampler(vllm_config: Any) -> Any:

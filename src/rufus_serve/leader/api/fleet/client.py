@@ -1,0 +1,211 @@
+"""`FleetClient`: what vLLM's AsyncLLM holds in place of its own `EngineCoreClient`.
+
+vLLM's own clients end with the first engine that dies. This one starts another, and the
+requests go on in it; nothing that AsyncLLM awaits here ever raises because of a dead engine.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import zmq.asyncio
+from vllm.outputs import RequestError
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreReadyResponse,
+    EngineCoreRequest,
+    FinishReason,
+)
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.metrics.stats import SchedulerStats
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import LeaderError, RufusError
+from rufus_serve.leader.api.fleet.dispatcher import Dispatcher
+from rufus_serve.leader.api.fleet.keeper import EngineKeeper, LostCall
+from rufus_serve.leader.api.fleet.link import EngineLink
+from rufus_serve.leader.engine_spec import EngineSpec
+from rufus_serve.leader.zygote import Zygote
+
+_STOP_S = 2.0
+
+
+class FleetClient(EngineCoreClient):  # type: ignore[misc]
+    """Made, and called by AsyncLLM, on the event loop's thread; `shutdown` on any other."""
+
+    def __init__(self, zygote: Zygote, config: ServeConfig, folder: str) -> None:
+        self.resources = SimpleNamespace(engine_dead=False)
+        """AsyncLLM takes itself for dead by it."""
+        self.engine_ranks_managed = [0]
+        """Values of the label `engine` in /metrics."""
+        self._zygote, self._config, self._folder = zygote, config, folder
+        self._event_loop = asyncio.get_running_loop()
+        self._context = zmq.asyncio.Context()
+        self._queue: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._dispatcher = Dispatcher(self._queue.put_nowait, self._fail_request)
+        self._keeper = EngineKeeper(self._open_link, self._dispatcher, config.recovery)
+        self._stopped = False
+
+    async def start(self) -> EngineCoreReadyResponse:
+        """Start the engine; what it says of itself once it is ready.
+
+        Raises:
+            RufusError: it did not become ready.
+        """
+        link = await self._keeper.start()
+        return link.ready
+
+    def failure(self) -> RufusError | None:
+        """Why no request can be served any more; None while it can, or may yet."""
+        return self._keeper.failure()
+
+    async def _open_link(self, on_lost: LostCall) -> EngineLink:
+        def lost(link: EngineLink, reason: str) -> None:
+            # Gauges would stay at what the dead engine said last.
+            empty = EngineCoreOutputs(engine_index=link.group, scheduler_stats=SchedulerStats())
+            self._queue.put_nowait(empty)
+            on_lost(link, reason)
+
+        spec = EngineSpec.new(0, self._folder)
+        link = EngineLink(spec, self._context, on_outputs=self._dispatcher.take, on_lost=lost)
+        await link.start(self._zygote.fork_engine, deadline_s=start_limit_s(self._config))
+        return link
+
+    def _fail_request(self, request_id: str, message: str) -> None:
+        output = EngineCoreOutput(
+            request_id,
+            [],
+            finish_reason=FinishReason.ERROR,
+            error=RequestError(code="engine_died", message=message),
+        )
+        self._queue.put_nowait(EngineCoreOutputs(outputs=[output]))
+
+    # ---- what AsyncLLM calls ----
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        """The next outputs of any engine."""
+        return await self._queue.get()
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Send it to an engine, or have it wait for one."""
+        self._dispatcher.add(request)
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """The front end wants no more of these."""
+        self._dispatcher.abort(request_ids)
+
+    async def get_supported_tasks_async(self) -> Any:
+        """Those of the engines, which are alike."""
+        return tuple(await self._call("get_supported_tasks"))
+
+    async def reset_mm_cache_async(self) -> None:
+        """Nothing: only text is served."""
+
+    async def reset_prefix_cache_async(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """Forget cached prefixes."""
+        return bool(await self._call("reset_prefix_cache", reset_running_requests, reset_connector))
+
+    async def collective_rpc_async(
+        self,
+        method: Any,
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> list[Any]:
+        """The executor's few worker calls."""
+        return list(await self._call("collective_rpc", method, timeout, args, kwargs))
+
+    def dp_engines_running(self) -> bool:
+        """Whether requests are open."""
+        return self._dispatcher.num_open > 0
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """End the engines, by force after `timeout`; may be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        stopping = self._stop(_STOP_S if timeout is None else timeout)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so are the engines' sockets
+            asyncio.run_coroutine_threadsafe(stopping, self._event_loop).result()
+        self._zygote.close()
+
+    async def _stop(self, deadline_s: float) -> None:
+        await self._keeper.stop(deadline_s=deadline_s)
+        self._context.destroy(linger=0)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        link = self._keeper.link
+        if link is None:
+            raise LeaderError("no engine is ready")
+        return await link.call(method, *args)
+
+
+def start_limit_s(config: ServeConfig) -> float:
+    """How long an engine may take to start: it waits for its group to form and to load."""
+    limits = config.timeouts
+    return limits.join_s + limits.load_s + limits.warm_up_s + limits.leader_start_s
+
+
+def fleet_factory(
+    config: ServeConfig, folder: str, loop: asyncio.AbstractEventLoop
+) -> Callable[..., FleetClient]:
+    """To be called, on a thread beside `loop`, as vLLM's `make_async_mp_client`.
+
+    It forks, so the caller's process should hold no clients' connections yet.
+    """
+
+    def make(vllm_config: Any, executor_class: Any, log_stats: bool, **_: Any) -> FleetClient:
+        from vllm.v1.engine.core import EngineCoreProc
+
+        def become_engine(spec: EngineSpec) -> None:
+            EngineCoreProc.run_engine_core(
+                vllm_config=vllm_config,
+                local_client=True,
+                handshake_address=spec.address("handshake"),
+                executor_class=executor_class,
+                log_stats=log_stats,
+            )
+
+        zygote = Zygote(become_engine)
+
+        async def start() -> FleetClient:
+            fleet = FleetClient(zygote, config, folder)
+            apply_ready(vllm_config, await fleet.start())
+            return fleet
+
+        try:
+            return asyncio.run_coroutine_threadsafe(start(), loop).result()
+        except BaseException:
+            zygote.close()
+            raise
+
+    return make
+
+
+@contextlib.contextmanager
+def replacing_vllms_client(make_fleet: Callable[..., FleetClient]) -> Iterator[None]:
+    """Have an AsyncLLM that is made meanwhile get its client from `make_fleet`."""
+    original = EngineCoreClient.make_async_mp_client
+    EngineCoreClient.make_async_mp_client = staticmethod(make_fleet)
+    try:
+        yield
+    finally:
+        EngineCoreClient.make_async_mp_client = original
+
+
+def apply_ready(vllm_config: Any, ready: EngineCoreReadyResponse) -> None:
+    """Let the front end's configuration say what the engine found, as vLLM's clients do.
+
+    Stands in for `MPClient._apply_ready_response`.
+    """
+    vllm_config.model_config.max_model_len = ready.max_model_len
+    cache = vllm_config.cache_config
+    cache.num_gpu_blocks, cache.block_size = ready.num_gpu_blocks, ready.block_size
+    cache.kv_cache_size_tokens = ready.kv_cache_size_tokens
+    cache.kv_cache_max_concurrency = ready.kv_cache_max_concurrency
+    cache.effective_attention_block_size = ready.effective_attention_block_size

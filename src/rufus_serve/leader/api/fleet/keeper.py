@@ -1,0 +1,99 @@
+"""`EngineKeeper`: keeps one engine running for a group, and starts another when it dies."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from rufus_serve.config.schema import RecoveryConfig
+from rufus_serve.errors import LeaderError, RufusError
+from rufus_serve.leader.api.fleet.dispatcher import Dispatcher
+from rufus_serve.leader.api.fleet.link import EngineLink, EngineStartFailed
+
+_log = logging.getLogger(__name__)
+LostCall = Callable[[EngineLink, str], None]
+
+
+class EngineKeeper:
+    """Of one group; event loop thread only.
+
+    Followers keep their weights when an engine dies: the next one adopts them.
+    """
+
+    def __init__(
+        self,
+        open_link: Callable[[LostCall], Awaitable[EngineLink]],
+        dispatcher: Dispatcher,
+        limits: RecoveryConfig,
+    ) -> None:
+        """`open_link` forks an engine and returns once it is ready; raises as `start` does."""
+        self._open_link = open_link
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._restarting: asyncio.Task[None] | None = None
+        self._failure: RufusError | None = None
+        self._num_deaths = 0
+        """In a row, without a token delivered in between."""
+        self._tokens_at_death = 0
+        self.link: EngineLink | None = None
+
+    def failure(self) -> RufusError | None:
+        """Why there will be no engine any more; None while there is or may be one."""
+        return self._failure
+
+    async def start(self) -> EngineLink:
+        """The first engine, once it is ready.
+
+        Raises:
+            RufusError: why it did not become ready.
+        """
+        self.link = link = await self._open_link(self._on_lost)
+        self._dispatcher.add_port(link)
+        return link
+
+    async def stop(self, *, deadline_s: float) -> None:
+        """End the engine, by force after `deadline_s`."""
+        if self._restarting is not None:
+            self._restarting.cancel()
+        if self.link is not None:
+            await self.link.stop(deadline_s=deadline_s)
+
+    def _on_lost(self, link: EngineLink, reason: str) -> None:
+        _log.warning(
+            "the engine of group %d is lost: %s; %d requests are open",
+            *(link.group, reason, self._dispatcher.num_open),
+        )
+        self._failure = link.failure()
+        if self._failure is None:
+            self._restarting = asyncio.get_running_loop().create_task(self._restart())
+        self._dispatcher.lose_port(link)
+
+    async def _restart(self) -> None:
+        while self._failure is None:
+            self._count_death()
+            if self._num_deaths > max(1, self._limits.max_restarts):
+                self._failure = LeaderError(
+                    f"engines died {self._num_deaths} times in a row without bringing a token "
+                    "(recovery.max_restarts); the log above says why"
+                )
+                return
+            await asyncio.sleep(self._pause_s())
+            try:
+                await self.start()
+            except EngineStartFailed as error:
+                _log.warning("%s", error)
+            except RufusError as error:
+                self._failure = error
+            else:
+                return
+
+    def _count_death(self) -> None:
+        if self._dispatcher.num_tokens > self._tokens_at_death:
+            self._num_deaths = 0
+        self._num_deaths += 1
+        self._tokens_at_death = self._dispatcher.num_tokens
+
+    def _pause_s(self) -> float:
+        if self._num_deaths <= 1:
+            return 0.0
+        pause_s = self._limits.backoff_s * 2.0 ** min(self._num_deaths - 2, 16)
+        return min(pause_s, self._limits.max_backoff_s)

@@ -1,0 +1,238 @@
+"""The fleet client over engines in processes of their own, which die in every way there is."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.contract.engine_processes import (
+    READY,
+    count,
+    end_at_once,
+    never_ready,
+    note_and_end,
+    request,
+)
+
+from rufus_serve.config import ServeConfig
+from rufus_serve.errors import LeaderError, RestartBudgetSpent
+from rufus_serve.leader.api.fleet import client
+from rufus_serve.leader.api.fleet.client import FleetClient
+from rufus_serve.leader.engine_spec import EngineSpec
+from rufus_serve.leader.zygote import Zygote
+
+CONFIG = ServeConfig(model="m", recovery={"backoff_s": 0.01, "max_restarts": 4})
+Scenario = Callable[["Fleet"], Awaitable[None]]
+
+
+class Fleet:
+    """A client, and the tokens that it brought."""
+
+    def __init__(self, client: FleetClient) -> None:
+        self.client = client
+        self.tokens: dict[str, list[int]] = {}
+        self.ended: dict[str, str] = {}
+        self.reader = asyncio.create_task(self._read())
+
+    @property
+    def pid(self) -> int:
+        link = self.client._keeper.link
+        assert link is not None
+        return link.pid
+
+    async def _read(self) -> None:
+        while True:
+            outputs = await self.client.get_output_async()
+            for output in outputs.outputs:
+                assert output.request_id not in self.ended
+                self.tokens.setdefault(output.request_id, []).extend(output.new_token_ids)
+                if output.finish_reason is not None:
+                    self.ended[output.request_id] = str(output.finish_reason)
+
+    async def ask(self, *names: str, max_tokens: int = 60) -> None:
+        for name in names:
+            await self.client.add_request_async(request(name, max_tokens=max_tokens))
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert not self.reader.done(), self.reader.exception()
+            assert time.monotonic() < deadline, (self.tokens, self.ended)
+            await asyncio.sleep(0.005)
+
+    async def until_each_began(self, *names: str) -> None:
+        await self.until(lambda: all(len(self.tokens.get(name, ())) > 3 for name in names))
+
+    async def assert_all_whole(self, *names: str, max_tokens: int = 60) -> None:
+        await self.until(lambda: set(names) <= set(self.ended))
+        assert self.tokens == {name: list(range(max_tokens)) for name in names}
+        assert self.client.failure() is None
+
+
+def run(
+    scenario: Scenario, folder: Path, become_engine: Callable[[EngineSpec], None] = count
+) -> None:
+    zygote = Zygote(become_engine)
+
+    async def whole() -> None:
+        fleet = FleetClient(zygote, CONFIG, str(folder))
+        try:
+            assert await fleet.start() == READY
+            await scenario(Fleet(fleet))
+        finally:
+            await asyncio.to_thread(fleet.shutdown, 1.0)
+
+    try:
+        asyncio.run(whole())
+    finally:
+        zygote.close()
+    assert not list(folder.glob("*.input")), "sockets are left"
+
+
+async def kill(fleet: Fleet) -> None:
+    os.kill(fleet.pid, signal.SIGKILL)
+
+
+async def terminate(fleet: Fleet) -> None:
+    os.kill(fleet.pid, signal.SIGTERM)
+
+
+async def raise_in_the_loop(fleet: Fleet) -> None:
+    link = fleet.client._keeper.link
+    assert link is not None
+    with pytest.raises(LeaderError, match="is gone"):
+        await link.call("raise_in_the_loop")
+
+
+@pytest.mark.parametrize("blow", [kill, terminate, raise_in_the_loop])
+def test_requests_go_on_in_the_next_engine(
+    blow: Callable[[Fleet], Awaitable[None]], tmp_path: Path
+) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.ask("a", "b", "c")
+        await fleet.until_each_began("a", "b", "c")
+        before = fleet.pid
+        await blow(fleet)
+        await fleet.assert_all_whole("a", "b", "c")
+        assert fleet.pid != before
+        await fleet.until(lambda: not psutil.pid_exists(before))
+
+    run(scenario, tmp_path)
+
+
+def test_requests_that_come_while_there_is_no_engine_wait_for_one(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        before = fleet.pid
+        await kill(fleet)
+        await fleet.until(lambda: not fleet.client._dispatcher._ports)
+        await fleet.ask("a")
+        await fleet.assert_all_whole("a")
+        assert fleet.pid != before
+
+    run(scenario, tmp_path)
+
+
+def test_an_aborted_request_brings_nothing_more(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.ask("a", max_tokens=10_000)
+        await fleet.until_each_began("a")
+        await fleet.client.abort_requests_async(["a"])
+        seen = len(fleet.tokens["a"])
+        await fleet.ask("b")
+        await fleet.until(lambda: "b" in fleet.ended)
+        assert len(fleet.tokens["a"]) - seen <= 1  # One may lie in the queue already.
+        assert not fleet.client.dp_engines_running()
+
+    run(scenario, tmp_path)
+
+
+def test_a_request_that_kills_engines_fails_and_the_others_end(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.ask("a", "poison", "b")
+        await fleet.until(lambda: set(fleet.ended) == {"a", "b", "poison"})
+        assert fleet.ended["poison"] == "error"
+        assert fleet.tokens["a"] == fleet.tokens["b"] == list(range(60))
+        assert fleet.client.failure() is None
+
+    run(scenario, tmp_path)
+
+
+def test_calls_reach_the_engine_and_their_errors_come_back(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        assert await fleet.client.get_supported_tasks_async() == ("get_supported_tasks",)
+        assert await fleet.client.reset_prefix_cache_async()
+        rpc = await fleet.client.collective_rpc_async("x", None, (1,), None)
+        assert rpc == ["collective_rpc", "x", None, [1], None]
+        with pytest.raises(LeaderError, match="no such method"):
+            await fleet.client._call("fail")
+
+    run(scenario, tmp_path)
+
+
+def test_a_call_fails_when_its_engine_dies(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        calling = asyncio.create_task(fleet.client._call("hang"))
+        await asyncio.sleep(0.05)
+        await kill(fleet)
+        with pytest.raises(LeaderError, match="is gone"):
+            await calling
+
+    run(scenario, tmp_path)
+
+
+def test_an_engine_that_notes_why_none_can_serve_is_believed(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        raise AssertionError("it started")
+
+    with pytest.raises(RestartBudgetSpent, match="no follower will come"):
+        run(scenario, tmp_path, note_and_end)
+
+
+def test_a_first_engine_that_ends_before_it_is_ready_is_an_error(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        raise AssertionError("it started")
+
+    with pytest.raises(LeaderError, match=r"engine of group 0 did not start: process \d+ ended"):
+        run(scenario, tmp_path, end_at_once)
+
+
+def test_an_engine_that_is_never_ready_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        raise AssertionError("it started")
+
+    monkeypatch.setattr(client, "start_limit_s", lambda _: 0.3)
+    with pytest.raises(LeaderError, match=r"did not start: not ready after 0\.3 s"):
+        run(scenario, tmp_path, never_ready)
+
+
+def test_it_gives_up_when_one_engine_after_another_dies_without_a_token(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+
+    def count_once(spec: EngineSpec) -> None:
+        if first.exists():
+            end_at_once(spec)
+        first.touch()
+        count(spec)
+
+    async def scenario(fleet: Fleet) -> None:
+        await kill(fleet)
+        await fleet.until(lambda: fleet.client.failure() is not None)
+        assert "engines died 5 times in a row" in str(fleet.client.failure())
+
+    run(scenario, tmp_path, count_once)
+
+
+def test_it_gives_up_when_no_engine_can_be_forked_any_more(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        os.kill(fleet.client._zygote.pid, signal.SIGKILL)
+        await kill(fleet)
+        await fleet.until(lambda: fleet.client.failure() is not None)
+        assert "which forks them, is gone" in str(fleet.client.failure())
+
+    run(scenario, tmp_path)

@@ -1,0 +1,83 @@
+"""Random histories of requests, aborts and deaths: no token is lost or comes twice."""
+
+import random
+
+from fake_engines import FakeEngine, FrontEnd, continuation, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+class History:
+    """Engines that are slow in every direction, and die."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.front = FrontEnd()
+        self.engines: list[FakeEngine] = []
+        self.wanted: dict[str, list[int]] = {}
+        self.aborted: set[str] = set()
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def ask(self, name: str, at: int) -> None:
+        limit = self.random.randrange(1, 40)
+        prompt = [self.random.randrange(50) for _ in range(self.random.randrange(1, 8))]
+        self.wanted[name] = continuation(prompt, limit)
+        self.front.dispatcher.add(request(name, prompt, max_tokens=limit, at=at))
+
+    def abort(self) -> None:
+        name = self.random.choice(list(self.wanted))
+        if name not in self.front.ended:
+            self.aborted.add(name)
+        self.front.dispatcher.abort([name])
+
+    def kill(self) -> None:
+        dead = self.engines.pop(self.random.randrange(len(self.engines)))
+        dead.kill()
+        self.front.dispatcher.lose_port(dead)
+
+    def start(self) -> None:
+        self.engines.append(FakeEngine())
+        self.front.dispatcher.add_port(self.engines[-1])
+
+    def move_a_little(self) -> None:
+        for engine in self.engines:
+            if self.chance(0.6):
+                engine.receive_one()
+            engine.step(only=self.random)
+            if self.chance(0.5):
+                engine.deliver_one(self.front.dispatcher)
+
+    def finish(self) -> None:
+        if not self.engines:
+            self.start()
+        for _ in range(100):
+            for engine in self.engines:
+                engine.run(self.front.dispatcher)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_whatever_dies_and_whenever_every_request_gets_its_tokens_once(seed):
+    history = History(seed)
+    for tick in range(250):
+        if tick < 150 and history.chance(0.3):
+            history.ask(f"r{tick}", tick)
+        if history.wanted and history.chance(0.02):
+            history.abort()
+        if history.engines and history.chance(0.03):
+            history.kill()
+        if len(history.engines) < 3 and history.chance(0.05):
+            history.start()
+        history.move_a_little()
+    history.finish()
+    front = history.front
+    for name, tokens in history.wanted.items():
+        got = front.tokens.get(name, [])
+        cut_short = name in history.aborted or name in front.errors
+        assert got == (tokens[: len(got)] if cut_short else tokens), name
+    assert front.dispatcher.num_open == 0
+    assert not front.dispatcher._by_wire_id
+    assert not front.dispatcher._waiting
+    assert not front.dispatcher._on_trial
