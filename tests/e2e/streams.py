@@ -63,7 +63,7 @@ class Answer:
 
     texts: dict[int, str] = field(default_factory=dict)
     finish_reasons: dict[int, str] = field(default_factory=dict)
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: dict[int, list[float]] = field(default_factory=dict)
     usage: tuple[int, int] | None = None
     error: str = ""
     chunk_times: list[float] = field(default_factory=list)
@@ -79,7 +79,8 @@ class Answer:
             if choice.get("finish_reason"):
                 assert index not in self.finish_reasons
                 self.finish_reasons[index] = choice["finish_reason"]
-            self.logprobs += (choice.get("logprobs") or {}).get("token_logprobs") or ()
+            found = (choice.get("logprobs") or {}).get("token_logprobs") or ()
+            self.logprobs.setdefault(index, []).extend(found)
         if chunk.get("usage"):
             self.usage = (chunk["usage"]["prompt_tokens"], chunk["usage"]["completion_tokens"])
 
@@ -94,7 +95,8 @@ class Answer:
         assert self.texts == other.texts
         assert self.finish_reasons == other.finish_reasons
         assert self.usage == other.usage
-        assert self.logprobs == pytest.approx(other.logprobs, abs=2e-3)
+        for index, expected in other.logprobs.items():
+            assert self.logprobs[index] == pytest.approx(expected, abs=2e-3)
 
 
 def chunks(port: int, model: str, ask: Ask) -> Iterator[dict[str, Any]]:
