@@ -108,7 +108,14 @@ async def raise_in_the_loop(fleet: Fleet) -> None:
         await link.call("raise_in_the_loop")
 
 
-@pytest.mark.parametrize("blow", [kill, terminate, raise_in_the_loop])
+async def hang(fleet: Fleet) -> None:
+    """As a supervisor finds it that hears nothing of the engine any more."""
+    os.kill(fleet.pid, signal.SIGSTOP)
+    fleet.client.replace_engine("silent for 10 s")
+    fleet.client.replace_engine("silent for 10 s")
+
+
+@pytest.mark.parametrize("blow", [kill, terminate, raise_in_the_loop, hang])
 def test_requests_go_on_in_the_next_engine(
     blow: Callable[[Fleet], Awaitable[None]], tmp_path: Path
 ) -> None:

@@ -87,6 +87,15 @@ def test_an_engine_that_is_told_to_end_takes_no_request_with_it(recorded: Record
     lose_engine(recorded, signal.SIGTERM)
 
 
+def test_every_kind_of_request_goes_on_when_the_engine_hangs(recorded: Recorded) -> None:
+    streams = recorded.start_and_wait()
+    hung = engine_of(recorded.server)
+    hung.send_signal(signal.SIGSTOP)
+    recorded.assert_undisturbed(streams)
+    assert engine_of(recorded.server).pid != hung.pid
+    assert "the engine has been silent for" in recorded.server.log
+
+
 def test_streams_go_on_when_the_engine_dies_twice_and_a_follower_with_it(
     recorded: Recorded,
 ) -> None:

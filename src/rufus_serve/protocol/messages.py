@@ -292,6 +292,8 @@ class Status(Message, frozen=True):
     followers: tuple[FollowerStatus, ...] = ()
     recovery_s: float = 0.0
     """How long the last recovery took; 0 if there was none."""
+    engine_fault: str = ""
+    """Why the engine counts as wedged; empty if it does not."""
 
 
 class RestartFollower(Message, frozen=True):

@@ -23,6 +23,7 @@ def status_of(
         detail=fault or state.failure,
         restarts=state.total_restarts,
         recovery_s=state.recovery_time.last_s,
+        engine_fault=fault,
         followers=tuple(
             FollowerStatus(
                 node_rank=member.node_rank,

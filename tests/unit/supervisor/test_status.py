@@ -75,7 +75,7 @@ def test_a_silent_engine_is_unhealthy_and_says_for_how_long(state, link):
     progress(link, age_s=12.0)
     status = status_of(state, link, draining=False, serving=True)
     assert (status.healthy, status.ready) == (False, False)
-    assert status.detail == "the engine has been silent for 12 s"
+    assert status.detail == status.engine_fault == "the engine has been silent for 12 s"
 
 
 def test_a_failed_group_tells_why(state, link):

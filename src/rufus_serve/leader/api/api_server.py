@@ -34,7 +34,7 @@ from rufus_serve.protocol.specs import LeaderSpec
 _log = logging.getLogger(__name__)
 _LIVENESS_S = 0.5
 _WATCH_S = 0.1
-_METRICS_S = 1.0
+_STATUS_S = 1.0
 _CLOSE_S = 2
 
 
@@ -102,7 +102,7 @@ class ApiServer:
             app.state.server = self._http
             self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
-            for work in (self._export_metrics(), self._keys.keep_fresh()):
+            for work in (self._follow_status(engine.engine_core), self._keys.keep_fresh()):
                 self._background.add(asyncio.create_task(work))
             self._link.serving()
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
@@ -146,8 +146,8 @@ class ApiServer:
                 return
         raise LeaderError("the supervisor is gone; start `rufus-serve serve` again")
 
-    async def _export_metrics(self) -> None:
-        """Keep the group's metrics as fresh as the heartbeat."""
+    async def _follow_status(self, fleet: Any) -> None:
+        """Export the group's metrics, and replace an engine that the supervisor finds wedged."""
         metrics = GroupMetrics()
         while True:
             status = await self._link.status()
@@ -156,7 +156,9 @@ class ApiServer:
                 metrics.set_followers(
                     [(f.node_rank, f.host, f.step_s, f.load_count) for f in status.followers]
                 )
-            await asyncio.sleep(_METRICS_S)
+                if status.engine_fault:
+                    fleet.replace_engine(status.engine_fault)
+            await asyncio.sleep(_STATUS_S)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._inner is None:

@@ -62,6 +62,10 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         """Why no request can be served any more; None while it can, or may yet."""
         return self._keeper.failure()
 
+    def replace_engine(self, reason: str) -> None:
+        """Kill an engine that lives and does nothing; its requests go on in the next one."""
+        self._keeper.replace(reason)
+
     async def _open_link(self, on_lost: LostCall) -> EngineLink:
         def lost(link: EngineLink, reason: str) -> None:
             # Gauges would stay at what the dead engine said last.

@@ -50,6 +50,11 @@ class EngineKeeper:
         self._dispatcher.add_port(link)
         return link
 
+    def replace(self, reason: str) -> None:
+        """Kill the engine, unless it is being replaced already."""
+        if self.link is not None:
+            self.link.give_up(reason)
+
     async def stop(self, *, deadline_s: float) -> None:
         """End the engine, by force after `deadline_s`."""
         if self._restarting is not None:

@@ -140,6 +140,10 @@ class EngineLink:
         with contextlib.suppress(OSError):  # it is gone, or was never there
             signal.pidfd_send_signal(self._pidfd, number)
 
+    def give_up(self, reason: str) -> None:
+        """Kill the process, and take it for lost; nothing happens if it is."""
+        self._lose(reason)
+
     async def stop(self, *, deadline_s: float) -> None:
         """End the process, by force after `deadline_s`; `on_lost` is not called."""
         self._on_lost = lambda *_: None
