@@ -116,6 +116,7 @@ golden: $(MADE_TOOLS) ## Renew what the chart renders to and its values schema.
 bench: $(MADE_PEER) demo-model ## Speed and losses beside vLLM's CPU build.
 	$(BIN)/python benchmarks/serving.py --write
 	$(BIN)/python benchmarks/peer_loss.py --write
+	$(BIN)/python benchmarks/engine_loss.py --write
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/channel_latency.py
 

@@ -11,12 +11,14 @@ run to the letter. `--write` keeps the record and the tables of benchmarks/READM
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +41,9 @@ from serving import (
 )
 from serving_report import OURS, PEER
 
+Processes = list[psutil.Process]
+Find = Callable[[Running, str], Processes]
+"""The processes of a server, and of the contender's name, one of which is to be struck."""
 RECORD = ROOT / "benchmarks" / "results" / "peer_loss.json"
 MARKS = ("<!-- peer loss: begin -->", "<!-- peer loss: end -->")
 BLOWS = {"kill -9": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
@@ -148,13 +153,19 @@ async def late_request(client: httpx.AsyncClient, began: float) -> bool:
 
 
 def workers(server: Running, name: str) -> list[psutil.Process]:
-    """Worker processes of a server, oldest first."""
+    """Worker processes of a server."""
     word = WORKER_WORDS[name.split(",", maxsplit=1)[0]]
-    found = [p for p in server.processes() if word in " ".join(p.cmdline())]
-    return sorted(found, key=lambda process: process.create_time())
+    return [p for p in server.processes() if word in " ".join(words(p))]
 
 
-async def struck(server: Running, name: str, number: int) -> dict:
+def words(process: psutil.Process) -> list[str]:
+    """Its command line; none once it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+async def struck(server: Running, candidates: Callable[[], Processes], number: int) -> dict:
     """Undisturbed streams, then the same ones with a blow; what came of them."""
     base = f"http://127.0.0.1:{PORT}"
     limits = httpx.Limits(max_connections=32)
@@ -168,11 +179,11 @@ async def struck(server: Running, name: str, number: int) -> dict:
         while not all(stream.text or streaming.done() for stream in found):
             await asyncio.sleep(0.01)
         await asyncio.sleep(1.0)
-        candidates = workers(server, name)
-        assert candidates, "no worker process found"
+        victims = sorted(candidates(), key=lambda process: process.create_time())
+        assert victims, "no process to strike"
         assert not streaming.done(), "the streams ended before the blow"
         began = time.monotonic()
-        candidates[-1].send_signal(number)
+        victims[-1].send_signal(number)
         watching = asyncio.gather(
             health(client, began), new_request(client, began), late_request(client, began)
         )
@@ -184,7 +195,7 @@ async def struck(server: Running, name: str, number: int) -> dict:
     ends = [stream.end for stream in found]
     pauses = [stream.longest_pause_s for stream in found if stream.end == "done"]
     return {
-        "workers": len(candidates),
+        "workers": len(victims),
         "streams": NUM_STREAMS,
         "whole_texts": sum(whole),
         "other_texts": ends.count("done") - sum(whole),
@@ -200,12 +211,13 @@ async def struck(server: Running, name: str, number: int) -> dict:
     }
 
 
-def strike(contender: Contender, blow: str) -> dict:
-    """Start the server, strike, and clear up whatever the blow left."""
+def strike(contender: Contender, blow: str, find: Find = workers) -> dict:
+    """Start the server, strike the newest process that `find` names, and clear up what is left."""
     with running(contender) as server:
         everybody = server.processes()
         try:
-            found = asyncio.run(struck(server, contender.name, BLOWS[blow]))
+            candidates = functools.partial(find, server, contender.name)
+            found = asyncio.run(struck(server, candidates, BLOWS[blow]))
         finally:
             log = server.log_path.read_text(errors="replace")
             server.stop()

@@ -19,6 +19,11 @@ def report(record: dict) -> str:
     )
 
 
+def engine_report(record: dict) -> str:
+    """The table alone."""
+    return _table(record, _ROWS)
+
+
 def short_report(record: dict) -> str:
     """The same in fewer rows."""
     return _table(record, [row for row in _ROWS if row[0] in _SHORT])

