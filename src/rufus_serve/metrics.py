@@ -35,7 +35,14 @@ class GroupMetrics:
             registry=registry,
         )
         self._restarts = _Total("rufus_follower_restarts", "Followers replaced after a loss.")
-        registry.register(self._restarts)
+        self._cluster_up = Gauge(
+            "rufus_cluster_up",
+            "1 while Ray is there, so that followers can be started; those that run need it not.",
+            registry=registry,
+        )
+        self._cluster_restarts = _Total("rufus_cluster_restarts", "Times Ray was started again.")
+        for total in (self._restarts, self._cluster_restarts):
+            registry.register(total)
 
     def set_group(self, *, state: str, epoch: int, restarts: int) -> None:
         """The group as a whole."""
@@ -43,6 +50,11 @@ class GroupMetrics:
         self._restarts.value = restarts
         for name in STATES:
             self._state.labels(state=name).set(float(name == state))
+
+    def set_cluster(self, *, up: bool, restarts: int) -> None:
+        """What starts followers."""
+        self._cluster_up.set(float(up))
+        self._cluster_restarts.value = restarts
 
     def set_followers(self, followers: Sequence[tuple[int, str, float, int]]) -> None:
         """Each follower: (node rank, host, seconds per step, weight loads)."""

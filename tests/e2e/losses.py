@@ -47,7 +47,6 @@ def serving(
 
 
 def assert_no_process_remains(server: Server, *, deadline_s: float = 10.0) -> None:
-    """Ray keeps its session's logs; its processes must go."""
     give_up = time.monotonic() + deadline_s
     while left := [entry for entry in server.remains() if not entry.startswith("/")]:
         assert time.monotonic() < give_up, left

@@ -40,6 +40,8 @@ class Server:
         self.model = model
         self.folder = Path(tempfile.mkdtemp(prefix="e2e-"))
         self.tag = uuid.uuid4().hex
+        self._sessions: set[int] = set()
+        """POSIX sessions of processes seen: some write over the environment that has the tag."""
         self.log_path = self.folder / "log"
         self.temporary = self.folder / "t"
         self.temporary.mkdir()
@@ -146,12 +148,11 @@ class Server:
     def remains(self) -> list[str]:
         """Processes and files of this server that should be gone once it has ended."""
         found = [f"{p.pid} {' '.join(p.cmdline())[:120]}" for p in self._tagged()]
-        kept = ("ray", "torchinductor_")  # Ray's own logs and torch's cache
+        kept = "torchinductor_"  # torch's cache
         files = [path for path in self.temporary.iterdir() if not path.name.startswith(kept)]
         return found + [str(path) for path in files]
 
     def assert_nothing_remains(self, *, deadline_s: float = 5.0) -> None:
-        """Ray's own processes may take a moment longer than ours."""
         deadline = time.monotonic() + deadline_s
         while (left := self.remains()) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -161,7 +162,10 @@ class Server:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_TAG) == self.tag and process.status() != "zombie":
+                session = os.getsid(process.pid)
+                ours = process.environ().get(_TAG) == self.tag or session in self._sessions
+                if ours and process.status() != "zombie":
+                    self._sessions.add(session)
                     found.append(process)
         return found
 
@@ -182,9 +186,9 @@ class Server:
             return []
 
     def followers(self) -> list[psutil.Process]:
-        """Follower processes, oldest first."""
+        """Follower processes, oldest first; they may have outlived whoever started them."""
         found = []
-        for process in self.processes():
+        for process in self._tagged():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.cmdline()[1:3] == ["-m", "rufus_serve.follower"]:
                     found.append(process)
@@ -193,6 +197,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM, *, deadline_s: float = 60.0) -> int:
         """Ask it to end; its exit code."""
         if self.process.poll() is None:
+            self._tagged()
             self.process.send_signal(number)
         try:
             return self.process.wait(deadline_s)

@@ -125,7 +125,7 @@ def test_followers_keep_their_weights_through_every_change_of_leader(host: Host)
     assert restarted.returncode == 0, restarted.stderr
     assert third.ask("Name three rivers.", max_tokens=24) == answer
     pids = [follower["pid"] for follower in host.followers()]
-    assert pids[0] == before[0]
+    assert pids[0] == before[0], third.log[-4000:]
     assert pids[1] != before[1]
 
     drained = host.command("drain")

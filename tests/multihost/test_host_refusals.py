@@ -22,9 +22,17 @@ pytestmark = [
 
 _HEAD = """
 import sys, time
+from rufus_serve.cluster.ray_greeting import announce
 from rufus_serve.cluster.ray_head import RayHead
-head = RayHead(address=sys.argv[1], port=int(sys.argv[2]), resources='{"rufus_follower": 1}')
+from rufus_serve.cluster.ray_session import RaySession
+head = RayHead(
+    address=sys.argv[1],
+    port=int(sys.argv[2]),
+    resources='{"rufus_follower": 1}',
+    session=RaySession.in_new_folder(),
+)
 head.wait_ready()
+announce(head.address)
 print("announced", flush=True)
 time.sleep(600)
 """

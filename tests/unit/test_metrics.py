@@ -7,6 +7,7 @@ def test_the_group_is_exported_under_its_documented_names() -> None:
     registry = CollectorRegistry()
     metrics = GroupMetrics(registry)
     metrics.set_group(state="recovering", epoch=3, restarts=2)
+    metrics.set_cluster(up=False, restarts=5)
     metrics.set_followers([(0, "a", 0.25, 1), (1, "b", 0.75, 4)])
     text = generate_latest(registry).decode()
     for line in (
@@ -14,6 +15,8 @@ def test_the_group_is_exported_under_its_documented_names() -> None:
         'rufus_group_state{state="recovering"} 1.0',
         'rufus_group_state{state="ready"} 0.0',
         "rufus_follower_restarts_total 2.0",
+        "rufus_cluster_up 0.0",
+        "rufus_cluster_restarts_total 5.0",
         'rufus_follower_step_seconds{host="b",node_rank="1"} 0.75',
         'rufus_follower_weight_loads{host="b",node_rank="1"} 4.0',
         "rufus_follower_skew_seconds 0.5",

@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     if args.token_file and not args.token_file.is_file():
         raise ConfigError(f"--token-file {args.token_file} is not a file")
     configure_logging("follower", level=args.log_level)
-    from rufus_serve.follower import join
+    from rufus_serve.cluster.ray_join import offer_host
 
-    return join(leader=args.leader, token_file=args.token_file, address=args.address)
+    return offer_host(leader=args.leader, token_file=args.token_file, address=args.address)
 
 
 def _check_address(text: str) -> None:

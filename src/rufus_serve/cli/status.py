@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{status.state}, epoch {status.epoch}, {status.restarts} restarts {status.detail}")
         if status.recovery_s:
             print(f"  the last recovery took {status.recovery_s:.1f} s")
+        if status.cluster_detail:
+            print(f"  {status.cluster_detail}; followers go on, but none can be started")
         for follower in status.followers:
             print(
                 f"  follower {follower.node_rank} on {follower.host}, process {follower.pid}: "

@@ -50,12 +50,29 @@ class FollowerExit(msgspec.Struct, frozen=True, kw_only=True):
         return f"the first follower that failed was {self.follower_id}, {self.reason}{wrote}"
 
 
+class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether followers can be started at the moment; those that run need nothing of it."""
+
+    up: bool = True
+    restarts: int = 0
+    """How often what starts them had to be started again itself."""
+    detail: str = ""
+    """Why it is not there."""
+
+
 OnExit = Callable[[FollowerExit], None]
 """Called once per follower process, on any thread."""
 
 
 class Cluster(Protocol):
-    """Starts, watches and kills follower processes. Calls may block; one thread makes them."""
+    """Starts, watches and kills follower processes; on any thread. Calls may block.
+
+    What it is made of may fail at any time: followers go on, and calls wait until it is back.
+    """
+
+    @property
+    def health(self) -> ClusterHealth:
+        """How it is now."""
 
     def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
         """Bring the cluster up and wait for enough nodes.
@@ -68,7 +85,7 @@ class Cluster(Protocol):
         """Start a follower process on a free slot; its end is told through `on_exit`.
 
         Raises:
-            ClusterError: no node can take it.
+            ClusterError: no node can take it, or it was killed meanwhile.
         """
 
     def kill(self, follower_id: str) -> None:
@@ -78,7 +95,7 @@ class Cluster(Protocol):
         """Take over a follower that an earlier supervisor started; its end is told as well."""
 
     def interrupt(self) -> None:
-        """Have calls that wait for a node give up with `ClusterError`; any thread."""
+        """Have calls that wait give up with `ClusterError`."""
 
     def release(self) -> None:
         """Leave running followers alone when this process ends; they wait for another leader."""

@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
+from rufus_serve.cluster.base import ClusterHealth, FollowerExit, NodeInfo, OnExit
 from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess
 from rufus_serve.protocol.specs import FollowerSpec
 
@@ -19,6 +19,11 @@ class LocalCluster:
         self._lock = threading.Lock()
         self._on_exit: OnExit = lambda _: None
         self._released = False
+
+    @property
+    def health(self) -> ClusterHealth:
+        """Nothing here can fail."""
+        return ClusterHealth()
 
     def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
         """Nothing to bring up."""

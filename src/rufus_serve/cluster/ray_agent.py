@@ -1,43 +1,44 @@
-"""`FollowerAgent`: the Ray actor that runs one node's follower process and tells of its end."""
+"""`FollowerAgent`: the Ray actor that starts one node's follower and tells of its end.
+
+The follower does not need it: if the agent dies, another one watches the same process.
+"""
 
 import os
 import queue
-import socket
-import sys
 import tempfile
 from pathlib import Path
 
 import msgspec
+import psutil
 import ray
 
 from rufus_serve.channel.keys import read_token
-from rufus_serve.cluster.addresses import choose_address
 from rufus_serve.cluster.base import FollowerExit
-from rufus_serve.cluster.process import FollowerProcess
+from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess
 from rufus_serve.protocol.specs import FollowerSpec
 
 TOKEN_VARIABLE = "RUFUS_NODE_TOKEN_FILE"  # noqa: S105 - a variable's name
 """Set by `rufus-serve follower` for the agents on its host: where the shared token is."""
 ADDRESS_VARIABLE = "RUFUS_NODE_ADDRESS"
 """Set likewise: the address that the host's owner chose."""
-RESOURCE = "rufus_follower"
-"""Ray resource that a node has once per follower it may run."""
+FOLDER_VARIABLE = "RUFUS_NODE_FOLDER"
+"""Set likewise: a private folder for followers' logs."""
 
 
 class FollowerAgent:
-    """Owns the follower process of one placement-group bundle."""
+    """Starts, watches and kills one follower at a time."""
 
     def __init__(self, log_dir: str) -> None:
-        elsewhere = not log_dir or TOKEN_VARIABLE in os.environ
-        self._log_dir = Path(tempfile.gettempdir()) / "rufus-serve" if elsewhere else Path(log_dir)
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        self._process: FollowerProcess | None = None
+        self._log_dir = Path(os.environ.get(FOLDER_VARIABLE) or log_dir or _own_folder())
+        self._log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._process: FollowerProcess | AdoptedProcess | None = None
         self._exits: queue.Queue[FollowerExit] = queue.Queue()
+        if "OMP_NUM_THREADS" not in psutil.Process().environ():
+            # Ray has put a 1 there for this process, which followers would inherit.
+            os.environ.pop("OMP_NUM_THREADS", None)
 
-    def describe(self, towards: str) -> tuple[str, str, str]:
-        """Host name, the address that reaches `towards`, Python version."""
-        address = os.environ.get(ADDRESS_VARIABLE) or choose_address(towards=towards)
-        return socket.gethostname(), address, sys.version.split()[0]
+    def ready(self) -> None:
+        """Answers once the actor runs."""
 
     def launch(self, encoded: bytes, python: str) -> int:
         """Start the follower of the encoded `FollowerSpec`; its pid."""
@@ -45,11 +46,16 @@ class FollowerAgent:
         if not spec.token:
             token = read_token(os.environ[TOKEN_VARIABLE])
             spec = msgspec.structs.replace(spec, token=token)
-        log_file = self._log_dir / f"follower-{spec.follower_id}.log"
         self._process = FollowerProcess(
-            spec, python=python, log_file=log_file, on_exit=self._exits.put
+            spec, python=python, log_file=self._log_file(spec.follower_id), on_exit=self._exits.put
         )
         return self._process.pid
+
+    def adopt(self, follower_id: str, pid: int) -> None:
+        """Watch a follower on this host that an earlier agent started."""
+        self._process = AdoptedProcess(
+            follower_id, pid, log_file=self._log_file(follower_id), on_exit=self._exits.put
+        )
 
     def wait_exit(self) -> bytes:
         """Blocks until the follower ends; its `FollowerExit`, encoded."""
@@ -59,6 +65,14 @@ class FollowerAgent:
         """Kill the follower if it still runs."""
         if self._process is not None:
             self._process.kill()
+
+    def _log_file(self, follower_id: str) -> Path:
+        return self._log_dir / f"follower-{follower_id}.log"
+
+
+def _own_folder() -> str:
+    """Of a node that nobody made one for: in a Ray cluster that runs already."""
+    return tempfile.mkdtemp(prefix="rufus-serve-")
 
 
 RemoteFollowerAgent = ray.remote(max_restarts=0, max_concurrency=4, num_cpus=0)(FollowerAgent)

@@ -1,226 +1,135 @@
-"""`RayCluster`: Ray places one agent per node, each running that node's follower."""
+"""`RayCluster`: followers on Ray's nodes, each started and watched by an agent.
 
-import ipaddress
+Runs in the Ray child. Step data never goes through Ray, and a follower does not need it: an
+agent that is lost is replaced by one that watches the same process.
+"""
+
 import logging
-import os
-import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rufus_serve.cluster.addresses import await_listener
-from rufus_serve.cluster.base import FollowerExit, NodeInfo, OnExit
-from rufus_serve.cluster.process import AdoptedProcess
-from rufus_serve.cluster.ray_agent import RESOURCE, RemoteFollowerAgent
-from rufus_serve.cluster.ray_greeting import announce
-from rufus_serve.cluster.ray_head import RayHead
+from rufus_serve.cluster.base import FollowerExit, NodeInfo
+from rufus_serve.cluster.ray_agent import RemoteFollowerAgent
+from rufus_serve.cluster.ray_join import RESOURCE
+from rufus_serve.cluster.ray_orders import Adopt, Ended, Launched, News, RaySettings, Unwatched
+from rufus_serve.cluster.ray_seats import Seat, choose, choose_at, nodes_of, occupied, seats
 from rufus_serve.errors import ClusterError, ConfigError
 from rufus_serve.protocol.specs import FollowerSpec
 
 _log = logging.getLogger(__name__)
 _CALL_S = 30.0
-_KILL_S = 5.0
-"""One that a cut link keeps alive is refused, and ends, when it says hello again."""
-_POLL_S = 0.5
-_FREE_S = 5.0
-_FREE_POLL_S = 0.01
-
-
-@dataclass(frozen=True)
-class RaySettings:
-    """What `RayCluster` needs of the configuration."""
-
-    followers: int
-    """Bundles to place, stand-bys included."""
-    spread: bool
-    """Whether followers join from other hosts, one per Ray node; else all run here."""
-    address: str
-    """This host's address."""
-    port: int
-    """Port of the Ray head; 0 for a free one."""
-    existing: str
-    """Address of a running Ray cluster to join; empty to start one here."""
-    join_s: float
-    python: str
-    log_dir: Path | None
-    local_slots: int
-    """Followers that this host may run."""
+_POLL_S = 0.2
 
 
 @dataclass
-class _Slot:
-    """One bundle and, once placed, its agent."""
+class _Follower:
+    """A follower that holds a seat."""
 
-    bundle: int
+    follower_id: str
+    seat: Seat
+    pid: int = 0
     agent: Any = None
-    follower_id: str = ""
-    node: NodeInfo | None = None
-    adopted: AdoptedProcess | None = None
+    """The Ray actor that watches it; None between two of them."""
+    killed: bool = False
 
 
 class RayCluster:
-    """`Cluster` on Ray. Step data never goes through Ray; it only starts and watches."""
+    """Starts, adopts and kills followers; any thread, and calls may block."""
 
-    def __init__(self, settings: RaySettings) -> None:
+    def __init__(self, settings: RaySettings, *, tell: Callable[[News], None]) -> None:
         self._settings = settings
-        self._slots = [_Slot(bundle) for bundle in range(settings.followers)]
-        self._group: PlacementGroup | None = None
-        self._head: RayHead | None = None
-        self._on_exit: OnExit = lambda _: None
+        self._tell = tell
+        self._followers: dict[str, _Follower] = {}
+        self._agents: dict[Seat, Any] = {}
+        """Made ahead of the first launch, or left by a follower that ended."""
         self._lock = threading.Lock()
-        self._watchers: list[threading.Thread] = []
-        self._interrupted = threading.Event()
-        self._stopped = False
-        self._released = False
 
-    def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
-        """Start or join Ray, place the bundles and meet their agents."""
-        self._on_exit = on_exit
-        self._connect()
-        strategy = "STRICT_SPREAD" if self._settings.spread else "PACK"
-        bundles = [{RESOURCE: 1.0} for _ in self._slots]
-        self._group = placement_group(bundles, strategy=strategy)
-        self._await_placement()
-        for slot in self._slots:
-            self._place(slot)
+    def await_nodes(self) -> tuple[NodeInfo, ...]:
+        """Return once there is room for all followers; whose agents are started meanwhile.
+
+        Raises:
+            ClusterError: too few nodes came; says which did.
+        """
+        deadline = time.monotonic() + self._settings.join_s
+        while len(found := self._seats()) < self._settings.followers:
+            if time.monotonic() > deadline:
+                raise ClusterError(self._too_few(found))
+            time.sleep(_POLL_S)
         with self._lock:
-            self._slots.sort(key=self._nearness)
-        nodes = [slot.node for slot in self._slots if slot.node is not None]
-        return tuple(nodes)
+            for seat in found[: self._settings.followers]:
+                self._agents[seat] = self._new_agent(seat)
+        return nodes_of(found[: self._settings.followers])
 
-    def launch(self, spec: FollowerSpec) -> None:
-        """Start the follower on the first bundle that runs none."""
-        if self._stopped:
-            # Ray would start a cluster of its own for the call.
-            raise ClusterError(f"follower {spec.follower_id} is not started: the cluster ended")
-        slot = self._claim_slot(spec.follower_id)
+    def nodes(self) -> tuple[NodeInfo, ...]:
+        """The nodes that are there now."""
+        return nodes_of(self._seats())
+
+    def launch(self, spec: FollowerSpec) -> Launched:
+        """Start the follower on a free seat.
+
+        Raises:
+            ClusterError: no node took it within `timeouts.join_s`.
+            ConfigError: `cluster.python` is no interpreter there.
+        """
+        deadline = time.monotonic() + self._settings.join_s
+        follower = self._sit(spec.follower_id, deadline, rank=spec.node_rank)
         try:
-            self._launch_on(slot, spec)
+            agent = follower.agent = self._await_agent(follower, deadline)
+            call = agent.launch.remote(self._encoded(spec, follower.seat), self._settings.python)
+            follower.pid = ray.get(call, timeout=_CALL_S)
         except (RayError, ClusterError, OSError) as error:
-            with self._lock:
-                slot.follower_id, slot.agent = "", None
+            self._rise(follower)
             cause = getattr(error, "cause", error)
             if isinstance(cause, ConfigError):
                 raise ConfigError(str(cause)) from error
             raise ClusterError(f"follower {spec.follower_id} cannot be started: {error}") from error
+        self._begin_watch(follower)
+        address = follower.seat.address
+        return Launched(follower_id=spec.follower_id, pid=follower.pid, address=address)
+
+    def adopt(self, order: Adopt) -> None:
+        """Watch a follower that runs, once its host is among the nodes."""
+        seat = Seat(node_id="", number=0, host="", address=order.address)
+        follower = _Follower(order.follower_id, seat, pid=order.pid)
+        with self._lock:
+            self._followers[order.follower_id] = follower
+        self._begin_watch(follower)
 
     def kill(self, follower_id: str) -> None:
-        """Kill the process, if its agent still answers; Ray takes it along otherwise."""
+        """Kill the process; its seat is free once its agent says so, now or when there is one."""
         with self._lock:
-            slot = next((slot for slot in self._slots if slot.follower_id == follower_id), None)
-        if slot is None:
+            follower = self._followers.get(follower_id)
+        if follower is None:
             return
-        if slot.adopted is not None:
-            slot.adopted.kill()
-            return
-        if slot.agent is None:
-            return
-        try:
-            ray.get(slot.agent.kill.remote(), timeout=_KILL_S)
-        except RayError as error:
-            _log.warning("the agent of follower %s does not answer: %s", follower_id, error)
+        follower.killed = True
+        if follower.agent is not None:
+            follower.agent.kill.remote()
 
-    def adopt(self, follower_id: str, pid: int, address: str) -> None:
-        """Give the follower the slot of its node; on this host, watch its process as well."""
-        with self._lock:
-            free = [slot for slot in self._slots if not slot.follower_id]
-            here = [slot for slot in free if slot.node and slot.node.address == address]
-            slot = (here or free)[0]
-            slot.follower_id = follower_id
+    def await_killed(self, *, timeout_s: float) -> None:
+        """Return once those killed are gone, or after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with self._lock:
+                if not any(each.killed and each.agent for each in self._followers.values()):
+                    return
+            time.sleep(_POLL_S / 10)
 
-        def ended(news: FollowerExit) -> None:
-            slot.adopted = None
-            self._ended(slot, news)
+    # ---- seats and agents ----
 
-        if address == self._settings.address:
-            slot.adopted = AdoptedProcess(follower_id, pid, on_exit=ended)
+    def _seats(self) -> tuple[Seat, ...]:
+        here = self._settings.address
+        return seats(ray.nodes(), resource=RESOURCE, spread=self._settings.spread, here=here)
 
-    def interrupt(self) -> None:
-        """Have calls that wait for a node give up; any thread."""
-        self._interrupted.set()
-
-    def release(self) -> None:
-        """Leave running followers alone from now on."""
-        self._released = True
-
-    def stop(self) -> None:
-        """Kill all followers and leave Ray; a Ray of ours ends with that."""
-        if self._stopped:
-            return
-        self._stopped = True
-        if ray.is_initialized():
-            running = [slot.follower_id for slot in self._slots if slot.follower_id]
-            for follower_id in running if not self._released else ():
-                self.kill(follower_id)
-            for watcher in self._watchers:
-                watcher.join(2 * _POLL_S)
-            ray.shutdown()
-        if self._head is not None:
-            self._head.stop()
-
-    # ---- bringing it up ----
-
-    def _connect(self) -> None:
-        settings = self._settings
-        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        # Ray warns that it cannot handle SIGTERM on this thread; the supervisor does.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        common: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": logging.WARNING,
-            "configure_logging": False,
-            "namespace": "rufus-serve",
-        }
-        existing = settings.existing
-        if existing:
-            await_listener(existing, timeout_s=settings.join_s)
-        if settings.spread and not existing:
-            resources = f'{{"{RESOURCE}": {settings.local_slots}}}'
-            self._head = RayHead(address=settings.address, port=settings.port, resources=resources)
-            self._head.wait_ready()
-            existing = f"{settings.address}:{settings.port}"
-        try:
-            if existing:
-                ray.init(address=existing, **common)
-                if settings.existing:
-                    announce(existing)
-                return
-            # Without an address, Ray joins whatever cluster this host was last part of.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(1, settings.followers),
-                object_store_memory=80 * 1024 * 1024,
-                resources={RESOURCE: float(settings.local_slots)},
-                _node_ip_address=settings.address,
-                **common,
-            )
-        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ClusterError(f"Ray cannot be started or joined: {error}") from error
-
-    def _await_placement(self) -> None:
-        assert self._group is not None
-        deadline = time.monotonic() + self._settings.join_s
-        while not self._group.wait(_POLL_S):
-            self._raise_if_interrupted()
-            if time.monotonic() > deadline:
-                raise ClusterError(self._too_few())
-
-    def _raise_if_interrupted(self) -> None:
-        if self._interrupted.is_set():
-            raise ClusterError("stopped while waiting for nodes")
-
-    def _too_few(self) -> str:
-        nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(RESOURCE)]
-        seen = ", ".join(f"{n['NodeManagerHostname']} ({n['NodeManagerAddress']})" for n in nodes)
+    def _too_few(self, found: tuple[Seat, ...]) -> str:
+        seen = ", ".join(f"{seat.host} ({seat.address})" for seat in found)
         return (
             f"{self._settings.followers} followers need a node each; after "
             f"{self._settings.join_s:g} s only these offered themselves: {seen or 'none'}; run "
@@ -228,92 +137,121 @@ class RayCluster:
             "the others, or raise timeouts.join_s"
         )
 
-    def _place(self, slot: _Slot) -> None:
-        strategy = PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=slot.bundle
-        )
-        log_dir = str(self._settings.log_dir or "")
-        options = {"scheduling_strategy": strategy, "resources": {RESOURCE: 1.0}}
-        slot.agent = RemoteFollowerAgent.options(**options).remote(log_dir)
-        try:
-            host, address, _python = self._meet(slot)
-        except RayError as error:
-            raise ClusterError(f"the agent of bundle {slot.bundle} failed: {error}") from error
-        slot.node = NodeInfo(host=host, address=address, slots=1)
-
-    def _meet(self, slot: _Slot) -> tuple[str, str, str]:
-        """What a new agent says of itself; its node may have yet to come."""
-        call = slot.agent.describe.remote(self._settings.address)
-        deadline = time.monotonic() + self._settings.join_s
-        while not ray.wait([call], timeout=_POLL_S)[0]:
-            self._raise_if_interrupted()
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"the agent of bundle {slot.bundle} did not start within "
-                    f"{self._settings.join_s:g} s"
-                )
-        said: tuple[str, str, str] = ray.get(call)
-        return said
-
-    def _nearness(self, slot: _Slot) -> tuple[bool, int]:
-        """Ranks go by this: rank 0 sends the logits, and had best sit beside the leader."""
-        assert slot.node is not None
-        address = slot.node.address
-        return address != self._settings.address, int(ipaddress.ip_address(address))
-
-    # ---- one follower ----
-
-    def _claim_slot(self, follower_id: str) -> _Slot:
-        """A bundle that runs no follower; one just killed leaves its own a moment later."""
-        deadline = time.monotonic() + _FREE_S
+    def _sit(self, follower_id: str, deadline: float, *, rank: int) -> _Follower:
+        """Take a free seat; that of one just killed is free a moment later."""
         while True:
+            found = self._seats()
             with self._lock:
-                for slot in self._slots:
-                    if not slot.follower_id:
-                        slot.follower_id = follower_id
-                        return slot
+                taken = occupied(found, [other.seat for other in self._followers.values()])
+                seat = choose(found, taken, rank=rank)
+                if seat is not None:
+                    follower = self._followers[follower_id] = _Follower(follower_id, seat)
+                    return follower
             if time.monotonic() > deadline:
                 raise ClusterError(f"no node is free for follower {follower_id}")
-            time.sleep(_FREE_POLL_S)
+            time.sleep(_POLL_S)
 
-    def _launch_on(self, slot: _Slot, spec: FollowerSpec) -> None:
-        if slot.agent is None:
-            self._place(slot)
-        assert slot.node is not None
-        remote = slot.node.address != self._settings.address
-        address = slot.node.address
-        shared = [other for other in self._slots if other.node and other.node.address == address]
+    def _rise(self, follower: _Follower) -> None:
+        with self._lock:
+            if self._followers.get(follower.follower_id) is follower:
+                del self._followers[follower.follower_id]
+
+    def _new_agent(self, seat: Seat) -> Any:
+        strategy = NodeAffinitySchedulingStrategy(seat.node_id, soft=False)
+        options = {"scheduling_strategy": strategy, "resources": {RESOURCE: 1.0}}
+        here = seat.address == self._settings.address
+        log_dir = self._settings.log_dir if here else ""
+        return RemoteFollowerAgent.options(**options).remote(log_dir)
+
+    def _await_agent(self, follower: _Follower, deadline: float) -> Any:
+        """An agent on the follower's seat that answers.
+
+        Raises:
+            ClusterError: none does by the deadline, or the node is gone.
+        """
+        seat = follower.seat
+        while time.monotonic() < deadline:
+            with self._lock:
+                agent = self._agents.pop(seat, None) or self._new_agent(seat)
+            call = agent.ready.remote()
+            while not ray.wait([call], timeout=_POLL_S)[0] and time.monotonic() < deadline:
+                if seat not in self._seats():
+                    raise ClusterError(f"node {seat.host} ({seat.address}) is gone")
+            try:
+                ray.get(call, timeout=_POLL_S)
+            except RayError as error:
+                _log.warning("an agent on %s did not start: %s", seat.host, _line(error))
+                time.sleep(_POLL_S)
+            else:
+                return agent
+        raise ClusterError(
+            f"no agent started on {seat.host} ({seat.address}) within {self._settings.join_s:g} s"
+        )
+
+    def _encoded(self, spec: FollowerSpec, seat: Seat) -> bytes:
+        """What the agent is told: each host has the token, and the step port is one follower's."""
+        elsewhere = seat.address != self._settings.address
+        beside = sum(other.address == seat.address for other in self._seats())
         spec = msgspec.structs.replace(
             spec,
-            address=address,
-            token="" if remote else spec.token,
-            step_port=spec.step_port if len(shared) == 1 else 0,
+            address=seat.address,
+            token="" if elsewhere else spec.token,
+            step_port=spec.step_port if beside == 1 else 0,
         )
-        call = slot.agent.launch.remote(msgspec.json.encode(spec), self._settings.python)
-        ray.get(call, timeout=_CALL_S)
-        watcher = threading.Thread(
-            target=self._watch, args=(slot, spec.follower_id), name="agent", daemon=True
-        )
-        watcher.start()
-        self._watchers = [thread for thread in self._watchers if thread.is_alive()] + [watcher]
+        return msgspec.json.encode(spec)
 
-    def _watch(self, slot: _Slot, follower_id: str) -> None:
-        try:
-            call = slot.agent.wait_exit.remote()
-            # Ray ends the whole process if it is shut down under a blocked call.
-            while not ray.wait([call], timeout=_POLL_S)[0]:
-                if self._stopped:
-                    return
-            news = msgspec.json.decode(ray.get(call), type=FollowerExit)
-        except RayError as error:
-            slot.agent = None
-            cause = str(error).strip().splitlines()[0]
-            text = f"the Ray actor on {slot.node and slot.node.host} died: {cause}"
-            news = FollowerExit(follower_id=follower_id, code=-9, cause=text)
-        self._ended(slot, news)
+    # ---- watching ----
 
-    def _ended(self, slot: _Slot, news: FollowerExit) -> None:
+    def _begin_watch(self, follower: _Follower) -> None:
+        threading.Thread(
+            target=self._watch, args=(follower,), name=f"follower {follower.follower_id}",
+            daemon=True,
+        ).start()  # fmt: skip
+
+    def _watch(self, follower: _Follower) -> None:
+        """Tell of the follower's end, by as many agents as that takes."""
+        while self._holds_seat(follower):
+            if follower.agent is None:
+                self._find_agent(follower)
+                continue
+            try:
+                told = ray.get(follower.agent.wait_exit.remote())
+            except RayError as error:
+                follower.agent = None
+                self._tell(Unwatched(follower_id=follower.follower_id, reason=_line(error)))
+                continue
+            with self._lock:
+                self._agents[follower.seat] = follower.agent
+            self._rise(follower)
+            self._tell(Ended(exit=msgspec.json.decode(told, type=FollowerExit)))
+            return
+
+    def _find_agent(self, follower: _Follower) -> None:
+        """Have an agent on the follower's host watch it, if that host is there."""
+        found = self._seats()
         with self._lock:
-            slot.follower_id = ""
-        if not self._stopped:
-            self._on_exit(news)
+            others = self._followers.values()
+            taken = occupied(found, [other.seat for other in others if other is not follower])
+            seat = choose_at(found, taken, address=follower.seat.address)
+            if seat is not None:
+                follower.seat = seat
+        if seat is None:
+            time.sleep(_POLL_S)
+            return
+        try:
+            agent = self._await_agent(follower, time.monotonic() + self._settings.join_s)
+            ray.get(agent.adopt.remote(follower.follower_id, follower.pid), timeout=_CALL_S)
+            follower.agent = agent
+            if follower.killed:
+                agent.kill.remote()
+        except (RayError, ClusterError) as error:
+            _log.warning("follower %s is not watched: %s", follower.follower_id, _line(error))
+            time.sleep(_POLL_S)
+
+    def _holds_seat(self, follower: _Follower) -> bool:
+        with self._lock:
+            return self._followers.get(follower.follower_id) is follower
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -5,6 +5,7 @@
 
 import logging
 import platform
+import secrets
 
 import msgspec
 import ray
@@ -27,6 +28,8 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True):
     package: str
     python: str
     ray: str
+    head_id: str = ""
+    """Of the Ray head; another one has another. Hosts of the old one must join anew."""
 
 
 def own_versions() -> Versions:
@@ -63,17 +66,24 @@ def announce(address: str) -> None:
     """Leave our versions in the Ray head at `address` (HOST:PORT), by this process's Ray token.
 
     Raises:
+        HandshakeRefused: it was started with another token.
         ClusterError: it does not take them.
     """
-    value = msgspec.json.encode(own_versions())
+    value = msgspec.json.encode(
+        msgspec.structs.replace(own_versions(), head_id=secrets.token_hex(8))
+    )
     try:
         GcsClient(address=address).internal_kv_put(_KEY, value, True, _NAMESPACE, timeout=_CALL_S)
+    except AuthenticationError as error:
+        raise _other_token(address) from error
     except RayError as error:
         raise ClusterError(f"the Ray head at {address} takes no greeting: {error}") from error
 
 
-def greet(address: str) -> bool:
-    """Whether the leader of the Ray head at `address` (HOST:PORT) is there and takes this host.
+def greet(address: str) -> str:
+    """Identity of the Ray head at `address` (HOST:PORT), if it is there and takes this host.
+
+    Empty if it is not there, or its leader is not yet.
 
     Raises:
         HandshakeRefused: it holds another token, or runs other versions.
@@ -81,14 +91,11 @@ def greet(address: str) -> bool:
     try:
         found = GcsClient(address=address).internal_kv_get(_KEY, _NAMESPACE, timeout=_CALL_S)
     except AuthenticationError as error:
-        raise HandshakeRefused(
-            f"the leader at {address} refuses this host's token: it was started with another "
-            "one; give every host the same token file"
-        ) from error
+        raise _other_token(address) from error
     except RayError:
-        return False
+        return ""
     if found is None:
-        return False
+        return ""
     ours, leaders = own_versions(), msgspec.json.decode(found, type=Versions)
     unlike = difference(ours, leaders)
     if unlike:
@@ -98,7 +105,14 @@ def greet(address: str) -> bool:
             "this host has rufus-serve %s, the leader at %s has %s; they speak the same protocol",
             ours.package, address, leaders.package,
         )  # fmt: skip
-    return True
+    return leaders.head_id or leaders.package
+
+
+def _other_token(address: str) -> HandshakeRefused:
+    return HandshakeRefused(
+        f"the leader at {address} refuses this host's token: it was started with another one; "
+        "give every host the same token file"
+    )
 
 
 def _minor(python_version: str) -> str:

@@ -1,18 +1,19 @@
-"""A Ray head on a fixed port, for groups whose followers join from other hosts."""
+"""A Ray head of our own, as a child process."""
 
 import ctypes
+import ipaddress
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import IO
 
+from rufus_serve.cluster.addresses import free_port
 from rufus_serve.cluster.process import end
 from rufus_serve.cluster.ray_ports import RayPorts
+from rufus_serve.cluster.ray_session import RaySession
 from rufus_serve.errors import ClusterError
 
 _POLL_S = 0.1
@@ -22,57 +23,74 @@ _PR_SET_PDEATHSIG = 1
 
 
 class RayHead:
-    """`ray start --head` as a child process; it ends with us, however we end."""
+    """`ray start --head`; it ends with us, however we end, and as soon as a part of it ends."""
 
-    def __init__(self, *, address: str, port: int, resources: str) -> None:
-        self._address, self._port = address, port
-        self._ports = RayPorts(address)
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
-        self._process = subprocess.Popen(
-            ray_command("--head", f"--port={port}", "--include-dashboard=false", "--no-monitor",
-                        *self._ports.arguments(head=True), address=address, resources=resources),
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - only prctl is called there
-        )  # fmt: skip
+    def __init__(self, *, address: str, port: int, resources: str, session: RaySession) -> None:
+        self._address, self._port, self._session = address, port, session
+        self._ports = None if ipaddress.ip_address(address).is_loopback else RayPorts(address)
+        self._log = session.folder / "head.log"
+        words = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]
+        words += self._port_arguments()
+        with self._log.open("wb") as log:
+            self._process = session.start(
+                ray_command(*words, address=address, resources=resources, session=session),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+            )
+
+    def _port_arguments(self) -> list[str]:
+        if self._ports is None:
+            # No flag leaves Ray's client server out, and its port is the same for all by default.
+            return [f"--ray-client-server-port={free_port(self._address)}"]
+        return self._ports.arguments(head=True)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of its GCS, once it is ready."""
+        if self._port:
+            return f"{self._address}:{self._port}"
+        return (self._session.folder / "ray_current_cluster").read_text().strip()
 
     def wait_ready(self) -> None:
-        """Return once nodes may join, and find our versions there.
+        """Return once nodes may join.
 
         Raises:
             ClusterError: it ended or did not come up; with Ray's own last words.
         """
         deadline = time.monotonic() + _START_S
-        while b"Ray runtime started" not in self._text():
+        while "Ray runtime started" not in self._text():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = self._text().decode(errors="replace").strip().splitlines()[-8:]
+                words = " ".join(self._text().strip().splitlines()[-8:])
                 self.stop()
                 raise ClusterError(
                     f"Ray's head did not start on {self._address}:{self._port} "
-                    f"(cluster.ray_port): {' '.join(tail)}"
+                    f"(cluster.ray_port): {words}"
                 )
             time.sleep(_POLL_S)
-        from rufus_serve.cluster.ray_greeting import announce
 
-        announce(f"{self._address}:{self._port}")
+    def wait(self) -> str:
+        """Blocks until it has ended; its last words."""
+        code = self._process.wait()
+        return f"exit code {code}: {' '.join(self._text().strip().splitlines()[-3:])}"
 
     def stop(self) -> None:
         """End it; may be called twice."""
         end(self._process, deadline_s=_STOP_S)
-        self._output.close()
-        self._ports.release()
+        if self._ports is not None:
+            self._ports.release()
 
-    def _text(self) -> bytes:
-        self._output.seek(0)
-        return self._output.read()
+    def _text(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
 
-def ray_command(*arguments: str, address: str, resources: str) -> list[str]:
+def ray_command(*arguments: str, address: str, resources: str, session: RaySession) -> list[str]:
     """`ray start` of this interpreter's own environment, in the foreground."""
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
     return [
         ray, "start", *arguments, f"--node-ip-address={address}", "--block", "--num-cpus=1",
         f"--resources={resources}", "--object-store-memory=80000000", "--disable-usage-stats",
+        "--include-log-monitor=false", f"--temp-dir={session.folder}",
     ]  # fmt: skip
 
 

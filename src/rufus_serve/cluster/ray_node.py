@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,13 @@ from types import FrameType
 from typing import IO
 
 from rufus_serve.cluster.addresses import choose_address
-from rufus_serve.cluster.process import end, last_words
-from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE, TOKEN_VARIABLE
+from rufus_serve.cluster.process import end, kill_marked, last_words
+from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, FOLDER_VARIABLE, TOKEN_VARIABLE
 from rufus_serve.cluster.ray_greeting import greet
 from rufus_serve.cluster.ray_head import die_with_parent, ray_command
+from rufus_serve.cluster.ray_join import RESOURCE
 from rufus_serve.cluster.ray_ports import RayPorts
+from rufus_serve.cluster.ray_session import RaySession
 from rufus_serve.errors import ClusterError, LeaderLost
 
 _log = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ _MAX_FALSE_STARTS = 3
 class RayNode:
     """One raylet, restarted with backoff whenever its leader or this host's address changes.
 
-    Ray reads its token when it is imported: set `ray_environment` before this module is.
+    Followers are not its children and go on meanwhile; they end when this process is told to.
     """
 
     def __init__(self, *, leader: str, token_file: Path, interface: str) -> None:
@@ -42,6 +45,8 @@ class RayNode:
         host, _, port = leader.rpartition(":")
         self._host, self._port = host, int(port)
         self._token_file, self._interface = token_file, interface
+        self._folder = Path(tempfile.mkdtemp(prefix="rufus-serve-"))
+        """Of followers' logs and of Ray's sessions; its name marks the followers as this host's."""
         self._stopping = threading.Event()
         self._false_starts = 0
 
@@ -54,17 +59,26 @@ class RayNode:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        try:
+            self._offer()
+        finally:
+            kill_marked(FOLDER_VARIABLE, str(self._folder))
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return 0
+
+    def _offer(self) -> None:
+        """Join again and again until told to stop."""
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopping.is_set():
             address = self._own_address()
-            if address and self._reachable() and greet(self._leader):
+            head_id = greet(self._leader) if address and self._reachable() else ""
+            if head_id:
                 backoff_s = _FIRST_BACKOFF_S
-                self._join(address)
+                self._join(address, head_id)
                 continue
             _log.info("waiting for the leader at %s", self._leader)
             self._stopping.wait(backoff_s)
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
-        return 0
 
     def _own_address(self) -> str:
         """What the leader reaches this host by at the moment; empty without a way there."""
@@ -81,27 +95,29 @@ class RayNode:
         except OSError:
             return False
 
-    def _is_gone(self) -> bool:
-        """Whether the leader's host says that no head runs there; a cut link says nothing."""
+    def _is_gone(self, head_id: str) -> bool:
+        """Whether the leader's host says that this head runs no more; a cut link says nothing."""
         try:
             with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
-                return False
+                pass
         except ConnectionRefusedError:
             return True
         except OSError:
             return False
+        return greet(self._leader) not in (head_id, "")
 
-    def _join(self, address: str) -> None:
+    def _join(self, address: str, head_id: str) -> None:
         """Run a raylet until it ends or has to."""
         _log.info("joining %s as %s", self._leader, address)
         started = time.monotonic()
-        ports = RayPorts(address)
+        ports, session = RayPorts(address), RaySession.in_new_folder(self._folder)
         with tempfile.TemporaryFile() as output:
-            raylet = self._start_raylet(address, ports, output)
+            raylet = self._start_raylet(address, ports, session, output)
             try:
-                over = self._watch(raylet, address)
+                over = self._watch(raylet, address, head_id)
             finally:
                 end(raylet, deadline_s=_STOP_S)
+                session.clear()
                 ports.release()
             if over:
                 _log.warning("%s", over)
@@ -112,23 +128,28 @@ class RayNode:
         self._stopping.wait(_FIRST_BACKOFF_S)
 
     def _start_raylet(
-        self, address: str, ports: RayPorts, output: IO[bytes]
+        self, address: str, ports: RayPorts, session: RaySession, output: IO[bytes]
     ) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
+        return session.start(
             ray_command(
                 f"--address={self._leader}",
                 *ports.arguments(head=False),
                 address=address,
                 resources=f'{{"{RESOURCE}": 1}}',
+                session=session,
             ),
             env=os.environ
-            | {TOKEN_VARIABLE: str(self._token_file.resolve()), ADDRESS_VARIABLE: address},
+            | {
+                TOKEN_VARIABLE: str(self._token_file.resolve()),
+                ADDRESS_VARIABLE: address,
+                FOLDER_VARIABLE: str(self._folder),
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - only prctl is called there
+            preexec_fn=die_with_parent,
         )
 
-    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str) -> str:
+    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str, head_id: str) -> str:
         """Return when it ended or we are to stop, or why it has to end.
 
         By itself Ray would wait for a minute for a head that is gone.
@@ -138,9 +159,9 @@ class RayNode:
             now = self._own_address()
             if now and now != address:
                 return f"this host's address changed from {address} to {now}"
-            refusals = refusals + 1 if self._is_gone() else 0
+            refusals = refusals + 1 if self._is_gone(head_id) else 0
             if refusals >= _REFUSALS:
-                return str(LeaderLost(f"the leader's Ray head at {self._leader} is gone"))
+                return f"the leader's Ray head at {self._leader} is gone, or another one"
             if self._false_starts and time.monotonic() - started > _SETTLED_S:
                 self._false_starts = 0
         return ""

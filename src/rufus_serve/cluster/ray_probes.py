@@ -4,14 +4,11 @@ Joins the Ray of a running server or starts one, as `RayCluster` does, but takes
 node whose follower is running can be examined too.
 """
 
-import logging
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,12 +16,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rufus_serve.cluster.addresses import await_listener, choose_address
+from rufus_serve.cluster.addresses import choose_address
 from rufus_serve.cluster.line_child import LineChild
-from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, RESOURCE
-from rufus_serve.cluster.ray_greeting import greet
-from rufus_serve.cluster.ray_head import RayHead
-from rufus_serve.errors import ClusterError, RufusError
+from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE
+from rufus_serve.cluster.ray_join import RESOURCE, JoinedRay, JoinSettings
+from rufus_serve.cluster.ray_session import RaySession
+from rufus_serve.errors import RufusError
 
 _POLL_S = 0.5
 _START_S = 60.0
@@ -43,27 +40,6 @@ class ProbedNode(msgspec.Struct, frozen=True, kw_only=True):
     """Followers that it may run."""
     ray_ports: tuple[int, ...] = ()
     """Ports that its raylet listens on."""
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """What `RayProbes` needs of the configuration."""
-
-    module: str
-    """Run by each node's interpreter, as `python -m MODULE`."""
-    python: str
-    """That interpreter; empty for the node's own."""
-    address: str
-    """This host's address."""
-    existing: str
-    """Address of a running Ray cluster; empty to start one here."""
-    port: int
-    """Port of the Ray head that is started."""
-    local_slots: int
-    """Followers that this host may run."""
-    nodes: int
-    """Nodes to wait for, this one included."""
-    join_s: float
 
 
 class _ProbeActor:
@@ -92,9 +68,13 @@ _RemoteProbe = ray.remote(max_restarts=0, num_cpus=0)(_ProbeActor)
 class RayProbes:
     """The probes of all nodes; a context manager."""
 
-    def __init__(self, settings: ProbeSettings) -> None:
+    def __init__(self, settings: JoinSettings, *, module: str, python: str, nodes: int) -> None:
+        """See `open_probes`."""
         self._settings = settings
-        self._head: RayHead | None = None
+        self._command = (module, python)
+        self._nodes = nodes
+        self._session = RaySession.in_new_folder()
+        self._ray: JoinedRay | None = None
         self._actors: dict[str, Any] = {}
         self.nodes: tuple[ProbedNode, ...] = ()
         self.absent: dict[str, str] = {}
@@ -102,7 +82,7 @@ class RayProbes:
 
     def __enter__(self) -> "RayProbes":
         try:
-            self._connect()
+            self._ray = JoinedRay(self._settings, self._session)
             self._start(self._await_nodes())
         except BaseException:
             self.close()
@@ -122,40 +102,14 @@ class RayProbes:
 
     def close(self) -> None:
         """End the probes and leave Ray; a Ray of ours ends with that. May be called twice."""
-        if ray.is_initialized():
+        if self._ray is not None:
             ends = [actor.close.remote() for actor in self._actors.values()]
             if ends:
                 ray.wait(ends, num_returns=len(ends), timeout=_MARGIN_S)
-            ray.shutdown()
+            self._ray.leave()
+            self._ray = None
         self._actors = {}
-        if self._head is not None:
-            self._head.stop()
-            self._head = None
-
-    def _connect(self) -> None:
-        settings = self._settings
-        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        existing = settings.existing
-        if existing:
-            await_listener(existing, timeout_s=settings.join_s)
-            # Says at once, and by name, what Ray would repeat for minutes: another token.
-            greet(existing)
-        else:
-            resources = f'{{"{RESOURCE}": {settings.local_slots}}}'
-            self._head = RayHead(address=settings.address, port=settings.port, resources=resources)
-            self._head.wait_ready()
-            existing = f"{settings.address}:{settings.port}"
-        try:
-            ray.init(
-                address=existing,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                configure_logging=False,
-                namespace="rufus-serve",
-            )
-        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ClusterError(f"Ray at {existing} cannot be joined: {error}") from error
+        self._session.clear()
 
     def _await_nodes(self) -> list[dict[str, Any]]:
         """Nodes that run followers, and this one; those there are once the deadline is over."""
@@ -166,7 +120,7 @@ class RayProbes:
                 for node in ray.nodes()
                 if node["Alive"] and (node["Resources"].get(RESOURCE) or self._is_here(node))
             ]
-            if len(found) >= self._settings.nodes or time.monotonic() > deadline:
+            if len(found) >= self._nodes or time.monotonic() > deadline:
                 return sorted(found, key=lambda node: not self._is_here(node))
             time.sleep(_POLL_S)
 
@@ -175,14 +129,13 @@ class RayProbes:
         return bool(node["NodeID"] == ray.get_runtime_context().get_node_id())
 
     def _start(self, found: list[dict[str, Any]]) -> None:
-        settings = self._settings
         actors = [
             _RemoteProbe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(settings.module, settings.python)
+            ).remote(*self._command)
             for node in found
         ]
-        calls = [actor.describe.remote(settings.address) for actor in actors]
+        calls = [actor.describe.remote(self._settings.address) for actor in actors]
         nodes: list[ProbedNode] = []
         for node, actor, call in zip(found, actors, calls, strict=True):
             try:

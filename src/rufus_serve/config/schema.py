@@ -255,6 +255,8 @@ class ServeConfig(Section):
     """Schedule step k+1 while step k runs."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe log line shown."""
+    keep_logs: bool = False
+    """Leave the run's folder, with the logs of followers and of Ray, when the server ends."""
     buckets: BucketConfig = BucketConfig()
     """Compiled shapes."""
     cluster: ClusterConfig = ClusterConfig()

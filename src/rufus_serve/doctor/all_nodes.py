@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from rufus_serve.cluster.process import interpreter_of
+from rufus_serve.cluster.ray_join import JoinSettings, open_probes
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import (
     compare_models,
@@ -118,25 +119,20 @@ def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
 def _examine_spread(
     config: ServeConfig, plan: GroupPlan, here: Placement, *, quick: bool
 ) -> Report:
-    from rufus_serve.cluster.ray_token import export_ray_environment
-
-    export_ray_environment(plan.token)
-    # Imported late: Ray reads its environment when it is imported.
-    from rufus_serve.cluster.ray_probes import ProbeSettings, RayProbes
-
     expected = config.num_followers + (not config.cluster.follower_on_leader_host)
-    settings = ProbeSettings(
-        module=PROBE,
-        python=config.cluster.python,
+    existing = _existing(config, plan)
+    settings = JoinSettings(
         address=plan.address,
-        existing=_existing(config, plan),
+        existing=existing,
         port=config.cluster.ray_port,
         local_slots=int(config.cluster.follower_on_leader_host),
-        nodes=expected,
         join_s=config.timeouts.join_s,
+        announce=not existing,
     )
     _log.info("waiting for %d nodes, at most %g s", expected, config.timeouts.join_s)
-    with RayProbes(settings) as probes:
+    with open_probes(
+        plan.token, settings, module=PROBE, python=config.cluster.python, nodes=expected
+    ) as probes:
         came = [*(node.name for node in probes.nodes), *probes.absent]
         absent = [*_absent(config, plan, expected, came)]
         failed = [_no_probe(name, reason) for name, reason in probes.absent.items()]

@@ -1,7 +1,6 @@
 """`python -m rufus_serve.follower`: reads a `FollowerSpec` from standard input, then serves.
 
-Standard input stays open as long as the process that started us lives; when it closes, the
-follower ends as well, unless it was told to wait for another leader.
+Whoever started it may end: the follower lives by its control connection to the supervisor.
 """
 
 import contextlib
@@ -9,12 +8,11 @@ import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
 
-from rufus_serve.errors import FollowerError, LeaderLost, RufusError
+from rufus_serve.errors import FollowerError, RufusError
 from rufus_serve.log import configure_logging
 from rufus_serve.protocol.specs import FollowerSpec
 
@@ -28,9 +26,6 @@ def main() -> int:
     configure_logging(
         f"follower {spec.follower_id}", level=str(spec.config.get("log_level", "INFO"))
     )
-    waits = spec.config.get("recovery", {}).get("on_leader_loss") == "wait"
-    if not waits:
-        threading.Thread(target=_watch_parent, name="parent", daemon=True).start()
     from rufus_serve.follower.node import FollowerNode
 
     try:
@@ -51,13 +46,6 @@ def _leave_word(spec: FollowerSpec, cause: str) -> None:
     if spec.cause_file:
         with contextlib.suppress(OSError):
             Path(spec.cause_file).write_text(cause)
-
-
-def _watch_parent() -> None:
-    while sys.stdin.buffer.read(1):
-        pass
-    _log.warning("the process that started this follower is gone")
-    os._exit(LeaderLost.exit_code)
 
 
 if __name__ == "__main__":

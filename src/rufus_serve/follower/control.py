@@ -1,16 +1,17 @@
 """A follower's conversation with the supervisor: orders in, news and heartbeats out."""
 
+import logging
 import os
 import queue
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 from rufus_serve import __version__
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient
 from rufus_serve.config import ServeConfig
+from rufus_serve.errors import LeaderLost
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
@@ -25,7 +26,10 @@ from rufus_serve.protocol.messages import (
 )
 from rufus_serve.protocol.specs import FollowerSpec
 
+_log = logging.getLogger(__name__)
 _PATIENCE_S = 5.0
+_LEAVE_S = 1.0
+"""For the main thread to end by itself."""
 
 Order = Welcome | Refused | FormGroup | Stop
 
@@ -48,7 +52,9 @@ class Control:
         self._interrupt = interrupt
         self.node_rank = spec.node_rank
         self._orders: queue.Queue[Order] = queue.Queue()
-        self._heard = time.monotonic()
+        self._unanswered = 0
+        """Heartbeats since the supervisor was last heard: a stalled interpreter sends none."""
+        self._met = False
         self._known = False
         self._closed, self._made = threading.Event(), threading.Event()
         self._peer = PeerClient(
@@ -64,8 +70,15 @@ class Control:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the supervisor was last heard."""
-        return time.monotonic() - self._heard
+        """How long the supervisor has been silent; a stall of this process does not count."""
+        return self._unanswered * self._config.timeouts.heartbeat_s
+
+    @property
+    def is_leader_lost(self) -> bool:
+        """Whether this follower has to end for want of a leader."""
+        timeouts = self._config.timeouts
+        limit_s = timeouts.heartbeat_lost_s if self._met else timeouts.join_s
+        return self._config.recovery.on_leader_loss == "exit" and self.silence_s > limit_s
 
     def send(self, message: ControlMessage) -> None:
         """Queue `message` for the supervisor; any thread."""
@@ -101,7 +114,7 @@ class Control:
             self._peer.send(self._hello())
 
     def _receive(self, message: AnyMessage) -> None:
-        self._heard = time.monotonic()
+        self._unanswered, self._met = 0, True
         if isinstance(message, HeartbeatAck):
             self._known = True
         elif isinstance(message, Welcome | Refused | FormGroup | Stop):
@@ -117,7 +130,12 @@ class Control:
             if not self._known and self.silence_s > 2 * self._config.timeouts.heartbeat_s:
                 self._peer.send(self._hello())
             self._peer.send(Heartbeat())
+            self._unanswered += 1
             self._interrupt_if_ordered()
+            if self.is_leader_lost and not self._closed.wait(_LEAVE_S):
+                # The main thread is in a call that takes its time, such as a load.
+                _log.error("no word from the leader for %.1f s", self.silence_s)
+                os._exit(LeaderLost.exit_code)
 
     def _interrupt_if_ordered(self) -> None:
         """An order that came just before a collective began would wait for it forever."""

@@ -99,13 +99,11 @@ class FollowerNode:
         return True
 
     def _check_leader(self) -> None:
-        limit = self._config.timeouts.heartbeat_lost_s
-        if self._control.silence_s <= limit:
-            return
-        starting = self._info is None and self._control.silence_s <= self._config.timeouts.join_s
-        if self._config.recovery.on_leader_loss == "exit" and not starting:
-            raise LeaderLost(f"no word from the leader for {self._control.silence_s:.1f} s")
-        self._stepper = None
+        silence_s = self._control.silence_s
+        if self._control.is_leader_lost:
+            raise LeaderLost(f"no word from the leader for {silence_s:.1f} s")
+        if silence_s > self._config.timeouts.heartbeat_lost_s:
+            self._stepper = None
 
     def _load(self, order: Welcome) -> None:
         if self._runtime is None:

@@ -294,6 +294,11 @@ class Status(Message, frozen=True):
     """How long the last recovery took; 0 if there was none."""
     engine_fault: str = ""
     """Why the engine counts as wedged; empty if it does not."""
+    cluster_up: bool = True
+    """Whether followers could be started now; those that run need nothing of it."""
+    cluster_restarts: int = 0
+    """How often Ray was started again."""
+    cluster_detail: str = ""
 
 
 class RestartFollower(Message, frozen=True):

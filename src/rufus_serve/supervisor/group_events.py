@@ -2,8 +2,8 @@
 
 Phases of a member:
 
-    STARTING -> LOADING -> LOADED -> GROUPING -> WARMING -> READY
-                                ^-------- next epoch --------'
+    PLACING -> STARTING -> LOADING -> LOADED -> GROUPING -> WARMING -> READY
+                                           ^-------- next epoch --------'
 
 Phases of the group:
 
@@ -22,6 +22,7 @@ from rufus_serve.protocol.specs import STANDBY as STANDBY  # noqa: PLC0414 - tol
 class MemberPhase(str, Enum):
     """How far one follower has come."""
 
+    PLACING = "waiting for a node"
     STARTING = "starting"
     IDLE = "stand-by"
     LOADING = "loading"
@@ -70,7 +71,7 @@ class Member(msgspec.Struct, kw_only=True):
     node_rank: int
     since: float
     heard: float
-    phase: MemberPhase = MemberPhase.STARTING
+    phase: MemberPhase = MemberPhase.PLACING
     host: str = ""
     address: str = ""
     pid: int = 0
@@ -107,6 +108,10 @@ class MemberEvent(Event, frozen=True):
     """Something that happened to one follower process."""
 
     follower_id: str
+
+
+class Launched(MemberEvent, frozen=True):
+    """A follower's process was started."""
 
 
 class Joined(MemberEvent, frozen=True):

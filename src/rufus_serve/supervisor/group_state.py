@@ -32,6 +32,7 @@ from rufus_serve.supervisor.group_events import (
     GroupSettings,
     Joined,
     KillFollower,
+    Launched,
     Loaded,
     Lost,
     Member,
@@ -147,9 +148,8 @@ class GroupState:
             self._on_joined(event, now)
         elif isinstance(event, Loaded):
             self._on_loaded(member, event, now)
-        elif isinstance(event, Grouping):
-            if event.epoch == self.epoch and member.phase is MemberPhase.GROUPING:
-                self._move(member, MemberPhase.WARMING, now)
+        elif isinstance(event, Launched | Grouping):
+            self._on_begun(member, event, now)
         elif isinstance(event, GaveUp):
             self._on_gave_up(member, event, now)
         elif isinstance(event, Ready):
@@ -163,10 +163,17 @@ class GroupState:
         member = self.members[event.follower_id]
         member.host, member.address, member.pid = event.host, event.address, event.pid
         standby = member.node_rank == STANDBY
-        if member.phase in (MemberPhase.STARTING, MemberPhase.IDLE):
+        if member.phase in (MemberPhase.PLACING, MemberPhase.STARTING, MemberPhase.IDLE):
             self._move(member, MemberPhase.IDLE if standby else MemberPhase.LOADING, now)
         if not standby:
             self._do(Welcomed(follower_id=member.follower_id, node_rank=member.node_rank))
+
+    def _on_begun(self, member: Member, event: Launched | Grouping, now: float) -> None:
+        if isinstance(event, Launched):
+            if member.phase is MemberPhase.PLACING:
+                self._move(member, MemberPhase.STARTING, now)
+        elif event.epoch == self.epoch and member.phase is MemberPhase.GROUPING:
+            self._move(member, MemberPhase.WARMING, now)
 
     def _on_loaded(self, member: Member, event: Loaded, now: float) -> None:
         member.info, member.load_count = event.info, event.load_count
@@ -273,7 +280,7 @@ class GroupState:
                 self._fail(StartupTimeout, f"{member.name} {reason}", now)
             else:
                 self._on_lost(member, reason, now)
-        elif member.phase is not MemberPhase.STARTING:
+        elif member.phase not in (MemberPhase.PLACING, MemberPhase.STARTING):
             silent = now - member.heard
             if silent > self.settings.heartbeat_lost_s:
                 self._on_lost(member, f"no sign of life for {silent:.1f} s", now)

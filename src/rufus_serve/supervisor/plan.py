@@ -11,6 +11,8 @@ import msgspec
 from rufus_serve.channel.keys import new_token, read_token
 from rufus_serve.cluster.base import Cluster
 from rufus_serve.cluster.local import LocalCluster
+from rufus_serve.cluster.ray_keeper import RayKeeper
+from rufus_serve.cluster.ray_orders import RaySettings
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.ports import control_port, rendezvous_ports
 from rufus_serve.errors import ConfigError, EndpointError
@@ -43,9 +45,12 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Where followers' logs go."""
         return self.run_dir / "logs"
 
-    def remove(self) -> None:
-        """Delete the run's folder."""
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+    def remove(self, *, keep_logs: bool = False) -> None:
+        """Delete the run's folder, or say where the logs are that it keeps."""
+        if keep_logs:
+            _log.info("the logs of followers and of Ray are in %s", self.run_dir)
+        else:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
 def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
@@ -164,12 +169,7 @@ def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
     followers = config.num_followers
     if config.cluster.kind == "local":
         return LocalCluster(slots=followers, python=config.cluster.python, log_dir=plan.log_dir)
-    from rufus_serve.cluster.ray_token import export_ray_environment
-
-    export_ray_environment(plan.token)
-    from rufus_serve.cluster.ray_cluster import RayCluster, RaySettings
-
-    return RayCluster(
+    return RayKeeper(
         RaySettings(
             followers=followers,
             spread=plan.spread,
@@ -178,9 +178,13 @@ def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
             existing=config.cluster.ray_address,
             join_s=config.timeouts.join_s,
             python=config.cluster.python,
-            log_dir=plan.log_dir,
+            log_dir=str(plan.log_dir),
             local_slots=_local_slots(config, plan),
-        )
+            keep_logs=config.keep_logs,
+            log_level=config.log_level,
+        ),
+        group_token=plan.token,
+        run_dir=plan.run_dir,
     )
 
 

@@ -79,7 +79,10 @@ class Supervisor:
         self._desk = FollowerDesk(self._control, config, self._state, self._report)
         self._desk.expect(self._kept.followers if self._kept else ())
         self._cluster = make_cluster(config, self._plan)
-        self._cluster_thread = ThreadPoolExecutor(1, thread_name_prefix="cluster")
+        # Launches wait, side by side, as long as what starts followers is away; kills do not.
+        self._cluster_threads = ThreadPoolExecutor(
+            2 * config.num_followers + 2, thread_name_prefix="cluster"
+        )
         self._leader = LeaderKeeper(
             config, self._plan, state=self._state, link=self._link, report=self._report
         )
@@ -126,15 +129,11 @@ class Supervisor:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._follower_ended, news)
 
-        starting = self._in_cluster_thread(self._cluster.start, on_exit)
+        starting = self._in_cluster(self._cluster.start, on_exit)
         self._spawn(self._await_cluster(starting))
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
-        while not starting.done():
-            await asyncio.wait({starting}, timeout=_TICK_S)
-            # Ray puts a handler of its own on SIGTERM, which ends the process at once.
-            self._take_signals()
-        self._nodes = nodes = starting.result()
+        self._nodes = nodes = await starting
         if self._ended.is_set():
             return
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
@@ -224,6 +223,7 @@ class Supervisor:
             draining=self._draining,
             serving=self._leader.serving,
             engine_silent_s=2 * self._config.timeouts.heartbeat_lost_s,
+            cluster=self._cluster.health,
         )
 
     def _follower_ended(self, news: FollowerExit) -> None:
@@ -254,7 +254,7 @@ class Supervisor:
                 self._spawn(self._launch(action))
             case ev.KillFollower():
                 self._desk.forget(action.follower_id)
-                self._in_cluster_thread(self._cluster.kill, action.follower_id)
+                self._in_cluster(self._cluster.kill, action.follower_id)
             case ev.Welcomed():
                 on_host = self._followers_beside(action.follower_id)
                 welcome = Welcome(node_rank=action.node_rank, num_followers_on_host=on_host)
@@ -280,7 +280,8 @@ class Supervisor:
             step_port=self._step_port(),
         )
         try:
-            await self._in_cluster_thread(self._cluster.launch, spec)
+            await self._in_cluster(self._cluster.launch, spec)
+            await self._handle(ev.Launched(follower_id=action.follower_id))
         except ClusterError as error:
             await self._handle(ev.Lost(follower_id=action.follower_id, reason=str(error)))
 
@@ -360,21 +361,21 @@ class Supervisor:
         else:
             await self._desk.stop_all("the leader stops")
             await asyncio.sleep(0.3 if self._signals < 2 else 0.0)
-        await self._in_cluster_thread(self._cluster.stop)
+        await self._in_cluster(self._cluster.stop)
         for task in self._tasks:
             task.cancel()
         self._control.close()
         self._link_server.close()
-        self._cluster_thread.shutdown(wait=False)
+        self._cluster_threads.shutdown(wait=False)
         if not self._keep_followers:
-            self._plan.remove()
+            self._plan.remove(keep_logs=self._config.keep_logs)
             path_for(self._config).unlink(missing_ok=True)
         _log.info("stopped")
 
     # ---- plumbing ----
 
-    def _in_cluster_thread(self, call: Any, *args: Any) -> "asyncio.Future[Any]":
-        return asyncio.get_running_loop().run_in_executor(self._cluster_thread, call, *args)
+    def _in_cluster(self, call: Any, *args: Any) -> "asyncio.Future[Any]":
+        return asyncio.get_running_loop().run_in_executor(self._cluster_threads, call, *args)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)

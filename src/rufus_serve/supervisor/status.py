@@ -2,6 +2,7 @@
 
 import time
 
+from rufus_serve.cluster.base import ClusterHealth
 from rufus_serve.protocol.messages import FollowerStatus, Status
 from rufus_serve.supervisor.group_events import GroupPhase
 from rufus_serve.supervisor.group_state import GroupState
@@ -9,7 +10,13 @@ from rufus_serve.supervisor.leader_link import LeaderLink
 
 
 def status_of(
-    state: GroupState, link: LeaderLink, *, draining: bool, serving: bool, engine_silent_s: float
+    state: GroupState,
+    link: LeaderLink,
+    *,
+    draining: bool,
+    serving: bool,
+    engine_silent_s: float,
+    cluster: ClusterHealth,
 ) -> Status:
     """The group's status now; an engine that stands still `engine_silent_s` is unhealthy."""
     now = time.monotonic()
@@ -24,6 +31,9 @@ def status_of(
         restarts=state.total_restarts,
         recovery_s=state.recovery_time.last_s,
         engine_fault=fault,
+        cluster_up=cluster.up,
+        cluster_restarts=cluster.restarts,
+        cluster_detail=cluster.detail,
         followers=tuple(
             FollowerStatus(
                 node_rank=member.node_rank,

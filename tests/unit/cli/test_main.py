@@ -135,10 +135,10 @@ def test_control_c_ends_quietly(run, served, monkeypatch):
 
 
 def test_follower_passes_on_where_the_leader_is(run, tmp_path, monkeypatch):
-    import rufus_serve.follower
+    from rufus_serve.cluster import ray_join
 
     given = []
-    monkeypatch.setattr(rufus_serve.follower, "join", lambda **each: given.append(each) or 3)
+    monkeypatch.setattr(ray_join, "offer_host", lambda **each: given.append(each) or 3)
     monkeypatch.setattr(follower, "configure_logging", lambda *_, **__: None)
     token = tmp_path / "token"
     token.write_text("t")

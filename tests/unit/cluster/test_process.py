@@ -59,7 +59,7 @@ def test_the_spec_goes_through_a_pipe_and_the_exit_code_comes_back(script, tmp_p
 
 def test_the_secret_is_neither_in_the_command_line_nor_in_the_environment(script):
     exits = Exits()
-    process = FollowerProcess(spec(), python=script("read -r a; read -r b"), on_exit=exits.put)
+    process = FollowerProcess(spec(), python=script("read -r a; sleep 60; :"), on_exit=exits.put)
     child = psutil.Process(process.pid)
     assert "t0ken" not in " ".join(child.cmdline())
     assert "t0ken" not in " ".join(child.environ().values())
@@ -69,7 +69,7 @@ def test_the_secret_is_neither_in_the_command_line_nor_in_the_environment(script
 
 def test_a_killed_process_is_told_with_its_signal(script):
     exits = Exits()
-    process = FollowerProcess(spec(), python=script("read -r a; read -r b"), on_exit=exits.put)
+    process = FollowerProcess(spec(), python=script("read -r a; sleep 60; :"), on_exit=exits.put)
     process.kill()
     news = exits.next()
     assert news.code == -signal.SIGKILL
@@ -79,7 +79,7 @@ def test_a_killed_process_is_told_with_its_signal(script):
 
 def test_a_stopped_process_can_be_killed(script):
     exits = Exits()
-    process = FollowerProcess(spec(), python=script("read -r a; read -r b"), on_exit=exits.put)
+    process = FollowerProcess(spec(), python=script("read -r a; sleep 60; :"), on_exit=exits.put)
     os.kill(process.pid, signal.SIGSTOP)
     process.kill()
     assert exits.next().code == -signal.SIGKILL
@@ -145,7 +145,7 @@ def test_ray_settings_do_not_reach_the_follower(script, tmp_path, monkeypatch):
 
 def test_an_adopted_process_is_watched_and_killed_though_it_is_not_our_child(script):
     exits, adopted_exits = Exits(), Exits()
-    started = FollowerProcess(spec(), python=script("read -r a; read -r b"), on_exit=exits.put)
+    started = FollowerProcess(spec(), python=script("read -r a; sleep 60; :"), on_exit=exits.put)
     adopted = AdoptedProcess("0.9", started.pid, on_exit=adopted_exits.put)
     adopted.kill()
     assert exits.next().code == -signal.SIGKILL
@@ -155,7 +155,7 @@ def test_an_adopted_process_is_watched_and_killed_though_it_is_not_our_child(scr
 
 def test_a_local_cluster_tells_each_end_once_and_kills_what_still_runs(script, tmp_path):
     exits = Exits()
-    cluster = LocalCluster(slots=2, python=script("read -r a; read -r b"), log_dir=tmp_path)
+    cluster = LocalCluster(slots=2, python=script("read -r a; sleep 60; :"), log_dir=tmp_path)
     cluster.start(exits.put)
     cluster.launch(spec("0.1"))
     cluster.launch(spec("1.2"))
@@ -171,7 +171,7 @@ def test_a_local_cluster_tells_each_end_once_and_kills_what_still_runs(script, t
 
 def test_a_released_cluster_leaves_its_followers_running(script, tmp_path):
     exits = Exits()
-    cluster = LocalCluster(slots=1, python=script("read -r a; read -r b"), log_dir=tmp_path)
+    cluster = LocalCluster(slots=1, python=script("read -r a; sleep 60; :"), log_dir=tmp_path)
     cluster.start(exits.put)
     cluster.launch(spec("0.1"))
     cluster.release()

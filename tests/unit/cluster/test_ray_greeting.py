@@ -55,9 +55,17 @@ def test_what_differs_is_named_with_both_versions(change, named):
 
 
 def test_a_host_finds_the_leader_that_announced_itself(head):
-    assert greet("h:1") is False
+    assert greet("h:1") == ""
     announce("h:1")
-    assert greet("h:1") is True
+    assert greet("h:1")
+
+
+def test_another_head_has_another_identity(head):
+    announce("h:1")
+    first = greet("h:1")
+    assert greet("h:1") == first
+    announce("h:1")
+    assert greet("h:1") not in ("", first)
 
 
 def test_a_leader_of_another_version_is_not_followed(head):
@@ -70,7 +78,7 @@ def test_a_leader_of_another_version_is_not_followed(head):
 def test_a_newer_leader_that_speaks_the_same_protocol_is_followed_with_a_word(head, caplog):
     theirs = msgspec.structs.replace(own_versions(), package="99.1")
     head.stored[b"rufus-serve", b"leader"] = msgspec.json.encode(theirs)
-    assert greet("h:1") is True
+    assert greet("h:1")
     assert "the leader at h:1 has 99.1" in caplog.text
 
 
@@ -82,7 +90,7 @@ def test_another_token_is_named(head):
 
 def test_a_head_that_does_not_answer_is_waited_for(head):
     head.fails = RpcError("Timed out while waiting for GCS to become available.")
-    assert greet("h:1") is False
+    assert greet("h:1") == ""
 
 
 def test_a_head_that_takes_no_greeting_is_told(head):

@@ -43,7 +43,7 @@ class GroupHistory:
         for _ in range(max(1, round(seconds * 10))):
             self.now += 0.1
             for name, member in list(self.state.members.items()):
-                if member.phase is not ev.MemberPhase.STARTING:
+                if member.phase not in (ev.MemberPhase.PLACING, ev.MemberPhase.STARTING):
                     self.happen(ev.Heard(follower_id=name))
             seen += self.happen(ev.Tick())
         return seen
@@ -55,6 +55,9 @@ class GroupHistory:
 
     def id_of(self, rank: int) -> str:
         return self.state.by_rank()[rank].follower_id
+
+    def launch(self, follower_id: str) -> list[ev.Action]:
+        return self.happen(ev.Launched(follower_id=follower_id))
 
     def join(self, follower_id: str) -> list[ev.Action]:
         return self.happen(ev.Joined(follower_id=follower_id, host="h", address="127.0.0.1"))
@@ -82,6 +85,7 @@ class GroupHistory:
             todo = False
             for name, member in list(self.state.members.items()):
                 act = {
+                    ev.MemberPhase.PLACING: self.launch,
                     ev.MemberPhase.STARTING: self.join,
                     ev.MemberPhase.LOADING: self.load,
                     ev.MemberPhase.GROUPING: self.group,

@@ -199,6 +199,8 @@ def test_a_member_that_gave_up_because_its_peer_died_waits_for_the_replacement()
 )
 def test_a_phase_past_its_deadline_fails_the_first_start(phase, limit):
     history = GroupHistory(**limit)
+    for rank in (0, 1):
+        history.launch(history.id_of(rank))
     if phase != "STARTING":
         for rank in (0, 1):
             history.join(history.id_of(rank))
@@ -212,6 +214,15 @@ def test_a_phase_past_its_deadline_fails_the_first_start(phase, limit):
     (failed,) = of(ev.FailGroup, history.wait(0.3))
     assert failed.kind is StartupTimeout
     assert "limit 3 s" in failed.reason
+
+
+def test_a_member_may_wait_for_a_node_as_long_as_it_takes():
+    history = GroupHistory(join_s=3.0).serve()
+    history.lose(1)
+    assert not history.wait(600.0)
+    assert history.state.phase is Phase.RECOVERING
+    history.advance()
+    assert history.state.phase is Phase.READY
 
 
 def test_a_phase_past_its_deadline_during_recovery_costs_a_restart_instead():

@@ -229,6 +229,8 @@ class GroupHistories(RuleBasedStateMachine):
         if name not in self.state.members:
             return
         match member.phase:
+            case Member.PLACING:
+                self.happen(ev.Launched(follower_id=name))
             case Member.STARTING:
                 self.happen(ev.Joined(follower_id=name, address="127.0.0.1", host="h"))
             case Member.LOADING:

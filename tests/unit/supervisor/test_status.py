@@ -3,6 +3,7 @@ import time
 import pytest
 from fake_peers import FakePeerServer
 
+from rufus_serve.cluster.base import ClusterHealth
 from rufus_serve.errors import ModelError
 from rufus_serve.protocol.messages import LeaderProgress
 from rufus_serve.supervisor import group_events as ev
@@ -24,7 +25,8 @@ def link() -> LeaderLink:
 
 
 def status_of(state, link, **more):
-    return module.status_of(state, link, engine_silent_s=10.0, **more)
+    cluster = more.pop("cluster", ClusterHealth())
+    return module.status_of(state, link, engine_silent_s=10.0, cluster=cluster, **more)
 
 
 def serve(state: GroupState) -> None:
@@ -39,7 +41,7 @@ def progress(link: LeaderLink, *, age_s: float) -> None:
 def test_a_group_that_starts_is_healthy_and_not_ready(state, link):
     status = status_of(state, link, draining=False, serving=False)
     assert (status.state, status.healthy, status.ready) == ("starting", True, False)
-    assert [follower.phase for follower in status.followers] == ["starting"]
+    assert [follower.phase for follower in status.followers] == ["waiting for a node"]
 
 
 def test_a_group_is_ready_once_the_leader_serves(state, link):
@@ -54,6 +56,15 @@ def test_the_last_recovery_is_timed(state, link):
     assert status_of(state, link, draining=False, serving=True).recovery_s == 0.0
     state.recovery_time.note(ev.GroupPhase.RECOVERING, 4.5)
     assert status_of(state, link, draining=False, serving=True).recovery_s == 4.5
+
+
+def test_a_group_is_ready_though_ray_is_away(state, link):
+    serve(state)
+    progress(link, age_s=0.1)
+    away = ClusterHealth(up=False, restarts=2, detail="Ray is away")
+    status = status_of(state, link, draining=False, serving=True, cluster=away)
+    assert (status.ready, status.cluster_up, status.cluster_restarts) == (True, False, 2)
+    assert status.cluster_detail == "Ray is away"
 
 
 def test_a_draining_group_is_healthy_and_not_ready(state, link):

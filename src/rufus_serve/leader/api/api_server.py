@@ -153,6 +153,7 @@ class ApiServer:
             status = await self._link.status()
             if status is not None:
                 metrics.set_group(state=status.state, epoch=status.epoch, restarts=status.restarts)
+                metrics.set_cluster(up=status.cluster_up, restarts=status.cluster_restarts)
                 metrics.set_followers(
                     [(f.node_rank, f.host, f.step_s, f.load_count) for f in status.followers]
                 )

@@ -17,11 +17,10 @@ from urllib.parse import urlsplit
 
 from rufus_serve.errors import CollectiveAborted, ConfigError
 from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.cpu.visitors import ANSWER_S, Card, Visitors, read_challenge
 
 _POLL_S = 0.02
-_ANSWER_S = 1.0
-_GREETING = struct.Struct("<32sI")
-_ADMITTED = b"y"
+_BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")
 # Hang-ups and errors are always reported; the half-closed state only where asked for, on Linux.
 _PEER_CLOSED = getattr(select, "POLLRDHUP", 0)
@@ -50,8 +49,9 @@ class Meeting:
         self._group = group
         self._aborted = aborted
         self._give_up_at = time.monotonic() + deadline_s
-        self._digest = hashlib.sha256(group.rendezvous.encode()).digest()
+        self._secret = hashlib.sha256(group.rendezvous.encode()).digest()
         self._family, self._address = self._place()
+        self._name = _without_secret(group.rendezvous)
         try:
             if group.node_rank == 0:
                 self._host()
@@ -74,14 +74,17 @@ class Meeting:
     def _place(self) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
         """Where to meet."""
         if "://" not in self._group.rendezvous:
-            return socket.AF_UNIX, f"\0rufus-serve/{self._digest.hex()}"
+            return socket.AF_UNIX, f"\0rufus-serve/{hashlib.sha256(self._secret).hexdigest()}"
         try:
             parts = urlsplit(self._group.rendezvous)
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
         if parts.scheme != "tcp" or not host or not port:
-            raise ConfigError(f"rendezvous must be tcp://HOST:PORT, got {self._group.rendezvous!r}")
+            raise ConfigError(
+                "rendezvous must be tcp://HOST:PORT, got "
+                f"{_without_secret(self._group.rendezvous)!r}"
+            )
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return family, (host, port)
 
@@ -93,27 +96,26 @@ class Meeting:
                 listener.bind(self._address)
             except OSError as error:
                 raise CollectiveAborted(
-                    f"rendezvous {self._group.rendezvous!r} cannot be listened on: {error.strerror}"
+                    f"rendezvous {self._name} cannot be listened on: {error.strerror}"
                 ) from error
-            listener.listen(self._group.num_nodes)
-            listener.settimeout(_POLL_S)
-            while len(self.peers) < self._group.num_nodes - 1:
-                absent = set(range(1, self._group.num_nodes)) - set(self.peers)
-                self._raise_if_over(f"followers {sorted(absent)} did not come")
-                with contextlib.suppress(TimeoutError):
-                    self._admit(listener.accept()[0])
+            listener.listen(_BACKLOG)
+            visitors = Visitors(listener, self._secret)
+            with contextlib.closing(visitors):
+                while len(self.peers) < self._group.num_nodes - 1:
+                    absent = set(range(1, self._group.num_nodes)) - set(self.peers)
+                    self._raise_if_over(f"followers {sorted(absent)} did not come")
+                    for rank, answer, peer in visitors.arrivals(timeout_s=_POLL_S):
+                        self._admit(rank, answer, peer)
 
-    def _admit(self, peer: socket.socket) -> None:
+    def _admit(self, rank: int, answer: bytes, peer: socket.socket) -> None:
         """Keep `peer` if it is an awaited follower."""
-        peer.settimeout(_ANSWER_S)
-        with contextlib.suppress(OSError, struct.error):
-            digest, rank = _GREETING.unpack(peer.recv(_GREETING.size, socket.MSG_WAITALL))
-            is_awaited = 0 < rank < self._group.num_nodes and rank not in self.peers
-            if digest == self._digest and is_awaited and self._is_trusted(peer):
+        is_awaited = 0 < rank < self._group.num_nodes and rank not in self.peers
+        if is_awaited and self._is_trusted(peer):
+            with contextlib.suppress(OSError):
                 if self.shared_fd is None:
-                    peer.sendall(_ADMITTED)
+                    peer.sendall(answer)
                 else:
-                    socket.send_fds(peer, [_ADMITTED], [self.shared_fd])
+                    socket.send_fds(peer, [answer], [self.shared_fd])
                 self._keep(rank, peer)
                 return
         peer.close()
@@ -133,22 +135,18 @@ class Meeting:
                 raise
 
     def _greet(self, host: socket.socket) -> None:
-        host.settimeout(_ANSWER_S)
+        host.settimeout(ANSWER_S)
         host.connect(self._address)
         if not self._is_trusted(host):
-            raise CollectiveAborted(
-                f"rendezvous {self._group.rendezvous!r} is held by another user"
-            )
-        host.sendall(_GREETING.pack(self._digest, self._group.node_rank))
-        # Rank 0 may be busy admitting others, each within _ANSWER_S.
-        while not select.select([host], [], [], _POLL_S)[0]:
-            self._raise_if_over("follower 0 did not answer")
+            raise CollectiveAborted(f"rendezvous {self._name} is held by another user")
+        card = Card(self._secret, self._group.node_rank, read_challenge(host))
+        host.sendall(card.text)
         if self._family == socket.AF_UNIX:
-            answer, fds, _, _ = socket.recv_fds(host, len(_ADMITTED), 1)
+            answer, fds, _, _ = socket.recv_fds(host, len(card.answer), 1)
             self.shared_fd = fds[0] if fds else None
         else:
-            answer = host.recv(len(_ADMITTED))
-        if answer != _ADMITTED:
+            answer = host.recv(len(card.answer), socket.MSG_WAITALL)
+        if answer != card.answer:
             raise ConnectionRefusedError
         self._keep(0, host)
 
@@ -169,7 +167,7 @@ class Meeting:
         if self._aborted.is_set():
             raise CollectiveAborted("joining the group was aborted on this follower")
         if time.monotonic() > self._give_up_at:
-            raise CollectiveAborted(f"{what} to rendezvous {self._group.rendezvous!r} in time")
+            raise CollectiveAborted(f"{what} to rendezvous {self._name} in time")
 
 
 def _is_closed(peer: socket.socket) -> bool:
@@ -177,3 +175,9 @@ def _is_closed(peer: socket.socket) -> bool:
     poller = select.poll()
     poller.register(peer, _PEER_CLOSED)
     return bool(poller.poll(0))
+
+
+def _without_secret(rendezvous: str) -> str:
+    """What of it may be told: of tcp://HOST:PORT/SECRET the place alone."""
+    scheme, separator, rest = rendezvous.partition("://")
+    return f"{scheme}{separator}{rest.partition('/')[0]}" if separator else rendezvous

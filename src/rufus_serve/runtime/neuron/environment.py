@@ -102,11 +102,11 @@ def rendezvous_address(rendezvous: str) -> tuple[str, int]:
         address = ipaddress.ip_address(parts.hostname or "")
     except ValueError as error:
         raise ConfigError(
-            f"rendezvous {rendezvous}: NEURON_RT_ROOT_COMM_ID takes an IP address; set "
+            f"rendezvous host {parts.hostname}: NEURON_RT_ROOT_COMM_ID takes an IP address; set "
             "cluster.interface to node 0's address or interface"
         ) from error
     if parts.port is None:
-        raise ConfigError(f"rendezvous {rendezvous} has no port")
+        raise ConfigError(f"rendezvous host {address} has no port")
     host = f"[{address}]" if address.version == 6 else str(address)
     return host, parts.port
 

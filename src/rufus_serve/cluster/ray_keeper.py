@@ -1,0 +1,301 @@
+"""`RayKeeper`: the supervisor's side of Ray, which lives in a child process and may die.
+
+Imports no ray. When the child ends, as it does whenever a part of Ray does, the next one is
+started behind the running followers. Meanwhile those on this host are watched and killed from
+here; those elsewhere are heard of by their control connections alone.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from rufus_serve import errors
+from rufus_serve.cluster.base import ClusterHealth, FollowerExit, NodeInfo, OnExit
+from rufus_serve.cluster.process import AdoptedProcess, await_gone, is_follower, kill_session
+from rufus_serve.cluster.ray_child import RayChild
+from rufus_serve.cluster.ray_orders import (
+    Adopt,
+    AnyNews,
+    Came,
+    CannotJoin,
+    Ended,
+    Kill,
+    Launch,
+    Launched,
+    NotLaunched,
+    RaySettings,
+    Unwatched,
+)
+from rufus_serve.cluster.ray_token import ray_environment
+from rufus_serve.errors import ClusterError, RufusError
+from rufus_serve.protocol.specs import FollowerSpec
+
+_log = logging.getLogger(__name__)
+_FIRST_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 10.0
+_FIRST_TRIES = 3
+"""Before the first start is given up: Ray may be killed while it starts, too."""
+_STOP_S = 10.0
+
+
+class _Running(msgspec.Struct):
+    """A follower process."""
+
+    pid: int
+    address: str
+    killed: bool = False
+    watched_here: bool = False
+
+
+class _Launch(msgspec.Struct):
+    """A launch that somebody waits for."""
+
+    sent: bool = False
+    answer: Launched | NotLaunched | None = None
+
+
+class RayKeeper:
+    """`Cluster` on Ray; any thread. The lock of `_changed` guards all that changes."""
+
+    def __init__(self, settings: RaySettings, *, group_token: str, run_dir: Path) -> None:
+        self._settings, self._run_dir = settings, run_dir
+        loopback = settings.address.startswith("127.")
+        self._environ = ray_environment(group_token, loopback=loopback)
+        self._on_exit: OnExit = lambda _: None
+        self._changed = threading.Condition()
+        self._child: RayChild | None = None
+        self._is_up = False
+        self._since = time.monotonic()
+        self._trouble = ""
+        self._restarts = 0
+        self._came: tuple[NodeInfo, ...] | RufusError | None = None
+        """What the first start brought."""
+        self._running: dict[str, _Running] = {}
+        self._launches: dict[str, _Launch] = {}
+        self._stopping = self._interrupted = self._released = False
+        self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
+
+    @property
+    def health(self) -> ClusterHealth:
+        """Whether Ray is there now, and how often it was started again."""
+        with self._changed:
+            away_s = time.monotonic() - self._since
+            detail = "" if self._is_up else f"Ray is away for {away_s:.0f} s: {self._trouble}"
+            return ClusterHealth(up=self._is_up, restarts=self._restarts, detail=detail)
+
+    def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
+        """Start or join Ray, and wait for enough nodes."""
+        self._on_exit = on_exit
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._came is not None or self._interrupted)
+            if isinstance(self._came, tuple):
+                return self._came
+            raise self._came or ClusterError("stopped while waiting for nodes")
+
+    def launch(self, spec: FollowerSpec) -> None:
+        """Start the follower as soon as Ray is there."""
+        launch = _Launch()
+        with self._changed:
+            self._launches[spec.follower_id] = launch
+            self._await(spec.follower_id, lambda: self._is_up)
+            assert self._child is not None
+            launch.sent = True
+            self._child.send(Launch(spec=spec))
+            self._await(spec.follower_id, lambda: launch.answer is not None)
+            del self._launches[spec.follower_id]
+        if isinstance(launch.answer, NotLaunched):
+            answer = launch.answer
+            raise errors.of(answer.exit_code, answer.reason, otherwise=ClusterError)
+
+    def kill(self, follower_id: str) -> None:
+        """Kill the process: from here if it is on this host, else by its agent."""
+        with self._changed:
+            self._launches.pop(follower_id, None)
+            running = self._running.get(follower_id)
+            if running is not None:
+                running.killed = True
+                if self._is_here(running):
+                    kill_session(running.pid)
+            if self._is_up and self._child is not None:
+                self._child.send(Kill(follower_id=follower_id))
+            self._changed.notify_all()
+
+    def adopt(self, follower_id: str, pid: int, address: str) -> None:
+        """Take over a follower that an earlier supervisor started."""
+        with self._changed:
+            running = self._running[follower_id] = _Running(pid, address)
+            self._watch_here(follower_id, running)
+            if self._is_up:
+                self._hand_over(follower_id, running)
+
+    def interrupt(self) -> None:
+        """Have calls that wait give up; any thread."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """Leave running followers alone from now on."""
+        self._released = True
+
+    def stop(self) -> None:
+        """Kill all followers, and end the child and Ray with it."""
+        with self._changed:
+            if self._stopping:
+                return
+            self._stopping = True
+            running = {} if self._released else dict(self._running)
+        for follower_id in running:
+            self.kill(follower_id)
+        await_gone(each.pid for each in running.values() if self._is_here(each))
+        with self._changed:
+            if self._child is not None:
+                self._child.hang_up()
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+
+    # ---- the child; on a thread of its own ----
+
+    def _keep(self) -> None:
+        """Start one child after the other."""
+        backoff_s, tries = _FIRST_BACKOFF_S, 0
+        while not self._stopping:
+            began, tries = time.monotonic(), tries + 1
+            refusal = self._live_through_child()
+            with self._changed:
+                if self._came is None and (tries == _FIRST_TRIES or not refusal.may_pass):
+                    code, why = refusal.exit_code, refusal.reason
+                    self._came = errors.of(code, why, otherwise=ClusterError)
+                    self._changed.notify_all()
+                    return
+                if time.monotonic() - began > _LONGEST_BACKOFF_S:
+                    backoff_s = _FIRST_BACKOFF_S
+                self._changed.wait_for(lambda: self._stopping, backoff_s)
+            backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
+
+    def _live_through_child(self) -> CannotJoin:
+        """Start a child and take its news until it ends; why it did."""
+        with self._changed:
+            child = self._child = RayChild(
+                self._settings,
+                environ=self._environ,
+                folder=self._run_dir,
+                again=self._came is not None,
+            )
+        refusal = None
+        for news in child.news():
+            if isinstance(news, CannotJoin):
+                refusal = news
+            else:
+                self._take(news)
+        code = child.bury()
+        refusal = refusal or CannotJoin(
+            reason=f"its driver ended with code {code}",
+            exit_code=ClusterError.exit_code,
+            may_pass=True,
+        )
+        self._went(refusal.reason)
+        return refusal
+
+    def _take(self, news: AnyNews) -> None:
+        match news:
+            case Came():
+                self._came_up(news)
+            case Launched() | NotLaunched():
+                self._answered(news)
+            case Ended():
+                self._ended(news.exit)
+            case Unwatched():
+                who, why = news.follower_id, news.reason
+                _log.warning("the agent of follower %s is gone, the follower is not: %s", who, why)
+                with self._changed:
+                    if who in self._running:
+                        self._watch_here(who, self._running[who])
+
+    def _came_up(self, news: Came) -> None:
+        with self._changed:
+            if self._came is not None:
+                self._restarts += 1
+                _log.info("Ray is back after %.1f s", time.monotonic() - self._since)
+            self._came = news.nodes
+            self._is_up, self._since = True, time.monotonic()
+            for follower_id, running in self._running.items():
+                self._hand_over(follower_id, running)
+            self._changed.notify_all()
+
+    def _went(self, reason: str) -> None:
+        with self._changed:
+            if self._is_up:
+                self._is_up, self._since = False, time.monotonic()
+            self._trouble = reason
+            if self._stopping:
+                return
+            _log.warning("Ray is away and is started again; followers go on: %s", reason)
+            for follower_id, running in self._running.items():
+                self._watch_here(follower_id, running)
+            for follower_id, launch in self._launches.items():
+                if launch.sent and launch.answer is None:
+                    # If it was started all the same, it is refused when it says hello.
+                    launch.answer = NotLaunched(
+                        follower_id=follower_id,
+                        reason="Ray went away while it was being started",
+                        exit_code=ClusterError.exit_code,
+                    )
+            self._changed.notify_all()
+
+    # ---- followers ----
+
+    def _await(self, follower_id: str, condition: Callable[[], bool]) -> None:
+        """Wait, under the lock, as long as the launch is wanted.
+
+        Raises:
+            ClusterError: it is not wanted any more.
+        """
+        self._changed.wait_for(
+            lambda: self._interrupted or follower_id not in self._launches or condition()
+        )
+        if self._interrupted or follower_id not in self._launches:
+            raise ClusterError(f"follower {follower_id} is not started: it is not wanted any more")
+
+    def _answered(self, news: Launched | NotLaunched) -> None:
+        with self._changed:
+            launch = self._launches.get(news.follower_id)
+            if isinstance(news, Launched):
+                self._running[news.follower_id] = _Running(news.pid, news.address)
+            if launch is not None:
+                launch.answer = news
+            self._changed.notify_all()
+        if launch is None:
+            self.kill(news.follower_id)
+
+    def _ended(self, news: FollowerExit) -> None:
+        """A follower's end; agents and this host's own watch may both tell of it."""
+        with self._changed:
+            known = self._running.pop(news.follower_id, None)
+        if known is not None and not self._stopping:
+            self._on_exit(news)
+
+    def _hand_over(self, follower_id: str, running: _Running) -> None:
+        """Have an agent watch a follower that runs, and kill it if that is due."""
+        assert self._child is not None
+        self._child.send(Adopt(follower_id=follower_id, pid=running.pid, address=running.address))
+        if running.killed:
+            self._child.send(Kill(follower_id=follower_id))
+
+    def _watch_here(self, follower_id: str, running: _Running) -> None:
+        """Watch a follower without an agent, if it is on this host."""
+        if running.watched_here or running.address != self._settings.address:
+            return
+        running.watched_here = True
+        log_dir = self._settings.log_dir
+        log_file = Path(log_dir) / f"follower-{follower_id}.log" if log_dir else None
+        AdoptedProcess(follower_id, running.pid, log_file=log_file, on_exit=self._ended)
+
+    def _is_here(self, running: _Running) -> bool:
+        return running.address == self._settings.address and is_follower(running.pid)
