@@ -16,6 +16,7 @@ from tests.e2e.server import Server, serving
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("first-key\nsecond-key\n")
+    keys.chmod(0o600)
     limits = ("--max-num-seqs=2", "--limits.max-waiting=2", "--limits.request-timeout-s=3",
               "--limits.max-body-mb=0.01")  # fmt: skip
     flags = ("--cluster.kind=local", f"--api-key-file={keys}", *limits)

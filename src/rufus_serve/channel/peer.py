@@ -173,7 +173,6 @@ class PeerServer:
         self._gate = ClientGate(self._context, keys)
         self._socket = zmq.asyncio.Socket(self._context, zmq.ROUTER)
         configure(self._socket)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
         self._socket.router_mandatory = True
         # A client that reconnects takes its own name over before its old connection is buried.
         self._socket.router_handover = True

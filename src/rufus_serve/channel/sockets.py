@@ -32,6 +32,8 @@ _HEARTBEAT_TIMEOUT_MS = 5000
 _HANDSHAKE_MS = 5000
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1000
+_MAX_FRAME_BYTES = 1 << 24
+"""Of what a bound socket receives. libzmq reads frames before it knows who sends them."""
 _HANDSHAKES_TO_GIVE_UP = 2
 """A peer with another token drops the connection at once, but so does one that just died."""
 
@@ -78,6 +80,7 @@ def bind(socket: Socket, endpoint: str, keys: GroupKeys) -> str:
         EndpointError: the address is not this host's, or the port is taken or not allowed.
     """
     socket.curve_server = True
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
     socket.curve_publickey = keys.server_public
     socket.curve_secretkey = keys.server_secret
     # libzmq skips the ZAP handler, and takes any client, when the domain is empty.

@@ -4,8 +4,10 @@ Waits for the leader if it is not up yet. All settings but the flags here come f
 """
 
 import argparse
+import os
 from pathlib import Path
 
+from rufus_serve.cli.surroundings import keep_folder_off_import_path
 from rufus_serve.errors import ConfigError
 from rufus_serve.log import configure_logging
 
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     _check_address(args.leader)
     if args.token_file and not args.token_file.is_file():
         raise ConfigError(f"--token-file {args.token_file} is not a file")
+    keep_folder_off_import_path(os.environ)
     configure_logging("follower", level=args.log_level)
     from rufus_serve.cluster.ray_join import offer_host
 

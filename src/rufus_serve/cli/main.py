@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rufus_serve.cli.commands import COMMANDS, Command
 from rufus_serve.cli.parser import Parser
+from rufus_serve.cli.surroundings import ensure_home
 from rufus_serve.errors import ConfigError, RufusError
 
 INTERRUPTED = 130
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        ensure_home(os.environ)
         return _dispatch(arguments)
     except RufusError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rufus_serve.cli.setting_flags import add_setting_arguments, resolve_arguments
+from rufus_serve.cli.surroundings import keep_folder_off_import_path
 from rufus_serve.config.environment import refused
+from rufus_serve.config.keys import read_keys
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.log import configure_logging
 from rufus_serve.model.folder import check_folder, check_tokenizer
@@ -25,6 +27,9 @@ def run(args: argparse.Namespace) -> int:
     """Serve until stopped."""
     config = resolve_arguments(args).config
     refuse_variables(os.environ)
+    keep_folder_off_import_path(os.environ)
+    if config.api_key_file:
+        read_keys(config.api_key_file)
     refuse_missing_files(Path(config.model))
     configure_logging("supervisor", level=config.log_level)
     from rufus_serve.supervisor import serve

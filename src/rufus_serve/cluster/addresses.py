@@ -13,31 +13,34 @@ _POLL_S = 0.2
 _ELSEWHERE = "198.51.100.1"
 
 
-def own_addresses() -> dict[str, str]:
-    """IPv4 addresses of this host by interface name, those that are up."""
+def own_addresses() -> dict[str, list[str]]:
+    """IPv4 addresses of this host by the name of their interface, if that is up."""
     up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
-    return {
-        name: entry.address
+    found = {
+        name: [entry.address for entry in entries if entry.family is socket.AF_INET]
         for name, entries in psutil.net_if_addrs().items()
         if name in up
-        for entry in entries
-        if entry.family is socket.AF_INET
     }
+    return {name: addresses for name, addresses in found.items() if addresses}
 
 
 def choose_address(*, interface: str = "", towards: str = "") -> str:
     """The address to be reached by: of `interface` (name or address), or the one used `towards`.
 
     Raises:
-        ClusterError: there is no such interface or address here; lists those there are.
+        ClusterError: there is no such interface or address here, with a list of those there
+            are; or no IPv4 address at all.
     """
-    addresses = own_addresses()
+    of_interface = own_addresses()
+    addresses = [address for each in of_interface.values() for address in each]
+    routed = [each for each in addresses if not ipaddress.ip_address(each).is_loopback]
     if interface:
+        if interface in of_interface:
+            return of_interface[interface][0]
         if interface in addresses:
-            return addresses[interface]
-        if interface in addresses.values():
             return interface
-        known = ", ".join(f"{name} ({address})" for name, address in sorted(addresses.items()))
+        listed = sorted((name, ", ".join(found)) for name, found in of_interface.items())
+        known = ", ".join(f"{name} ({found})" for name, found in listed)
         raise ClusterError(f"cluster.interface {interface!r} is not on this host; it has {known}")
     if towards:
         return _source_address(towards)
@@ -46,8 +49,12 @@ def choose_address(*, interface: str = "", towards: str = "") -> str:
         # containers alone. The address is of a block that is never routed.
         return _source_address(_ELSEWHERE)
     except ClusterError:
-        routed = [a for a in addresses.values() if not ipaddress.ip_address(a).is_loopback]
-        return routed[0] if routed else "127.0.0.1"
+        if not routed:
+            raise ClusterError(
+                "this host has no IPv4 address but loopback's, and hosts of a group reach each "
+                "other by IPv4; give one interface an IPv4 address"
+            ) from None
+        return routed[0]
 
 
 def _source_address(towards: str) -> str:

@@ -8,6 +8,9 @@ import psutil
 
 from rufus_serve.config import ServeConfig
 
+_CLOCK_S = 2.0
+"""Start times are told relative to a boot time that follows the wall clock's corrections."""
+
 
 class KeptFollower(msgspec.Struct, frozen=True, kw_only=True):
     """A follower process that may outlive its supervisor."""
@@ -28,6 +31,8 @@ class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str
     epoch: int = 0
     followers: tuple[KeptFollower, ...] = ()
+    supervisor_began: float = 0.0
+    """When that process was started: its id may be another's by now."""
 
     def save(self, path: Path) -> None:
         """Write atomically, readable by the owner alone."""
@@ -45,9 +50,11 @@ class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def alive(self) -> bool:
-        """Whether its supervisor still runs."""
+        """Whether its supervisor still runs, and is not just a process of the same id."""
         try:
-            return psutil.Process(self.supervisor_pid).status() != psutil.STATUS_ZOMBIE
+            process = psutil.Process(self.supervisor_pid)
+            is_ours = abs(process.create_time() - self.supervisor_began) < _CLOCK_S
+            return is_ours and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

@@ -10,6 +10,8 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
+
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerServer
 from rufus_serve.cluster.base import FollowerExit, NodeInfo
@@ -157,6 +159,7 @@ class Supervisor:
         ranked = self._state.by_rank().values() if waits else ()
         GroupFile(
             supervisor_pid=os.getpid(),
+            supervisor_began=psutil.Process().create_time(),
             link_endpoint=self._link_server.endpoint,
             control_endpoint=self._control.endpoint,
             token=self._plan.token,

@@ -17,6 +17,7 @@ def host(monkeypatch):
         name: [SimpleNamespace(family=socket.AF_INET, address=address)]
         for name, address in HOST.items()
     }
+    entries["docker0"].append(SimpleNamespace(family=socket.AF_INET, address="172.18.0.1"))
     up = {name: SimpleNamespace(isup=name != "ens33") for name in HOST}
     monkeypatch.setattr(addresses.psutil, "net_if_addrs", lambda: entries)
     monkeypatch.setattr(addresses.psutil, "net_if_stats", lambda: up)
@@ -43,9 +44,24 @@ def test_an_interface_is_named_by_its_name_or_address(named):
 @pytest.mark.parametrize("named", ["ens33", "eth0", "10.9.9.9"])
 def test_an_interface_that_is_down_or_absent_is_refused_with_those_there_are(named):
     with pytest.raises(
-        ClusterError, match=r"cluster\.interface .* it has docker0 \(172\.17\.0\.1\)"
+        ClusterError, match=r"cluster\.interface .* it has docker0 \(172\.17\.0\.1, 172\.18\.0\.1\)"
     ):
         choose_address(interface=named)
+
+
+def test_every_address_of_an_interface_may_be_named():
+    assert choose_address(interface="172.18.0.1") == "172.18.0.1"
+
+
+def test_a_host_without_ipv4_is_told_what_it_lacks(monkeypatch):
+    def none(towards):
+        raise ClusterError("no route")
+
+    only_ipv6 = {"lo": [SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")]}
+    monkeypatch.setattr(addresses.psutil, "net_if_addrs", lambda: only_ipv6)
+    monkeypatch.setattr(addresses, "_source_address", none)
+    with pytest.raises(ClusterError, match="no IPv4 address"):
+        choose_address()
 
 
 def test_a_listener_is_awaited_and_its_absence_told():

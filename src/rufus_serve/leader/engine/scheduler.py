@@ -30,6 +30,7 @@ class _Recovering:
         super().__init__(*args, **kwargs)
         self._engine = vllm_compat.engine_of(self.vllm_config)  # type: ignore[attr-defined]
         self._engine.request_counts = self.get_request_counts  # type: ignore[attr-defined]
+        vllm_compat.calm_grammar_compilation(self.structured_output_manager)  # type: ignore[attr-defined]
         self._epoch: int | None = None
         self._num_in_flight = 0
         self._max_active: int = self.max_num_active_reqs

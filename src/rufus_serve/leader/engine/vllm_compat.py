@@ -4,17 +4,23 @@ Each function names what it stands in for, so that a new vLLM version is met her
 """
 
 import dataclasses
+import os
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+import xgrammar
+from vllm import envs
 from vllm.outputs import RequestError
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import build_logitsprocs
 from vllm.v1.sample.sampler import Sampler
+from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
@@ -26,6 +32,7 @@ from rufus_serve.protocol.messages import RuntimeInfo
 __all__ = ["EMPTY_MODEL_RUNNER_OUTPUT", "StepLost"]
 
 _CPU = torch.device("cpu")
+_LEAST_PRIORITY = 19
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -59,6 +66,26 @@ def make_input_batch(vllm_config: Any, *, vocab_size: int, block_size: int) -> A
         logitsprocs_need_output_token_ids=bool(custom),
         reasoning_config=vllm_config.reasoning_config,
     )
+
+
+def calm_grammar_compilation(structured_outputs: Any) -> None:
+    """Compile grammars on one thread that gives way to all others.
+
+    vLLM's XgrammarBackend uses eight threads for each, and StructuredOutputManager several at a
+    time, while the running requests' steps wait for the cores.
+    """
+    structured_outputs.executor = ThreadPoolExecutor(1, "grammar", initializer=_give_way)
+    XgrammarBackend._create_compiler = staticmethod(_one_threaded_compiler)  # noqa: SLF001
+
+
+def _give_way() -> None:
+    # On Linux a priority is a thread's own.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+
+
+def _one_threaded_compiler(vocabulary: Any) -> Any:
+    limit_bytes = envs.VLLM_XGRAMMAR_CACHE_MB << 20
+    return xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_limit_bytes=limit_bytes)
 
 
 def request_state(new: Any) -> Any:

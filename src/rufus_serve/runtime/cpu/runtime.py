@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from rufus_serve.errors import CollectiveAborted, RuntimeStepError
 from rufus_serve.protocol.messages import Phase, RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.cpu.collectives import Communicator, connect
+from rufus_serve.runtime.cpu.cores import available_cores
 from rufus_serve.runtime.cpu.decoders import AnyDecoder, DecoderLoader
 from rufus_serve.runtime.cpu.limits import fitting_blocks, resolve_dtype, resolve_max_model_len
 from rufus_serve.runtime.cpu.sharded_logits import ShardedLogits
@@ -234,8 +234,7 @@ class CpuRuntime:
             joined.communicator.close()
 
     def _use_threads(self) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        shared = (cores or 1) // self._num_followers_on_host
+        shared = available_cores() // self._num_followers_on_host
         torch.set_num_threads(self._config.cpu.threads or max(1, shared))
 
     def _require_loaded(self) -> _Loaded:
