@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rufus_serve.errors import ClusterError
@@ -13,7 +14,12 @@ NOBODY = 2**22 + 1
 
 def note(folder: Path, port: int, *, pid: int) -> None:
     group = GroupFile(
-        supervisor_pid=pid, link_endpoint="", control_endpoint="", token=str(port), run_dir=""
+        supervisor_pid=pid,
+        supervisor_began=psutil.Process().create_time(),
+        link_endpoint="",
+        control_endpoint="",
+        token=str(port),
+        run_dir="",
     )
     group.save(path_of_port(port, str(folder)))
 
