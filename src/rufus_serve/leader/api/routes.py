@@ -3,7 +3,8 @@
 Whatever is not listed is refused before vLLM sees it, though vLLM may have mounted it.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from rufus_serve.config.keys import Scope
 from rufus_serve.leader.api.http_error import HttpError
@@ -89,6 +90,19 @@ def find_route(path: str, *, docs: bool) -> Route:
     if path in DOCS_ROUTES:
         raise HttpError(404, f"{path} is off; the setting http.docs turns it on")
     raise HttpError(404, f"{path[:200]} is no route of this server")
+
+
+def listed_paths(documented: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is served of an OpenAPI document's `paths`."""
+    return {
+        path: {
+            name: operation
+            for name, operation in documented[path].items()
+            if name.upper() in route.methods
+        }
+        for path, route in ROUTES.items()
+        if path in documented
+    }
 
 
 def check_method(route: Route, method: str) -> None:

@@ -20,6 +20,7 @@ from rufus_serve.leader.api import vllm_compat
 from rufus_serve.leader.api.engine_guard import guard
 from rufus_serve.leader.api.fleet.client import fleet_factory, replacing_vllms_client
 from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
+from rufus_serve.leader.api.routes import listed_paths
 
 
 @asynccontextmanager
@@ -55,6 +56,8 @@ async def application(
         guard(engine, grammars, prioritized=args.scheduling_policy == "priority")
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
+        if config.http.docs:
+            app.openapi()["paths"] = listed_paths(app.openapi()["paths"])
         await init_app_state(engine, app.state, args, tasks)
         async with app.router.lifespan_context(app):
             yield engine, app

@@ -14,7 +14,7 @@ from rufus_serve.errors import ConfigError
 from rufus_serve.leader.api.access import Access
 from rufus_serve.leader.api.http_error import Receive, Scope, Send, send_json
 from rufus_serve.leader.api.key_ring import KeyRing
-from rufus_serve.leader.api.routes import ROUTES
+from rufus_serve.leader.api.routes import ROUTES, listed_paths
 
 INFER = ApiKey(id="alice", sha256=fingerprint("alice-key"))
 SCRAPE = ApiKey(id="prometheus", sha256=fingerprint("scrape-key"), scopes=("metrics",))
@@ -98,6 +98,16 @@ def test_a_route_of_an_absent_feature_names_it(path: str, feature: str) -> None:
 
 def test_documentation_is_served_when_asked_for() -> None:
     assert ask(KeyRing(None), "/openapi.json", method="GET", docs=True).status == 200
+
+
+def test_the_document_tells_of_listed_routes_and_methods_only() -> None:
+    operation = {"summary": "x"}
+    both = {"get": operation, "post": operation}
+    documented = {"/ping": both, "/v1/systemone": both, "/v1/completions": both}
+    assert listed_paths(documented) == {
+        "/ping": {"get": operation},
+        "/v1/completions": {"post": operation},
+    }
 
 
 def test_every_route_takes_its_own_methods_only() -> None:
