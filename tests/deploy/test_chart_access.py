@@ -78,7 +78,11 @@ def test_nginx_neither_buffers_nor_repeats(helm):
         ([], {"name": "demo-rufus-serve-api", "port": 8000}),
         (["router.enabled=true"], {"name": "demo-rufus-serve-router", "port": 8000}),
         (
-            ["inferencePool.enabled=true", "inferencePool.endpointPicker.name=epp"],
+            [
+                "inferencePool.enabled=true",
+                "inferencePool.endpointPicker.name=epp",
+                "apiKeys.enabled=false",
+            ],
             {
                 "group": "inference.networking.k8s.io",
                 "kind": "InferencePool",

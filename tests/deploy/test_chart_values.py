@@ -201,6 +201,11 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
             "autoscaling.minReplicas 5 > autoscaling.maxReplicas 2",
         ),
         (None, ["inferencePool.enabled=true"], "inferencePool.endpointPicker.name is empty"),
+        (
+            None,
+            ["inferencePool.enabled=true", "inferencePool.endpointPicker.name=epp"],
+            "the endpoint picker asks /metrics without a key and would get 401",
+        ),
         (None, ["group.maxUnavailable=0"], "no group could ever be updated"),
     ],
 )

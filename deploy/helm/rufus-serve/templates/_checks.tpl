@@ -187,6 +187,9 @@
 {{- if and .inferencePool.enabled (not .inferencePool.endpointPicker.name) -}}
 {{- fail "inferencePool.enabled, but inferencePool.endpointPicker.name is empty: name the Service of the endpoint picker" -}}
 {{- end -}}
+{{- if and .inferencePool.enabled .apiKeys.enabled -}}
+{{- fail "inferencePool.enabled with apiKeys.enabled: the endpoint picker asks /metrics without a key and would get 401; have the gateway check keys, and set apiKeys.enabled to false" -}}
+{{- end -}}
 {{- if and .placement.kueue.preferredTopology .placement.kueue.requiredTopology -}}
 {{- fail "placement.kueue.preferredTopology and requiredTopology are both set: choose one" -}}
 {{- end -}}
