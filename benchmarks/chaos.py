@@ -1,16 +1,18 @@
-"""Soak: clients stream while followers are killed and hung, again and again.
+"""Soak: clients stream while processes of the server are killed, again and again.
 
     python -m benchmarks.chaos [--minutes 30] [--clients 16] [--interval 10] [--out FILE]
 
 Starts a server of its own on 127.0.0.1, collects undisturbed answers first, and then compares
-every answer with them. Ends with 1 if an answer was wrong or lost, or anything leaked. `--out`
-keeps the record (`make chaos` does: benchmarks/results/chaos.json).
+every answer with them. Every other blow falls on a follower (some are stopped, not killed), the
+others on any process of Ray's, the driver among them. Ends with 1 if an answer was wrong or lost,
+or anything leaked. `--out` keeps the record (`make chaos` does: benchmarks/results/chaos.json).
 """
 
 import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -27,7 +29,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tests.e2e.losses import LogLine, pids, serving, supervisor_lines, wait_ready
+from tests.e2e.losses import LogLine, pids, serving, status_of, supervisor_lines, wait_ready
+from tests.e2e.ray_losses import VICTIMS, ray_processes
 from tests.e2e.server import Server
 from tests.e2e.streams import Answer, Ask, Streams, chat, chunks, completion, every_kind
 
@@ -36,7 +39,7 @@ RECOVERY_FLAGS = (
     "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
 )  # fmt: skip
 MODEL_FLAGS = ("--dtype=float32", "--max-model-len=1024", "--buckets.prefill=64,256")
-HANG_SHARE, DISCONNECT_SHARE = 0.2, 0.15
+FOLLOWER_SHARE, HANG_SHARE, DISCONNECT_SHARE = 0.5, 0.2, 0.15
 SETTLED_S = 15.0
 """Age of a follower from which its memory should not grow."""
 TOPICS = ("the sea", "tea", "Rome", "wolves", "glass", "chess", "rain", "the number seven")
@@ -52,6 +55,14 @@ def catalogue() -> list[Ask]:
     ]
     asks.append(completion(list(range(1000, 1700)), max_tokens=8, ignore_eos=True))
     return asks
+
+
+@dataclass(frozen=True)
+class Blow:
+    """One signal; `at` is in seconds since 1970."""
+
+    at: float
+    victim: str
 
 
 @dataclass
@@ -114,22 +125,52 @@ def strike_now_and_then(
     memory: "FollowerMemory",
     interval_s: float,
     ends_at: float,
-) -> list[float]:
-    """Blows at random moments, also while the group recovers from the last; when they fell."""
-    blows: list[float] = []
+) -> list[Blow]:
+    """Blows at random moments, also while the group recovers from the last."""
+    blows: list[Blow] = []
     while True:
         time.sleep(dice.uniform(0, 2 * interval_s))
         if time.monotonic() > ends_at:
             return blows
         memory.look()
-        number = signal.SIGSTOP if dice.random() < HANG_SHARE else signal.SIGKILL
-        victim = dice.choice(list(pids(server).values()))
+        victim, found, number = choose_victim(server, dice)
         try:
-            os.kill(victim, number)
-        except (ProcessLookupError, PermissionError):
+            os.kill(dice.choice(found), number)
+        except (IndexError, ProcessLookupError, PermissionError):
             continue
-        blows.append(time.time())
+        blows.append(Blow(time.time(), victim))
         tally.add(signal.Signals(number).name)
+
+
+def choose_victim(server: Server, dice: random.Random) -> tuple[str, list[int], int]:
+    """A kind of process, the ids of those there are, and the signal for one of them."""
+    if dice.random() >= FOLLOWER_SHARE:
+        victim = dice.choice(list(VICTIMS))
+        return victim, [each.pid for each in ray_processes(server, victim)], signal.SIGKILL
+    followers = [pid for pid in pids(server).values() if pid]
+    if dice.random() < HANG_SHARE:
+        return "follower, stopped", followers, signal.SIGSTOP
+    return "follower", followers, signal.SIGKILL
+
+
+def by_victim(blows: list[Blow], lines: list[LogLine]) -> dict[str, dict[str, Any]]:
+    """Per kind of process: blows, epochs they ended, and how long the group was away then."""
+    found: dict[str, dict[str, Any]] = {}
+    for blow, following in itertools.zip_longest(blows, blows[1:]):
+        until = following.at if following else math.inf
+        ended = [
+            line.at
+            for line in lines
+            if blow.at <= line.at < until and re.match(r"epoch \d+ is over", line.text)
+        ]
+        entry = found.setdefault(blow.victim, {"blows": 0, "epochs_ended": 0, "away_s": []})
+        entry["blows"] += 1
+        entry["epochs_ended"] += len(ended)
+        entry["away_s"] += outages([line for line in lines if ended and line.at >= ended[0]])[:1]
+    return {
+        victim: entry | {"away_s": percentiles(entry["away_s"])}
+        for victim, entry in sorted(found.items())
+    }
 
 
 def outages(lines: list[LogLine]) -> list[float]:
@@ -198,7 +239,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     client = Client(server, list(zip(asks, answers, strict=True)), tally)
     with ThreadPoolExecutor(arguments.clients) as pool:
         runs = [pool.submit(client.run, seed, ends_at) for seed in range(arguments.clients)]
-        strike_now_and_then(
+        blows = strike_now_and_then(
             server, tally, random.Random(arguments.seed),
             memory=memory, interval_s=arguments.interval, ends_at=ends_at,
         )  # fmt: skip
@@ -208,7 +249,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     time.sleep(1.0)
     after = memory_mb(server)
     memory.look()
-    counts = tally.counts
+    counts, lines = tally.counts, supervisor_lines(server.log[log_length:])
     return {
         "minutes": arguments.minutes,
         "clients": arguments.clients,
@@ -223,7 +264,9 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         + server.metric("vllm:num_requests_waiting"),
         "kv_cache_left_used": server.metric("vllm:kv_cache_usage_perc"),
         "followers_at_the_end": len(server.followers()),
-        "recovery_s": percentiles(outages(supervisor_lines(server.log[log_length:]))),
+        "recovery_s": percentiles(outages(lines)),
+        "by_victim": by_victim(blows, lines),
+        "ray_restarts": status_of(server).cluster_restarts,
         "longest_pause_of_a_stream_s": percentiles(tally.pauses_s),
         "memory_growth_mb": {role: round(after[role] - before[role], 1) for role in before},
         "longest_living_follower": memory.report(),
