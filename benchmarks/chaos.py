@@ -35,7 +35,7 @@ from tests.e2e.server import Server
 from tests.e2e.streams import Answer, Ask, Streams, chat, chunks, completion, every_kind
 
 RECOVERY_FLAGS = (
-    "--recovery.max-restarts=100000", "--recovery.deadline-s=120", "--timeouts.step-floor-s=2",
+    "--recovery.deadline-s=120", "--timeouts.step-floor-s=2",
     "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
 )  # fmt: skip
 MODEL_FLAGS = ("--dtype=float32", "--max-model-len=1024", "--buckets.prefill=64,256")

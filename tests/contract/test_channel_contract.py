@@ -223,6 +223,25 @@ def test_a_failed_step_ends_its_gather_at_once_with_the_error(group: Group) -> N
         leader.gather(6, deadline_s=LONG_S)
 
 
+def test_the_follower_that_refused_a_step_is_named_though_its_peer_failed_first(
+    group: Group,
+) -> None:
+    def abort(request: StepRequest, node_rank: int) -> StepFailed:
+        return StepFailed(step_id=request.step_id, epoch=1, node_rank=node_rank, error="peer left")
+
+    def refuse(request: StepRequest, node_rank: int) -> StepFailed:
+        time.sleep(0.1)
+        return StepFailed(
+            step_id=request.step_id, epoch=1, node_rank=node_rank, error="no bucket", refused=True
+        )
+
+    leader, _ = group.connected(abort, refuse)
+    leader.broadcast(step(5))
+    with pytest.raises(FollowerGone, match="follower 1: step 5 failed: no bucket") as gone:
+        leader.gather(5, deadline_s=LONG_S)
+    assert gone.value.refused_step == 5
+
+
 def test_a_step_of_another_epoch_reaches_nobody(group: Group) -> None:
     leader, (one,) = group.connected(reply_to)
     leader.broadcast(step(1, epoch=0))

@@ -21,10 +21,12 @@ class FollowerGone(Exception):
     Of rank `NOBODY`, and all of them, where the leader's own side gave the epoch up.
     """
 
-    def __init__(self, node_rank: int, reason: str) -> None:
+    def __init__(self, node_rank: int, reason: str, *, refused_step: int | None = None) -> None:
         super().__init__(reason if node_rank == NOBODY else f"follower {node_rank}: {reason}")
         self.node_rank = node_rank
         self.reason = reason
+        self.refused_step = refused_step
+        """Id of the step that its runtime refused; None if the epoch ended of something else."""
 
 
 class HelloInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,14 +9,20 @@
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from rufus_serve.channel.base import FollowerChannel, FollowerGone, LeaderChannel
 from rufus_serve.errors import ConfigError
-from rufus_serve.protocol.messages import StepEndpoint, StepFailed, StepOrder, StepReply
+from rufus_serve.protocol.messages import (
+    StepEndpoint,
+    StepFailed,
+    StepOrder,
+    StepReply,
+    StepRequest,
+)
 
 VARIABLE = "RUFUS_FAULTS"
 
@@ -33,6 +39,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Which way the step is going when it fails."""
     step_ids: tuple[int, ...] = ()
     """Steps that fail."""
+    token_ids: tuple[int, ...] = ()
+    """A follower's steps that hold one of these tokens fail as well."""
     probability: float = 0.0
     """Chance of any other step to fail."""
     node_rank: int = -1
@@ -45,8 +53,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1 or self.delay_s < 0 or self.max_count < 0:
             raise ValueError("probability is within 0 and 1, delay_s and max_count not negative")
-        if not self.step_ids and not self.probability:
-            raise ValueError("a fault needs step_ids or a probability")
+        if not self.step_ids and not self.token_ids and not self.probability:
+            raise ValueError("a fault needs step_ids, token_ids or a probability")
 
 
 class FaultPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,17 +94,18 @@ class FaultDice:
             if fault.node_rank in (-1, node_rank) and (fault.node_rank, node_rank) != (-1, -2)
         ]
 
-    def roll(self, at: Moment, step_id: int) -> list[Fault]:
-        """The faults that happen now, in the plan's order."""
+    def roll(self, at: Moment, step_id: int, tokens: Collection[int] = ()) -> list[Fault]:
+        """The faults that happen now, to a step of these tokens, in the plan's order."""
         return [
             fault
             for fault, left in self._left
-            if fault.at == at and self._hits(fault, step_id) and self._use(left)
+            if fault.at == at and self._hits(fault, step_id, tokens) and self._use(left)
         ]
 
-    def _hits(self, fault: Fault, step_id: int) -> bool:
+    def _hits(self, fault: Fault, step_id: int, tokens: Collection[int]) -> bool:
         by_chance = fault.probability > 0 and self._random.random() < fault.probability
-        return by_chance or step_id in fault.step_ids
+        by_token = any(token in fault.token_ids for token in tokens) if fault.token_ids else False
+        return by_chance or by_token or step_id in fault.step_ids
 
     def _use(self, left: list[int]) -> bool:
         if left[0] == 0:
@@ -138,6 +147,8 @@ class FaultyFollowerChannel:
         self._inner = inner
         self._dice = FaultDice(plan, inner.endpoint.node_rank)
         self._again: StepOrder | None = None
+        self._tokens: list[int] = []
+        """Of the step received last, which is the one that is answered next."""
 
     @property
     def endpoint(self) -> StepEndpoint:
@@ -157,20 +168,22 @@ class FaultyFollowerChannel:
         step = self._inner.receive(timeout_s=timeout_s)
         if step is None:
             return None
-        faults = self._dice.roll("request", step.step_id)
+        self._tokens = step.token_ids.tolist() if isinstance(step, StepRequest) else []
+        faults = self._dice.roll("request", step.step_id, self._tokens)
         copies = _strike(self._inner.disconnect, faults, step.step_id)
         self._again = step if copies == 2 else None
         return step if copies else None
 
     def reply(self, message: StepReply | StepFailed) -> None:
         """See `FollowerChannel.reply`."""
-        faults = self._dice.roll("reply", message.step_id)
+        faults = self._dice.roll("reply", message.step_id, self._tokens)
         if any(fault.kind == "fail" for fault in faults):
             message = StepFailed(
                 step_id=message.step_id,
                 epoch=message.epoch,
                 node_rank=message.node_rank,
                 error=f"{VARIABLE}: step {message.step_id}",
+                refused=True,
             )
         for _ in range(_strike(self._inner.disconnect, faults, message.step_id)):
             self._inner.reply(message)

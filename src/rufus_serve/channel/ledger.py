@@ -53,6 +53,9 @@ class StepLedger:
         self._open: dict[int, dict[int, StepReply]] = {}
         self._refused: HandshakeRefused | None = None
         self._gone: FollowerGone | None = None
+        self._heard_out: set[int] = set()
+        """Followers that said, or whose end says, why they will answer no more."""
+        self._awaits_cause = False
 
     def hello(self) -> StepHello:
         """What this leader says to every follower first."""
@@ -79,15 +82,31 @@ class StepLedger:
                 replies = self._open.get(step_id)
                 if replies is not None:
                     replies.setdefault(node_rank, message)
-            case StepFailed(epoch=self._epoch, step_id=step_id, error=error):
-                self.lose(node_rank, f"step {step_id} failed: {error}")
+            case StepFailed(epoch=self._epoch):
+                self._take_failure(node_rank, message)
             case _:
                 pass
 
     def lose(self, node_rank: int, reason: str) -> None:
         """Note that a follower is lost; the first loss of an epoch is the one that counts."""
+        self._heard_out.add(node_rank)
         if self._gone is None:
             self._gone = FollowerGone(node_rank, reason)
+
+    def is_explained(self) -> bool:
+        """Whether nothing is still to come that tells why the epoch ended.
+
+        A follower that says "a peer is gone" may have been heard before the peer whose runtime
+        refused the step, which is the cause.
+        """
+        return not self._awaits_cause or self._heard_out >= self._followers.keys()
+
+    @property
+    def gone(self) -> FollowerGone:
+        """The loss on record, as a fresh exception: one raised twice piles up tracebacks."""
+        assert self._gone is not None
+        gone = self._gone
+        return FollowerGone(gone.node_rank, gone.reason, refused_step=gone.refused_step)
 
     def refuse(self, node_rank: int, reason: str) -> None:
         """Note that a follower and this leader cannot work together."""
@@ -106,7 +125,7 @@ class StepLedger:
         if self._refused is not None:
             raise self._refused
         if self._gone is not None:
-            raise self._loss()
+            raise self.gone
         return len(self._welcomed) == len(self._followers)
 
     def unheard(self, deadline_s: float) -> FollowerGone:
@@ -115,7 +134,7 @@ class StepLedger:
         follower = self._followers[rank]
         where = f"{follower.host} ({follower.endpoint})"
         self.lose(rank, f"no answer to the handshake from {where} within {deadline_s:.3g} s")
-        return self._loss()
+        return self.gone
 
     def complete(self, step_id: int) -> list[StepReply] | None:
         """All replies to a step by node rank, once; None while some are missing.
@@ -128,7 +147,7 @@ class StepLedger:
             del self._open[step_id]
             return [replies[rank] for rank in sorted(replies)]
         if self._gone is not None:
-            raise self._loss()
+            raise self.gone
         return None
 
     def silent(self, step_id: int, deadline_s: float) -> FollowerGone:
@@ -139,12 +158,16 @@ class StepLedger:
         missing = self._followers.keys() - self._open.get(step_id, {}).keys()
         rank = min(missing, default=NOBODY)
         self.lose(rank, f"silent on step {step_id} for {deadline_s:.3g} s")
-        return self._loss()
+        return self.gone
 
-    def _loss(self) -> FollowerGone:
-        """The loss on record, as a fresh exception: one raised twice piles up tracebacks."""
-        assert self._gone is not None
-        return FollowerGone(self._gone.node_rank, self._gone.reason)
+    def _take_failure(self, node_rank: int, failed: StepFailed) -> None:
+        reason = f"step {failed.step_id} failed: {failed.error}"
+        if not failed.refused:
+            self._awaits_cause = self._awaits_cause or self._gone is None
+        elif self._gone is None or self._awaits_cause:
+            self._gone = FollowerGone(node_rank, reason, refused_step=failed.step_id)
+            self._awaits_cause = False
+        self.lose(node_rank, reason)
 
     def _take_welcome(self, node_rank: int, welcome: StepWelcome) -> None:
         reason = mismatch(

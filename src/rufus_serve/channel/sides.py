@@ -25,6 +25,9 @@ from rufus_serve.protocol.messages import (
 
 _T = TypeVar("_T")
 
+CAUSE_S = 0.5
+"""How long the cause of a failed step may come after its consequences."""
+
 SLICE_S = 0.1
 """Longest uninterrupted wait, hence how soon a waiting call notices `close`."""
 
@@ -63,7 +66,11 @@ class LeaderSide(ABC):
 
     def gather(self, step_id: int, *, deadline_s: float) -> list[StepReply]:
         """See `LeaderChannel.gather`."""
-        replies = self._wait(lambda: self._ledger.complete(step_id), deadline_s)
+        try:
+            replies = self._wait(lambda: self._ledger.complete(step_id), deadline_s)
+        except FollowerGone:
+            self._wait(lambda: self._ledger.is_explained() or None, CAUSE_S)
+            raise self._ledger.gone from None
         if replies is None:
             raise self._ledger.silent(step_id, deadline_s)
         return replies

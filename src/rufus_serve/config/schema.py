@@ -97,9 +97,9 @@ class RecoveryConfig(Section):
     """What happens when a part of the group is lost."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 10
-    """Restarts allowed within `window_s`; one more is a permanent failure."""
+    """Restarts without progress allowed within `window_s`; one more is a permanent failure."""
     window_s: Seconds = 600.0
-    """Length of the sliding window in which restarts are counted."""
+    """Length of the sliding window in which restarts without progress are counted."""
     backoff_s: SecondsOrZero = 0.2
     """Wait before the second restart in a row; doubles with each further one."""
     max_backoff_s: Seconds = 30.0

@@ -42,7 +42,7 @@ class Stepper:
             return self._failure(order, str(error))
         except Exception as error:  # noqa: BLE001 - the leader hears of it and decides
             _log.exception("step %d of epoch %d failed", order.step_id, order.epoch)
-            return self._failure(order, f"{type(error).__name__}: {error}")
+            return self._failure(order, f"{type(error).__name__}: {error}", refused=True)
         return msgspec.structs.replace(
             reply,
             compute_s=time.monotonic() - started,
@@ -76,8 +76,12 @@ class Stepper:
             step_id=order.step_id, epoch=order.epoch, node_rank=self._node_rank, compute_s=0.0
         )
 
-    def _failure(self, order: StepOrder, error: str) -> StepFailed:
+    def _failure(self, order: StepOrder, error: str, *, refused: bool = False) -> StepFailed:
         self._broken = self._broken or error
         return StepFailed(
-            step_id=order.step_id, epoch=order.epoch, node_rank=self._node_rank, error=error
+            step_id=order.step_id,
+            epoch=order.epoch,
+            node_rank=self._node_rank,
+            error=error,
+            refused=refused,
         )

@@ -1,5 +1,6 @@
 """The platform that vLLM believes to run on: no device, an executor and a scheduler of ours."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from vllm.platforms.interface import Platform, PlatformEnum
 
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.leader.spec import config_of, read_spec
+from rufus_serve.leader.token_rows import refusal
 
 _EXECUTOR = "rufus_serve.leader.engine.executor.FollowerExecutor"
 _SCHEDULERS = {
@@ -25,6 +27,7 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
     dispatch_key = "CPU"
     dist_backend = "gloo"
     simple_compile_backend = "eager"
+    _model_config: Any = None
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -70,6 +73,7 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
         from vllm.config.compilation import CompilationMode, CUDAGraphMode
 
         _refuse_unsupported(vllm_config)
+        cls._model_config = vllm_config.model_config
         config = config_of(read_spec())
         vllm_config.parallel_config.distributed_executor_backend = _EXECUTOR
         vllm_config.parallel_config.worker_cls = _EXECUTOR
@@ -99,6 +103,23 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
                 "prompts of embeddings, images, audio or video are not supported",
                 parameter="prompt",
             )
+        _refuse_tokens_without_rows(cls._model_config, processed_inputs, params)
+
+
+def _refuse_tokens_without_rows(model_config: Any, processed_inputs: Any, params: Any) -> None:
+    """vLLM holds prompts and bad words against the tokenizer's vocabulary alone."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    vocab_size = model_config.get_vocab_size()
+    found = {"prompt": processed_inputs.get("prompt_token_ids") or ()}
+    if getattr(params, "bad_words", None) and not model_config.skip_tokenizer_init:
+        checked = params.clone()
+        checked.update_from_tokenizer(cached_tokenizer_from_config(model_config))
+        found["bad_words"] = itertools.chain(*checked.bad_words_token_ids)
+    for parameter, token_ids in found.items():
+        reason = refusal(parameter, token_ids, vocab_size)
+        if reason:
+            raise VLLMValidationError(reason, parameter=parameter)
 
 
 def _choose_one_grammar_backend(structured_outputs: Any) -> None:

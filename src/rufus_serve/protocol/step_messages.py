@@ -168,6 +168,8 @@ class StepFailed(Message, frozen=True):
     epoch: int
     node_rank: int
     error: str
+    refused: bool = False
+    """The runtime refused the step or failed in it; else a peer or an earlier step did."""
 
 
 StepOrder = StepRequest | LogitsRequest

@@ -179,6 +179,12 @@ class EngineJoined(Event, frozen=True):
     leader_id: str
 
 
+class Stepped(Event, frozen=True):
+    """The engine has done so many steps since it was started."""
+
+    steps_done: int
+
+
 class RestartAsked(Event, frozen=True):
     """Somebody wants the follower of this rank replaced."""
 

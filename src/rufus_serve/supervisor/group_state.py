@@ -9,7 +9,7 @@ lost, when the leader gives up on a step, or when another leader takes over; sur
 keep their weights and form the next epoch, with void KV caches.
 """
 
-from collections import Counter, deque
+from collections import Counter
 
 import msgspec
 
@@ -41,12 +41,14 @@ from rufus_serve.supervisor.group_events import (
     Ready,
     RestartAsked,
     StartFollower,
+    Stepped,
     Stopping,
     Suspected,
     Welcomed,
 )
 from rufus_serve.supervisor.recovery_time import RecoveryTime
 from rufus_serve.supervisor.replacements import Replacements
+from rufus_serve.supervisor.restart_budget import RestartBudget
 
 _FORMING = (MemberPhase.GROUPING, MemberPhase.WARMING)
 
@@ -63,9 +65,7 @@ class GroupState:
         self.phase_since = now
         self.epoch = epoch
         self.members: dict[str, Member] = {}
-        self.restarts: deque[tuple[float, str]] = deque()
-        """When the last ones were begun, and why."""
-        self.total_restarts = 0
+        self._budget = RestartBudget(max_restarts=settings.max_restarts, window_s=settings.window_s)
         self.restarts_of_rank: Counter[int] = Counter()
         self.failure = ""
         self.recovery_time = RecoveryTime(settings)
@@ -94,6 +94,11 @@ class GroupState:
         if self.phase is GroupPhase.RECOVERING:
             return now - self.phase_since <= self.recovery_time.deadline_s
         return self.phase is GroupPhase.STARTING
+
+    @property
+    def total_restarts(self) -> int:
+        """Restarts after a loss, since the supervisor was started."""
+        return self._budget.total
 
     @property
     def info(self) -> RuntimeInfo | None:
@@ -133,6 +138,8 @@ class GroupState:
             self._on_engine(event, now)
         elif isinstance(event, RestartAsked):
             self._on_restart_asked(event.node_rank, now)
+        elif isinstance(event, Stepped):
+            self._budget.took_steps(event.steps_done)
         elif isinstance(event, Stopping):
             self._enter(GroupPhase.STOPPED, now)
         else:
@@ -340,17 +347,10 @@ class GroupState:
 
     def _spend(self, reason: str, now: float) -> bool:
         """Take one restart out of the budget; False, and the group fails, if none is left."""
-        while self.restarts and now - self.restarts[0][0] > self.settings.window_s:
-            self.restarts.popleft()
-        if len(self.restarts) >= self.settings.max_restarts:
-            limit = f"{self.settings.max_restarts} restarts in {self.settings.window_s:g} s"
-            first = f"first: {self.restarts[0][1]}; " if self.restarts else ""
-            text = f"restart budget spent ({limit}); {first}last: {reason}"
-            self._fail(RestartBudgetSpent, text, now)
-            return False
-        self.restarts.append((now, reason))
-        self.total_restarts += 1
-        return True
+        refusal = self._budget.spend(reason, now)
+        if refusal:
+            self._fail(RestartBudgetSpent, refusal, now)
+        return not refusal
 
     def _replace(self, ranks: list[int], now: float) -> None:
         """Fill ranks from the stand-bys, or with new processes after one backoff."""

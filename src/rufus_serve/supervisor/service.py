@@ -198,6 +198,7 @@ class Supervisor:
             case LeaderProgress():
                 hosts = {rank: member.host for rank, member in self._state.by_rank().items()}
                 self._link.took_progress(message, time.monotonic(), hosts)
+                await self._handle(ev.Stepped(steps_done=message.steps_done))
             case FollowerSuspected():
                 _log.warning("the leader gave up epoch %d: %s", message.epoch, message.reason)
                 await self._handle(ev.Suspected(epoch=message.epoch, reason=message.reason))

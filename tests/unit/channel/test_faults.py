@@ -1,6 +1,7 @@
 import time
 from collections import deque
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from rufus_serve.channel.faults import (
     with_leader_faults,
 )
 from rufus_serve.errors import ConfigError
-from rufus_serve.protocol.messages import Phase, StepEndpoint, StepReply, StepRequest
+from rufus_serve.protocol.messages import Phase, StepEndpoint, StepFailed, StepReply, StepRequest
 
 EMPTY = np.zeros(0, np.int32)
 
@@ -219,3 +220,22 @@ def test_the_variable_wraps_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_malformed_plan_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="RUFUS_FAULTS"):
         FaultPlan.from_environment({faults.VARIABLE: text})
+
+
+def test_steps_that_hold_a_token_fail_as_if_the_runtime_refused_them() -> None:
+    recorder = Recorder(1, 2)
+    tokens = iter(([5, 7], [7, 8]))
+    recorder.incoming = deque(
+        msgspec.structs.replace(step, token_ids=np.array(next(tokens), np.int32))
+        for step in recorder.incoming
+    )
+    answers: list[object] = []
+    recorder.reply = answers.append  # type: ignore[assignment]
+    channel = FaultyFollowerChannel(recorder, plan(kind="fail", token_ids=(8,), max_count=0))
+    for step_id in (1, 2):
+        channel.receive(timeout_s=0.0)
+        channel.reply(reply(step_id))
+    first, second = answers
+    assert isinstance(first, StepReply)
+    assert isinstance(second, StepFailed)
+    assert second.refused

@@ -153,3 +153,33 @@ def test_the_silent_follower_is_the_one_whose_reply_is_missing(ledger: StepLedge
     ledger.expect(request(1))
     ledger.take(0, reply(1, 0))
     assert ledger.silent(1, 0.5).node_rank == 1
+
+
+def failed(rank: int, error: str, *, refused: bool = False) -> StepFailed:
+    return StepFailed(step_id=1, epoch=1, node_rank=rank, error=error, refused=refused)
+
+
+def test_a_refused_step_outweighs_the_peers_that_failed_of_it(ledger: StepLedger) -> None:
+    ledger.expect(request(1))
+    ledger.take(0, failed(0, "a peer left"))
+    assert not ledger.is_explained()
+    ledger.take(1, failed(1, "no such bucket", refused=True))
+    assert ledger.is_explained()
+    gone = ledger.gone
+    assert (gone.node_rank, gone.refused_step) == (1, 1)
+    assert "no such bucket" in gone.reason
+
+
+def test_a_peer_that_failed_of_a_lost_follower_is_explained_by_its_end(ledger: StepLedger) -> None:
+    ledger.expect(request(1))
+    ledger.take(0, failed(0, "a peer left"))
+    ledger.lose(1, "connection closed")
+    assert ledger.is_explained()
+    assert ledger.gone.refused_step is None
+
+
+def test_a_lost_follower_needs_no_explanation(ledger: StepLedger) -> None:
+    ledger.lose(1, "connection closed")
+    assert ledger.is_explained()
+    ledger.take(0, failed(0, "late", refused=True))
+    assert ledger.gone.refused_step is None

@@ -123,11 +123,15 @@ def test_logits_that_nobody_wants_are_not_sent():
     assert steps.run(request(want_logits=False)).logits is None
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), CollectiveAborted("peer left")])
-def test_a_failed_step_is_answered_and_every_later_one_of_the_epoch_fails_unrun(error):
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [(RuntimeError("out of memory"), True), (CollectiveAborted("peer left"), False)],
+)
+def test_a_failed_step_is_answered_and_every_later_one_of_the_epoch_fails_unrun(error, refused):
     steps, runtime = stepper(error, LOGITS)
     first, second = steps.run(request(3)), steps.run(request(4))
     assert isinstance(first, StepFailed)
+    assert (first.refused, second.refused) == (refused, False)
     assert str(error) in first.error
     assert isinstance(second, StepFailed)
     assert (second.step_id, second.epoch) == (4, 4)

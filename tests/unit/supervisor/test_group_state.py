@@ -98,7 +98,7 @@ def test_one_loss_more_than_the_budget_fails_the_group_for_good():
         history.advance()
     (failed,) = of(ev.FailGroup, history.lose(1, "out of memory"))
     assert failed.kind is RestartBudgetSpent
-    assert "2 restarts in 600 s" in failed.reason
+    assert "2 restarts without progress in 600 s" in failed.reason
     assert "first: follower 1 on h: a broken link; last: follower 1" in failed.reason
     assert failed.reason.endswith("out of memory")
     assert history.state.phase is Phase.FAILED
@@ -421,3 +421,16 @@ def test_followers_found_waiting_keep_their_ranks_and_only_the_others_are_starte
     actions = state.start(((found, 1),), 0.0)
     assert ev.Welcomed(follower_id="1.9", node_rank=1) in actions
     assert [start.node_rank for start in of(ev.StartFollower, actions)] == [0]
+
+
+def test_a_group_that_worked_since_its_last_loss_has_its_budget_back():
+    history = GroupHistory(max_restarts=1).serve()
+    for loss in range(1, 6):
+        history.lose(1)
+        history.advance()
+        history.happen(ev.Stepped(steps_done=20 * loss))
+        assert history.state.phase is Phase.READY
+    history.lose(1)
+    history.advance()
+    history.lose(1)
+    assert history.state.phase is Phase.FAILED

@@ -119,6 +119,10 @@ class GroupHistories(RuleBasedStateMachine):
             info = runtime_info(num_blocks=num_blocks, can_rejoin=self.can_rejoin)
             self.happen(ev.Loaded(follower_id=member.follower_id, info=info))
 
+    @rule(steps_done=st.integers(0, 100))
+    def step(self, steps_done):
+        self.happen(ev.Stepped(steps_done=steps_done))
+
     @rule(data=st.data())
     def group(self, data):
         if member := self.pick(data, Member.GROUPING):
@@ -211,7 +215,7 @@ class GroupHistories(RuleBasedStateMachine):
 
     @invariant()
     def the_budget_and_the_backoff_are_respected(self):
-        assert len(self.state.restarts) <= self.settings.max_restarts
+        assert len(self.state._budget._spent) <= self.settings.max_restarts
         assert self.failures <= 1
         for at, _ in self.state._replacements.pending:
             assert at <= self.now + self.settings.max_backoff_s

@@ -89,7 +89,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         )
         state = BatchState(self.vllm_config, info=ready.info)
         sampler = TokenSampler(self.vllm_config, state, vocab_size=ready.info.vocab_size)
-        self._loop = StepLoop(self._steps, self._engine.gate, state, sampler)
+        self._loop = StepLoop(self._steps, self._engine, state, sampler)
         self._formed.put(ready)
         self._connect_newest()
 

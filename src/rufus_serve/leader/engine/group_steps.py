@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +19,17 @@ _log = logging.getLogger(__name__)
 _HANDSHAKE_S = 15.0
 
 Answer = tuple[PlannedStep, StepReply]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A step that a follower's runtime refused, upon which its epoch ended."""
+
+    rows: tuple[int, ...]
+    """Indexes into the rows given to `GroupSteps.run`: those that the step computed."""
+    reason: str
+
+
 Suspect = Callable[[int, str], None]
 """Called with (epoch, reason) when a follower is found lost; any thread."""
 
@@ -43,6 +55,8 @@ class GroupSteps:
         self._suspect = suspect
         self._next_step_id = 0
         self.pace = progress.pace
+        self.refusal: Refusal | None = None
+        """Why the last `run` lost its group, if a runtime refused one of its steps."""
 
     def connect(self, ready: GroupReady) -> bool:
         """Shake hands with the followers of an epoch; steps may run then."""
@@ -58,11 +72,14 @@ class GroupSteps:
         """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
         planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
         self._next_step_id += len(planned)
+        self.refusal = None
         try:
             for step in planned:
                 self._send(step.request)
             return [(step, self._gather(step)) for step in planned]
         except FollowerGone as gone:
+            refused = [s.members for s in planned if s.request.step_id == gone.refused_step]
+            self.refusal = Refusal(refused[0], str(gone)) if refused else None
             self._lose(epoch, str(gone))
             return None
 

@@ -7,6 +7,7 @@ prefilled again from prompt and delivered tokens once the next group is there.
 A request may also enter with tokens that another engine delivered: it goes on after them.
 """
 
+import logging
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -16,6 +17,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from rufus_serve.leader.delivered import take_delivered
 from rufus_serve.leader.engine import vllm_compat
 
+_log = logging.getLogger(__name__)
 _IDLE_WAIT_S = 0.01
 
 
@@ -66,10 +68,17 @@ class _Recovering:
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """As vLLM's; a lost step delivers nothing and preempts what was running."""
         self._num_in_flight -= scheduler_output.total_num_scheduled_tokens > 0
+        suspects = self._engine.suspects
+        suspects.forget(scheduler_output.finished_req_ids)
         if isinstance(model_runner_output, vllm_compat.StepLost):
+            self._fail_guilty(model_runner_output)
             if scheduler_output.epoch == self._epoch:
                 self._void_cache()
             model_runner_output = vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
+        output = model_runner_output
+        for req_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=False):
+            if token_ids:
+                suspects.delivered(req_id)
         return super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
@@ -89,6 +98,12 @@ class _Recovering:
                 errors[request.request_id] = vllm_compat.grammar_error()
                 return False
         return ready
+
+    def _fail_guilty(self, lost: vllm_compat.StepLost) -> None:
+        """End the requests that this refused step is not the first of."""
+        for req_id in self._engine.suspects.refused(lost.refused):
+            _log.error("request %s is failed: %s", req_id, lost.reason)
+            vllm_compat.fail_request(self, req_id, f"the model's runtime failed: {lost.reason}")
 
     def _enter_epoch(self) -> bool:
         """Follow the gate; False while no step may run."""

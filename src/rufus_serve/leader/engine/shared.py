@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rufus_serve.leader.engine.epoch_gate import EpochGate
+from rufus_serve.leader.engine.suspects import Suspects
 
 
 def _no_requests() -> tuple[int, int]:
@@ -17,6 +18,7 @@ class Engine:
     """Made by the executor, found by the scheduler through vLLM's configuration object."""
 
     gate: EpochGate = field(default_factory=EpochGate)
+    suspects: Suspects = field(default_factory=Suspects)
     prefill_tokens_per_step: int = 0
     """New prompt tokens scheduled per step, beside the running requests' one each."""
     max_prefills_per_step: int = 0

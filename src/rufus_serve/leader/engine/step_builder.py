@@ -37,6 +37,8 @@ class Row:
     wants_logits: bool = True
     """False for a prefill that does not reach the end of its prompt yet."""
     want: Want = IN_FULL
+    alone: bool = False
+    """Whether it shares a decode step with no other row."""
 
     @property
     def end(self) -> int:
@@ -51,6 +53,8 @@ class PlannedStep:
     request: StepRequest
     rows: tuple[int, ...]
     """Indexes into the rows given to `StepBuilder.build`, one per row of logits."""
+    members: tuple[int, ...] = ()
+    """Likewise, of all rows that the step computes."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,10 @@ class StepBuilder:
     def build(self, rows: Sequence[Row], *, epoch: int, first_step_id: int) -> list[PlannedStep]:
         """Steps for `rows`, in the order in which followers must run them."""
         decodes = [index for index, row in enumerate(rows) if not row.is_prefill]
+        shared = [index for index in decodes if not rows[index].alone]
         size = self.largest_decode_batch
-        groups = [decodes[start : start + size] for start in range(0, len(decodes), size)]
+        groups = [shared[start : start + size] for start in range(0, len(shared), size)]
+        groups += [[index] for index in decodes if rows[index].alone]
         planned = [self._decode(rows, group) for group in groups]
         for index, row in enumerate(rows):
             if row.is_prefill:
@@ -92,6 +98,7 @@ class StepBuilder:
                     keep_since=first_step_id,
                 ),
                 step.rows,
+                step.members,
             )
             for offset, step in enumerate(planned)
         ]
@@ -111,7 +118,7 @@ class StepBuilder:
             block_table=tables,
             slot_mapping=blocks * self.block_size + positions % self.block_size,
         )
-        return PlannedStep(request, tuple(group))
+        return PlannedStep(request, tuple(group), tuple(group))
 
     def _prefill(self, row: Row, index: int) -> list[PlannedStep]:
         starts = range(row.num_computed, row.end, self.largest_prefill)
@@ -133,7 +140,7 @@ class StepBuilder:
             slot_mapping=slots(tables[0], start, stop, self.block_size),
             want_logits=want_logits,
         )
-        return PlannedStep(request, (index,) if want_logits else ())
+        return PlannedStep(request, (index,) if want_logits else (), (index,))
 
 
 def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:

@@ -7,23 +7,24 @@ so with asynchronous scheduling the engine plans the next step meanwhile.
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
-from rufus_serve.leader.engine.epoch_gate import EpochGate
 from rufus_serve.leader.engine.group_steps import GroupSteps
 from rufus_serve.leader.engine.sampling import TokenSampler
+from rufus_serve.leader.engine.shared import Engine
 
 
 class StepLoop:
     """The queue in front of the step thread; called from EngineCore's main thread."""
 
     def __init__(
-        self, steps: GroupSteps, gate: EpochGate, state: BatchState, sampler: TokenSampler
+        self, steps: GroupSteps, engine: Engine, state: BatchState, sampler: TokenSampler
     ) -> None:
         self._steps = steps
-        self._gate = gate
+        self._engine = engine
         self._state = state
         self._sampler = sampler
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steps")
@@ -50,12 +51,18 @@ class StepLoop:
         rows = self._state.apply(output)
         if not rows:
             return vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
-        answers = None
-        if output.epoch is not None and output.epoch == self._gate.epoch:
-            answers = self._steps.run(list(rows.values()), output.epoch)
+        answers, refusal = None, None
+        if output.epoch is not None and output.epoch == self._engine.gate.epoch:
+            alone = self._engine.suspects.alone
+            planned = [replace(row, alone=req_id in alone) for req_id, row in rows.items()]
+            answers, refusal = self._steps.run(planned, output.epoch), self._steps.refusal
         if answers is None:
             self._state.empty_batch()
-            self._pending = vllm_compat.lost_step()
+            self._pending = lost = vllm_compat.lost_step()
+            if refusal is not None:
+                req_ids = list(rows)
+                lost.refused = tuple(req_ids[row] for row in refusal.rows)
+                lost.reason = refusal.reason
             return self._pending
         self._sampler.collect(answers, list(rows))
         self._pending = output

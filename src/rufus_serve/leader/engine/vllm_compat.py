@@ -43,10 +43,22 @@ _DTYPES = {
 class StepLost(ModelRunnerOutput):  # type: ignore[misc]
     """Stands for the output of a step whose group was lost before it was sampled."""
 
+    refused: tuple[str, ...] = ()
+    """Requests of the step that a runtime refused, if that is why."""
+    reason: str = ""
+
 
 def lost_step() -> StepLost:
     """A marker that the scheduler takes for a lost step."""
     return StepLost(req_ids=[], req_id_to_index={})
+
+
+def fail_request(scheduler: Any, req_id: str, message: str) -> None:
+    """Have the scheduler's next update end a request with an error of its own.
+
+    vLLM keeps these errors for grammars that do not compile, and sends them on as any.
+    """
+    scheduler.grammar_compile_error_reqs[req_id] = RequestError("runtime_refused", message)
 
 
 def make_input_batch(vllm_config: Any, *, vocab_size: int, block_size: int) -> Any:

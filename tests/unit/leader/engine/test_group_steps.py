@@ -131,6 +131,21 @@ def test_a_failed_handshake_leaves_the_gate_shut_and_is_reported(error: Exceptio
     assert [event[0] for event in group.suspected] == [1]
 
 
+def test_a_refused_step_names_its_rows_and_the_runtimes_words() -> None:
+    group = Group()
+    group.connect(1)
+    group.channel.error = FollowerGone(1, "step 1 failed: no such bucket", refused_step=1)
+    assert group.steps.run([prompt(4), prompt(4)], 1) is None
+    refusal = group.steps.refusal
+    assert refusal is not None
+    assert refusal.rows == (1,)
+    assert "no such bucket" in refusal.reason
+    group.connect(2)
+    group.channel.error = FollowerGone(1, "connection closed")
+    assert group.steps.run([prompt(4)], 2) is None
+    assert group.steps.refusal is None
+
+
 def test_an_epoch_that_the_supervisor_ended_is_not_reported_to_it_again() -> None:
     group = Group()
     group.connect(1)

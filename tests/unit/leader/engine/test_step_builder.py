@@ -145,3 +145,21 @@ def test_steps_do_not_share_memory_with_the_batch() -> None:
 def test_short_rows_are_padded_with_the_null_block() -> None:
     table = block_table([[7, 8, 9], [5]], np.array([9, 2]), 4)
     assert table.tolist() == [[7, 8, 9], [5, 0, 0]]
+
+
+def test_a_row_set_apart_decodes_in_a_step_of_its_own() -> None:
+    builder = StepBuilder(block_size=4, largest_prefill=8, largest_decode_batch=4)
+    rows = [
+        Row(np.arange(9, dtype=np.int32), 5, 1, [index, index + 1], False, alone=index in (1, 3))
+        for index in range(5)
+    ]
+    steps = builder.build(rows, epoch=1, first_step_id=0)
+    assert [step.rows for step in steps] == [(0, 2, 4), (1,), (3,)]
+    assert [step.members for step in steps] == [(0, 2, 4), (1,), (3,)]
+
+
+def test_a_step_without_logits_names_its_row_as_well() -> None:
+    builder = StepBuilder(block_size=4, largest_prefill=8, largest_decode_batch=4)
+    row = Row(np.arange(12, dtype=np.int32), 0, 12, [1, 2, 3], True)
+    steps = builder.build([row], epoch=1, first_step_id=0)
+    assert [(step.rows, step.members) for step in steps] == [((), (0,)), ((0,), (0,))]
