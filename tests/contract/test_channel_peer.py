@@ -1,8 +1,10 @@
 """`PeerClient` and `PeerServer` over real sockets."""
 
 import asyncio
+import ctypes
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -376,3 +378,32 @@ def bytes_taken(address: str) -> int:
         except OSError:
             pass
     return sent
+
+
+def _hold(endpoint: str, seconds: int) -> None:
+    PeerClient(endpoint, keys=KEYS, on_message=print).send(StatusRequest())
+    time.sleep(0.3)
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def test_a_client_is_cut_off_when_its_process_stops_but_not_when_its_interpreter_is_held() -> None:
+    async def scenario() -> None:
+        server = PeerServer("tcp://127.0.0.1:0", keys=KEYS, ping_s=0.2, silence_s=0.6)
+        child = multiprocessing.get_context("spawn").Process(
+            target=_hold, args=(server.endpoint, 30)
+        )
+        child.start()
+        peer, _ = await server.receive()
+        for _ in range(20):
+            assert await server.send(peer, Ack())
+            await asyncio.sleep(0.1)
+        os.kill(child.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        while await server.send(peer, Ack()):
+            await asyncio.sleep(0.02)
+        assert 0.2 < time.monotonic() - stopped < 2.0
+        child.kill()
+        await asyncio.to_thread(child.join)
+        server.close()
+
+    run(scenario())

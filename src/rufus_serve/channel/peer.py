@@ -163,8 +163,13 @@ class PeerClient:
 class PeerServer:
     """Where clients of the group connect; used on one event loop, made and closed anywhere."""
 
-    def __init__(self, endpoint: str, *, keys: GroupKeys) -> None:
+    def __init__(
+        self, endpoint: str, *, keys: GroupKeys, ping_s: float = 1.0, silence_s: float = 5.0
+    ) -> None:
         """Listen on `endpoint`: tcp://ADDRESS:PORT, port 0 for a free one, or ipc://PATH.
+
+        Clients are pinged every `ping_s`; one that does not answer within `silence_s` is cut off.
+        libzmq's own thread answers, whatever the client's interpreter does.
 
         Raises:
             EndpointError: the address cannot be used.
@@ -172,7 +177,7 @@ class PeerServer:
         self._context: Context = zmq.Context()
         self._gate = ClientGate(self._context, keys)
         self._socket = zmq.asyncio.Socket(self._context, zmq.ROUTER)
-        configure(self._socket)
+        configure(self._socket, ping_s=ping_s, silence_s=silence_s)
         self._socket.router_mandatory = True
         # A client that reconnects takes its own name over before its old connection is buried.
         self._socket.router_handover = True

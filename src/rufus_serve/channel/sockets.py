@@ -27,8 +27,6 @@ _EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
 
 _log = logging.getLogger(__name__)
 
-_HEARTBEAT_MS = 1000
-_HEARTBEAT_TIMEOUT_MS = 5000
 _HANDSHAKE_MS = 5000
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1000
@@ -45,13 +43,16 @@ def new_socket(context: Context, kind: int) -> Socket:
     return socket
 
 
-def configure(socket: Socket) -> None:
-    """Set what all sockets of the group have in common."""
+def configure(socket: Socket, *, ping_s: float = 1.0, silence_s: float = 5.0) -> None:
+    """Set what all sockets of the group have in common.
+
+    Peers are pinged every `ping_s`, and cut off if they do not answer within `silence_s`.
+    """
     socket.linger = 0
     socket.sndhwm = 0
     socket.rcvhwm = 0
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, int(ping_s * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(silence_s * 1000))
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)

@@ -132,6 +132,19 @@ class FollowerDesk:
             return f"{who} is not (or no longer) part of this group"
         return ""
 
+    async def find_connected(self, silent_s: float, now: float) -> list[ev.Event]:
+        """What speaks for followers that have said nothing for `silent_s`.
+
+        A follower that loads may hold its interpreter for long; libzmq keeps its connection.
+        """
+        found: list[ev.Event] = []
+        for member in list(self._state.members.values()):
+            peer = self._peers.get(member.follower_id)
+            silent = now - member.heard > silent_s
+            if silent and peer and await self._server.send(peer, HeartbeatAck()):
+                found.append(ev.Connected(follower_id=member.follower_id))
+        return found
+
     def expect(self, kept: tuple[KeptFollower, ...]) -> None:
         """Let followers that wait for a leader say hello before the group is started."""
         self._kept = {follower.follower_id: follower for follower in kept}

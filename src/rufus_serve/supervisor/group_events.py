@@ -71,6 +71,9 @@ class Member(msgspec.Struct, kw_only=True):
     node_rank: int
     since: float
     heard: float
+    """When its interpreter last said something."""
+    connected: float = 0.0
+    """When its connection was last known to stand."""
     phase: MemberPhase = MemberPhase.PLACING
     host: str = ""
     address: str = ""
@@ -80,6 +83,24 @@ class Member(msgspec.Struct, kw_only=True):
     load_count: int = 0
     info: RuntimeInfo | None = None
     endpoint: StepEndpoint | None = None
+
+    def note(self, event: "MemberEvent", now: float) -> None:
+        """It gave this sign of life."""
+        self.connected = now
+        if not isinstance(event, Connected):
+            self.heard = now
+
+    def silence(self, now: float, *, lost_s: float) -> str:
+        """Why it counts as dead, if it does.
+
+        What it loads or runs for the first time may hold its interpreter up to the limit of the
+        phase. Then its connection alone is looked at, which ends after half of `lost_s`.
+        """
+        silent_s = now - self.heard
+        if self.phase in (MemberPhase.LOADING, MemberPhase.WARMING):
+            gone_s = now - self.connected
+            return f"not connected for {gone_s:.1f} s" if gone_s > lost_s / 2 else ""
+        return f"no sign of life for {silent_s:.1f} s" if silent_s > lost_s else ""
 
     @property
     def title(self) -> str:
@@ -151,6 +172,10 @@ class Ready(MemberEvent, frozen=True):
 
 class Heard(MemberEvent, frozen=True):
     """A sign of life."""
+
+
+class Connected(MemberEvent, frozen=True):
+    """Its process runs, as its connection answers; whether its interpreter does is not said."""
 
 
 class Lost(MemberEvent, frozen=True):

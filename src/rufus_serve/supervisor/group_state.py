@@ -150,7 +150,7 @@ class GroupState:
         member = self.members.get(event.follower_id)
         if member is None:
             return
-        member.heard = now
+        member.note(event, now)
         if isinstance(event, Joined):
             self._on_joined(event, now)
         elif isinstance(event, Loaded):
@@ -288,9 +288,9 @@ class GroupState:
             else:
                 self._on_lost(member, reason, now)
         elif member.phase not in (MemberPhase.PLACING, MemberPhase.STARTING):
-            silent = now - member.heard
-            if silent > self.settings.heartbeat_lost_s:
-                self._on_lost(member, f"no sign of life for {silent:.1f} s", now)
+            reason = member.silence(now, lost_s=self.settings.heartbeat_lost_s)
+            if reason:
+                self._on_lost(member, reason, now)
 
     # ---- steps that events share ----
 

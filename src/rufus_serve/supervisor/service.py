@@ -68,7 +68,9 @@ class Supervisor:
         self._plan = make_plan(config, self._kept)
         keys = GroupKeys.from_token(self._plan.token)
         control = f"tcp://{self._plan.address}:{self._plan.control_port}"
-        self._control = PeerServer(control, keys=keys)
+        beat_s, lost_s = config.timeouts.heartbeat_s, config.timeouts.heartbeat_lost_s
+        # Half of the limit to be cut off in, and half to come back.
+        self._control = PeerServer(control, keys=keys, ping_s=beat_s, silence_s=lost_s / 2)
         self._link_server = PeerServer(self._plan.link_endpoint, keys=keys)
         self._link = LeaderLink(self._link_server)
         self._state = GroupState(
@@ -236,9 +238,12 @@ class Supervisor:
         self._spawn(self._handle(self._desk.ended(news)))
 
     async def _tick(self) -> None:
+        silent_s = self._config.timeouts.heartbeat_lost_s / 4
         while True:
             await asyncio.sleep(_TICK_S)
-            await self._handle(ev.Tick())
+            found = await self._desk.find_connected(silent_s, time.monotonic())
+            for event in (*found, ev.Tick()):
+                await self._handle(event)
 
     # ---- what is done about it ----
 

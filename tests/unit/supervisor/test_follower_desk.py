@@ -148,3 +148,12 @@ def test_all_known_followers_are_told_to_stop(desk):
     desk.server.take()
     asyncio.run(desk.desk.stop_all("the end"))
     assert sorted(peer for peer, _ in desk.server.take()) == [b"p", b"q"]
+
+
+def test_a_silent_follower_is_spoken_for_by_its_connection(desk):
+    for rank, peer in enumerate((b"p", b"q")):
+        desk.take(peer, desk.hello(rank))
+    desk.server.gone.add(b"q")
+    assert asyncio.run(desk.desk.find_connected(2.0, 1.9)) == []
+    found = asyncio.run(desk.desk.find_connected(2.0, 3.0))
+    assert found == [ev.Connected(follower_id=desk.ids[0])]

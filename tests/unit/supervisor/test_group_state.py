@@ -434,3 +434,26 @@ def test_a_group_that_worked_since_its_last_loss_has_its_budget_back():
     history.advance()
     history.lose(1)
     assert history.state.phase is Phase.FAILED
+
+
+def test_a_member_that_loads_may_say_nothing_as_long_as_its_connection_stands():
+    history = GroupHistory(heartbeat_lost_s=4.0, load_s=60.0)
+    for rank in (0, 1):
+        history.join(history.id_of(rank))
+    for _ in range(50):
+        history.now += 1.0
+        for rank in (0, 1):
+            history.happen(ev.Connected(follower_id=history.id_of(rank)))
+        assert not of(ev.KillFollower, history.happen(ev.Tick()))
+    cut_off = history.id_of(1)
+    history.now += 2.5
+    history.happen(ev.Connected(follower_id=history.id_of(0)))
+    assert of(ev.KillFollower, history.happen(ev.Tick())) == [ev.KillFollower(follower_id=cut_off)]
+
+
+def test_a_member_that_is_ready_must_speak_for_itself():
+    history = GroupHistory(heartbeat_lost_s=4.0).serve()
+    history.now += 4.5
+    for rank in (0, 1):
+        history.happen(ev.Connected(follower_id=history.id_of(rank)))
+    assert len(of(ev.KillFollower, history.happen(ev.Tick()))) == 2
