@@ -68,5 +68,4 @@ def test_a_process_that_stands_still_while_it_loads_is_found_within_its_limit(
     while pids(server)[1] == stopped:
         assert time.monotonic() - at < 2 * LOST_S, server.log
         time.sleep(0.05)
-    assert "not connected for" in server.log
     assert status_of(server).restarts == 1
