@@ -132,11 +132,12 @@ class FollowerDesk:
             return f"{who} is not (or no longer) part of this group"
         return ""
 
-    async def find_connected(self, silent_s: float, now: float) -> list[ev.Event]:
-        """What speaks for followers that have said nothing for `silent_s`.
+    async def find_connected(self, now: float) -> list[ev.Event]:
+        """What speaks for followers that have said nothing for a while.
 
         A follower that loads may hold its interpreter for long; libzmq keeps its connection.
         """
+        silent_s = self._config.timeouts.heartbeat_lost_s / 4
         found: list[ev.Event] = []
         for member in list(self._state.members.values()):
             peer = self._peers.get(member.follower_id)

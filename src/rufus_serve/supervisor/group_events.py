@@ -97,6 +97,8 @@ class Member(msgspec.Struct, kw_only=True):
         phase. Then its connection alone is looked at, which ends after half of `lost_s`.
         """
         silent_s = now - self.heard
+        if self.phase in (MemberPhase.PLACING, MemberPhase.STARTING):
+            return ""
         if self.phase in (MemberPhase.LOADING, MemberPhase.WARMING):
             gone_s = now - self.connected
             return f"not connected for {gone_s:.1f} s" if gone_s > lost_s / 2 else ""

@@ -118,8 +118,7 @@ class GroupState:
         for event, rank in adopted:
             self._add(event.follower_id, rank, now)
             self._on_joined(event, now)
-        missing = set(range(self.settings.nodes)) - set(self.by_rank())
-        for rank in sorted(missing):
+        for rank in sorted(set(range(self.settings.nodes)) - set(self.by_rank())):
             self._start(rank, now)
         for _ in range(self.settings.standby_nodes):
             self._start(STANDBY, now)
@@ -194,8 +193,7 @@ class GroupState:
         member.endpoint = event.endpoint
         self._move(member, MemberPhase.READY, now)
         ranked = self.by_rank()
-        complete = len(ranked) == self.settings.nodes
-        if complete and all(m.phase is MemberPhase.READY for m in ranked.values()):
+        if self._complete() and all(m.phase is MemberPhase.READY for m in ranked.values()):
             self._replacements.forgive()
             self.recovery_time.note(self.phase, now - self.phase_since)
             self._enter(GroupPhase.READY, now)
@@ -287,10 +285,8 @@ class GroupState:
                 self._fail(StartupTimeout, f"{member.name} {reason}", now)
             else:
                 self._on_lost(member, reason, now)
-        elif member.phase not in (MemberPhase.PLACING, MemberPhase.STARTING):
-            reason = member.silence(now, lost_s=self.settings.heartbeat_lost_s)
-            if reason:
-                self._on_lost(member, reason, now)
+        elif silence := member.silence(now, lost_s=self.settings.heartbeat_lost_s):
+            self._on_lost(member, silence, now)
 
     # ---- steps that events share ----
 
@@ -347,8 +343,7 @@ class GroupState:
 
     def _spend(self, reason: str, now: float) -> bool:
         """Take one restart out of the budget; False, and the group fails, if none is left."""
-        refusal = self._budget.spend(reason, now)
-        if refusal:
+        if refusal := self._budget.spend(reason, now):
             self._fail(RestartBudgetSpent, refusal, now)
         return not refusal
 

@@ -238,10 +238,9 @@ class Supervisor:
         self._spawn(self._handle(self._desk.ended(news)))
 
     async def _tick(self) -> None:
-        silent_s = self._config.timeouts.heartbeat_lost_s / 4
         while True:
             await asyncio.sleep(_TICK_S)
-            found = await self._desk.find_connected(silent_s, time.monotonic())
+            found = await self._desk.find_connected(time.monotonic())
             for event in (*found, ev.Tick()):
                 await self._handle(event)
 

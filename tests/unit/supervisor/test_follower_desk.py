@@ -154,6 +154,6 @@ def test_a_silent_follower_is_spoken_for_by_its_connection(desk):
     for rank, peer in enumerate((b"p", b"q")):
         desk.take(peer, desk.hello(rank))
     desk.server.gone.add(b"q")
-    assert asyncio.run(desk.desk.find_connected(2.0, 1.9)) == []
-    found = asyncio.run(desk.desk.find_connected(2.0, 3.0))
+    assert asyncio.run(desk.desk.find_connected(1.2)) == []
+    found = asyncio.run(desk.desk.find_connected(1.3))
     assert found == [ev.Connected(follower_id=desk.ids[0])]
