@@ -35,7 +35,7 @@ POD = str(Path(__file__).parent / "pod.sh")
 USER = 10001
 SETS = (
     "config.max_model_len=512", "config.dtype=float32", "config.cpu.threads=1",
-    "config.timeouts.heartbeat_lost_s=3", "config.timeouts.step_floor_s=3",
+    "config.timeouts.heartbeat_lost_s=10", "config.timeouts.step_floor_s=10",
     "apiKeys.enabled=false", "groupToken.existingSecret=token",
 )  # fmt: skip
 ASKS = [
