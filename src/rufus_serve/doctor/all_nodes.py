@@ -45,13 +45,13 @@ from rufus_serve.doctor.network import (
     STEP,
     spread_ports,
 )
-from rufus_serve.doctor.one_host import PROBE, examine_host, group_plan, own_placement
+from rufus_serve.doctor.one_host import PROBE, examine_host, own_placement
 from rufus_serve.doctor.report import Report, on_node
 from rufus_serve.doctor.system import HostSystem
 from rufus_serve.doctor.versions import common_facts, leader_versions
 from rufus_serve.errors import ClusterError, FollowerError
 from rufus_serve.model.folder import check_folder
-from rufus_serve.supervisor.plan import GroupPlan
+from rufus_serve.supervisor.group_plan import GroupPlan, plan_group
 
 _log = logging.getLogger(__name__)
 _LISTEN_S = 10.0
@@ -100,7 +100,7 @@ def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
     Raises:
         RufusError: the settings cannot be used at all, or Ray cannot be started or joined.
     """
-    plan = group_plan(config)
+    plan = plan_group(config, None)
     if not plan.spread:
         report = examine_host(config, quick=quick)
         note = Findings("nodes").note(

@@ -15,7 +15,7 @@ from rufus_serve.doctor.versions import common_facts, leader_versions
 from rufus_serve.errors import FollowerError
 from rufus_serve.model.folder import check_folder
 from rufus_serve.supervisor.group_file import load, path_for
-from rufus_serve.supervisor.plan import GroupPlan, make_plan
+from rufus_serve.supervisor.group_plan import GroupPlan, plan_group
 
 PROBE = "rufus_serve.doctor"
 """Module that a probe process runs."""
@@ -28,7 +28,7 @@ def examine_host(config: ServeConfig, *, quick: bool) -> Report:
         RufusError: the settings cannot be used at all; the same as `serve` raises.
     """
     check_folder(Path(config.model))
-    placement = own_placement(config, group_plan(config))
+    placement = own_placement(config, plan_group(config, None))
     order = Examine(
         node=socket.gethostname(),
         config=config.model_dump(mode="json"),
@@ -41,13 +41,6 @@ def examine_host(config: ServeConfig, *, quick: bool) -> Report:
     if config.cluster.python:
         found += compare_versions([report], common_facts(system))
     return Report.of([report.node], on_node(report.node, found))
-
-
-def group_plan(config: ServeConfig) -> GroupPlan:
-    """Address, token and kind of the group that `serve` would make; leaves no files behind."""
-    plan = make_plan(config, None)
-    plan.remove()
-    return plan
 
 
 def own_placement(config: ServeConfig, plan: GroupPlan) -> Placement:

@@ -10,10 +10,10 @@ from rufus_serve import errors
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import LeaderError, StartupTimeout
 from rufus_serve.supervisor.group_events import GroupPhase
+from rufus_serve.supervisor.group_plan import GroupRun
 from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.leader_process import LeaderProcess
-from rufus_serve.supervisor.plan import GroupPlan
 from rufus_serve.supervisor.report import Report
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class LeaderKeeper:
     def __init__(
         self,
         config: ServeConfig,
-        plan: GroupPlan,
+        plan: GroupRun,
         *,
         state: GroupState,
         link: LeaderLink,

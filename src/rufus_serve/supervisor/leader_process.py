@@ -12,13 +12,13 @@ import msgspec
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.protocol.specs import SPEC_VARIABLE, LeaderSpec, last_word_file
-from rufus_serve.supervisor.plan import GroupPlan
+from rufus_serve.supervisor.group_plan import GroupRun
 
 
 class LeaderProcess:
     """Starts `python -m rufus_serve.leader` in a process group of its own."""
 
-    def __init__(self, config: ServeConfig, plan: GroupPlan) -> None:
+    def __init__(self, config: ServeConfig, plan: GroupRun) -> None:
         self._config, self._plan = config, plan
         self._process: asyncio.subprocess.Process | None = None
         self._spec_path = Path()

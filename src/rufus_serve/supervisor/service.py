@@ -38,16 +38,16 @@ from rufus_serve.protocol.specs import FollowerSpec
 from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.followers import FollowerDesk
 from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
-from rufus_serve.supervisor.group_state import GroupState
-from rufus_serve.supervisor.leader_keeper import LeaderKeeper
-from rufus_serve.supervisor.leader_link import LeaderLink
-from rufus_serve.supervisor.plan import (
+from rufus_serve.supervisor.group_plan import (
+    begin_run,
     form_orders,
     group_settings,
     kept_group,
     make_cluster,
-    make_plan,
 )
+from rufus_serve.supervisor.group_state import GroupState
+from rufus_serve.supervisor.leader_keeper import LeaderKeeper
+from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.report import Report
 from rufus_serve.supervisor.status import status_of
 
@@ -65,7 +65,7 @@ class Supervisor:
         self._early_signals = early_signals
         """Those that came before `run`."""
         self._kept = kept_group(config)
-        self._plan = make_plan(config, self._kept)
+        self._plan = begin_run(config, self._kept)
         keys = GroupKeys.from_token(self._plan.token)
         control = f"tcp://{self._plan.address}:{self._plan.control_port}"
         beat_s, lost_s = config.timeouts.heartbeat_s, config.timeouts.heartbeat_lost_s

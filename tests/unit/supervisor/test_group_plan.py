@@ -1,4 +1,5 @@
 import stat
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,7 +9,13 @@ from rufus_serve.cluster.local import LocalCluster
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.supervisor.group_events import Form
-from rufus_serve.supervisor.plan import form_orders, group_settings, make_cluster, make_plan
+from rufus_serve.supervisor.group_plan import (
+    begin_run,
+    form_orders,
+    group_settings,
+    make_cluster,
+    plan_group,
+)
 
 
 def config(**fields) -> ServeConfig:
@@ -24,7 +31,7 @@ def token_file(folder: Path) -> str:
 
 @pytest.fixture
 def plan():
-    plan = make_plan(config(), None)
+    plan = begin_run(config(), None)
     yield plan
     plan.remove()
 
@@ -42,20 +49,27 @@ def test_the_runs_folder_is_the_owners_alone_and_goes_away(plan):
     assert not plan.run_dir.exists()
 
 
+def test_a_plan_alone_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plan = plan_group(config(), None)
+    assert (plan.address, plan.spread, plan.token) == ("127.0.0.1", False, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_runs_have_tokens_of_their_own(plan):
-    other = make_plan(config(), None)
+    other = begin_run(config(), None)
     other.remove()
     assert other.token != plan.token
 
 
 def test_several_hosts_need_a_shared_token():
     with pytest.raises(ConfigError, match=r"cluster\.token_file"):
-        make_plan(config(cluster={"ray_address": "10.0.0.1:6379"}), None)
+        begin_run(config(cluster={"ray_address": "10.0.0.1:6379"}), None)
 
 
 def test_several_hosts_share_the_token_of_the_file(tmp_path):
     shared = {"token_file": token_file(tmp_path), "control_port": 6400, "ray_port": 6401}
-    plan = make_plan(config(cluster=shared), None)
+    plan = begin_run(config(cluster=shared), None)
     plan.remove()
     assert plan.token == "a-token-of-thirty-two-characters-or-more"
     assert plan.spread
@@ -87,7 +101,7 @@ def test_one_node_may_join_by_itself_beside_a_leader_without_a_follower(tmp_path
     token.touch(mode=0o600)
     token.write_text("t" * 32)
     cluster = {"token_file": token, "follower_on_leader_host": False}
-    plan = make_plan(ServeConfig(model="m", nodes=1, cluster=cluster), None)
+    plan = begin_run(ServeConfig(model="m", nodes=1, cluster=cluster), None)
     try:
         assert plan.spread
         assert plan.control_port == 6400

@@ -24,14 +24,20 @@ _log = logging.getLogger(__name__)
 
 
 class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the group's sockets and files are."""
+    """Where the group is, by the configuration alone; making one leaves nothing behind."""
 
     token: str
+    """The group's secret; empty if there is no token file."""
     address: str
     """This host's address, by which followers reach the supervisor."""
     control_port: int
     spread: bool
     """Whether followers join by themselves, from other hosts; else all run on this one."""
+
+
+class GroupRun(GroupPlan, frozen=True, kw_only=True):
+    """A plan that is carried out: with a secret in any case, and a folder."""
+
     run_dir: Path
     """Private folder of this run: link socket, leader's spec, logs."""
 
@@ -53,11 +59,11 @@ class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
             shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
-def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
+def plan_group(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
     """The plan for `config`; where followers of `kept` wait, they are to find us again.
 
     Raises:
-        ConfigError: followers join from other hosts and there is no token file.
+        ConfigError: followers join from other hosts and there is no token file, or it is no good.
     """
     from rufus_serve.cluster.addresses import choose_address
 
@@ -66,22 +72,28 @@ def make_plan(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
     spread = spread and (config.nodes > 1 or not cluster.follower_on_leader_host)
     if spread and cluster.token_file is None:
         raise ConfigError("cluster.token_file is needed when followers run on other hosts")
-    if cluster.token_file:
-        token = read_token(cluster.token_file)
-    else:
-        token = kept.token if kept else new_token()
     address = choose_address(interface=cluster.interface) if spread else "127.0.0.1"
-    run_dir = Path(kept.run_dir) if kept else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
     port = control_port(config) if spread else cluster.control_port
     if kept and not port:
         port = int(kept.control_endpoint.rpartition(":")[2])
-    plan = GroupPlan(
-        token=token, address=address, control_port=port, spread=spread, run_dir=run_dir
-    )
-    plan.log_dir.mkdir(exist_ok=True, parents=True)
-    if spread and not cluster.ray_address:
-        _log.info("%s", invitation(config, address))
-    return plan
+    token = read_token(cluster.token_file) if cluster.token_file else ""
+    return GroupPlan(token=token, address=address, control_port=port, spread=spread)
+
+
+def begin_run(config: ServeConfig, kept: GroupFile | None) -> GroupRun:
+    """Make what the group of `config` needs on this host, or take what `kept` left of it.
+
+    Raises:
+        ConfigError: as `plan_group`.
+    """
+    plan = plan_group(config, kept)
+    token = plan.token or (kept.token if kept else new_token())
+    run_dir = Path(kept.run_dir) if kept else Path(tempfile.mkdtemp(prefix="rufus-serve-"))
+    run = GroupRun(run_dir=run_dir, **(msgspec.structs.asdict(plan) | {"token": token}))
+    run.log_dir.mkdir(exist_ok=True, parents=True)
+    if plan.spread and not config.cluster.ray_address:
+        _log.info("%s", invitation(config, plan.address))
+    return run
 
 
 def invitation(config: ServeConfig, address: str) -> str:
@@ -136,7 +148,7 @@ def group_settings(config: ServeConfig) -> GroupSettings:
 
 
 def form_orders(
-    config: ServeConfig, plan: GroupPlan, action: Form
+    config: ServeConfig, plan: GroupRun, action: Form
 ) -> tuple[tuple[str, FormGroup], ...]:
     """What each member, by its id, is told of an epoch."""
     same_host = len(set(action.addresses)) == 1
@@ -164,7 +176,7 @@ def form_orders(
     )
 
 
-def make_cluster(config: ServeConfig, plan: GroupPlan) -> Cluster:
+def make_cluster(config: ServeConfig, plan: GroupRun) -> Cluster:
     """The cluster that `config.cluster.kind` names."""
     followers = config.num_followers
     if config.cluster.kind == "local":
