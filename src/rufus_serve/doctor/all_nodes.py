@@ -19,7 +19,7 @@ from rufus_serve.doctor.comparison import (
     judge_links,
     judge_mtu,
 )
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.messages import (
     Examine,
@@ -46,7 +46,7 @@ from rufus_serve.doctor.network import (
     spread_ports,
 )
 from rufus_serve.doctor.one_host import PROBE, examine_host, own_placement
-from rufus_serve.doctor.report import Report, on_node
+from rufus_serve.doctor.report import DoctorReport, on_node
 from rufus_serve.doctor.system import HostSystem
 from rufus_serve.doctor.versions import common_facts, leader_versions
 from rufus_serve.errors import ClusterError, FollowerError
@@ -94,7 +94,7 @@ class Probes(Protocol):
         """Ask hosts by name, all at once: each one's answer, or as text why there is none."""
 
 
-def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
+def examine_nodes(config: ServeConfig, *, quick: bool) -> DoctorReport:
     """Examine every host of the group, joining or starting its Ray cluster.
 
     Raises:
@@ -108,7 +108,7 @@ def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
             "cluster.ray_address is set",
             why="there are no other hosts to examine",
         )
-        return Report.of(report.nodes, [*report.findings, *on_node(report.nodes[0], [note])])
+        return DoctorReport.of(report.nodes, [*report.findings, *on_node(report.nodes[0], [note])])
     check_folder(Path(config.model))
     if config.cluster.python and config.cluster.follower_on_leader_host:
         interpreter_of(config.cluster.python)
@@ -117,8 +117,8 @@ def examine_nodes(config: ServeConfig, *, quick: bool) -> Report:
 
 
 def _examine_spread(
-    config: ServeConfig, plan: GroupPlan, here: Placement, *, quick: bool
-) -> Report:
+    config: ServeConfig, plan: GroupPlan, here: HostPart, *, quick: bool
+) -> DoctorReport:
     expected = config.num_followers + (not config.cluster.follower_on_leader_host)
     existing = _existing(config, plan)
     settings = JoinSettings(
@@ -137,7 +137,7 @@ def _examine_spread(
         absent = [*_absent(config, plan, expected, came)]
         failed = [_no_probe(name, reason) for name, reason in probes.absent.items()]
         report = examine_probes(config, probes, here, quick=quick)
-    return Report.of(came, [*absent, *failed, *report.findings])
+    return DoctorReport.of(came, [*absent, *failed, *report.findings])
 
 
 def _existing(config: ServeConfig, plan: GroupPlan) -> str:
@@ -178,7 +178,9 @@ def _no_probe(node: str, reason: str) -> Finding:
     return finding
 
 
-def examine_probes(config: ServeConfig, probes: Probes, here: Placement, *, quick: bool) -> Report:
+def examine_probes(
+    config: ServeConfig, probes: Probes, here: HostPart, *, quick: bool
+) -> DoctorReport:
     """Examine the hosts of `probes`, each by itself and each pair; `here` is the leader's part."""
     nodes = probes.nodes
     placements = {node.name: _placement(node, nodes, here) for node in nodes}
@@ -200,10 +202,10 @@ def examine_probes(config: ServeConfig, probes: Probes, here: Placement, *, quic
         findings += compare_versions(reports, common_facts(system))
         findings += compare_models(reports)
     findings += [*judge_links(links), *judge_mtu(reports, links), *judge_clocks(links, leader)]
-    return Report.of(placements, findings)
+    return DoctorReport.of(placements, findings)
 
 
-def _placement(node: Node, nodes: Sequence[Node], here: Placement) -> Placement:
+def _placement(node: Node, nodes: Sequence[Node], here: HostPart) -> HostPart:
     """`node`'s part; followers of one address share a host, and what it has."""
     beside = sum(each.followers for each in nodes if each.address == node.address)
     return msgspec.structs.replace(
@@ -235,7 +237,7 @@ def _ask(
 
 
 def _links(
-    config: ServeConfig, probes: Probes, placements: Mapping[str, Placement]
+    config: ServeConfig, probes: Probes, placements: Mapping[str, HostPart]
 ) -> tuple[Link, ...]:
     """How every host reaches every other."""
     nonce = secrets.token_hex(16)
@@ -271,7 +273,7 @@ def _links(
     return tuple(link for r in replies.values() if isinstance(r, Reached) for link in r.links)
 
 
-def _awaited(config: ServeConfig, placement: Placement) -> dict[str, int]:
+def _awaited(config: ServeConfig, placement: HostPart) -> dict[str, int]:
     """Purpose to port of what a probe listens on, beside the running group's if there is one."""
     ports = {name: port for name, (_, port) in spread_ports(config, placement).items()}
     if placement.served_by:
@@ -283,7 +285,7 @@ def _awaited(config: ServeConfig, placement: Placement) -> dict[str, int]:
 
 
 def _targets(
-    config: ServeConfig, node: Node, state: Listening, placement: Placement
+    config: ServeConfig, node: Node, state: Listening, placement: HostPart
 ) -> Iterator[Target]:
     """What the others may try to reach of `node`."""
 
@@ -300,7 +302,7 @@ def _targets(
                 yield target(purpose, port, talks=False)
 
 
-def _needs(purpose: str, source: Placement) -> bool:
+def _needs(purpose: str, source: HostPart) -> bool:
     """Whether a host of this part ever connects to a port of that purpose."""
     if purpose == STEP:
         return source.is_leader

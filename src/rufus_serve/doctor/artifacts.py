@@ -11,14 +11,14 @@ from rufus_serve.artifacts.identity import Identity, differences, identify_model
 from rufus_serve.artifacts.location import Location, is_remote, local_path
 from rufus_serve.artifacts.manifest import MANIFEST, ManifestFile, decode_manifest
 from rufus_serve.artifacts.verify import faults_of
-from rufus_serve.doctor.context import Context, gib
+from rufus_serve.doctor.context import HostContext, gib
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ArtifactError, ModelError
 
 _CODE = ArtifactError.exit_code
 
 
-def artifacts(context: Context) -> Iterator[Finding]:
+def artifacts(context: HostContext) -> Iterator[Finding]:
     """What `rufus-serve compile` made, checked as the followers will check it."""
     say = Findings("artifacts")
     config = context.config
@@ -56,7 +56,7 @@ def _error(say: Findings, what: str, fix: str) -> Finding:
     return say.error(what, why=why, fix=fix, code=_CODE)
 
 
-def _find(context: Context, location: Location) -> Found:
+def _find(context: HostContext, location: Location) -> Found:
     """The artifacts in `location` that were made from this model for this group.
 
     Compiled-in settings and versions are left to the runtime, which alone knows them.
@@ -86,7 +86,7 @@ def _find(context: Context, location: Location) -> Found:
     raise ArtifactError(f"{location.url}: no artifacts there")
 
 
-def _intact(context: Context, say: Findings, found: Found) -> Iterator[Finding]:
+def _intact(context: HostContext, say: Findings, found: Found) -> Iterator[Finding]:
     """Every file of every node: after a restart any node may hold any rank."""
     files, where = found.manifest.files, found.location.url
     size = gib(sum(file.size for file in files))
@@ -107,7 +107,7 @@ def _intact(context: Context, say: Findings, found: Found) -> Iterator[Finding]:
     yield say.ok(f"{where}: {len(files)} files, {size}, {how}")
 
 
-def _faults(context: Context, folder: Path, files: tuple[ManifestFile, ...]) -> list[str]:
+def _faults(context: HostContext, folder: Path, files: tuple[ManifestFile, ...]) -> list[str]:
     if context.quick:
         return [fault for file in files if (fault := _size_fault(folder / file.path, file.size))]
     threads = context.config.artifacts.threads

@@ -1,4 +1,4 @@
-"""`Context`: what the checks of one host need to know beside the host itself."""
+"""`HostContext`: what the checks of one host need to know beside the host itself."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from rufus_serve.model.weight_files import weights_bytes
 GIB = 1 << 30
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
+class HostPart(msgspec.Struct, frozen=True, kw_only=True):
     """The part that a host plays."""
 
     is_leader: bool = True
@@ -31,11 +31,11 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Process id of the supervisor of the group that runs already; 0 if none does."""
 
 
-class Context:
+class HostContext:
     """A host, the settings, and its part in them."""
 
     def __init__(
-        self, system: System, config: ServeConfig, placement: Placement, *, quick: bool = False
+        self, system: System, config: ServeConfig, placement: HostPart, *, quick: bool = False
     ) -> None:
         self.system = system
         self.config = config

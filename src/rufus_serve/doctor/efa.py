@@ -6,7 +6,7 @@ preparing trn1.32xlarge for several nodes, and EC2's guide to EFA.
 
 from collections.abc import Iterator
 
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import FollowerError
 
@@ -26,13 +26,13 @@ _INSTALL = (
 )
 
 
-def _why_skipped(context: Context) -> str:
+def _why_skipped(context: HostContext) -> str:
     if not context.on_device:
         return context.not_on_device
     return "" if context.placement.spread else "all followers are on this host"
 
 
-def efa_devices(context: Context) -> Iterator[Finding]:
+def efa_devices(context: HostContext) -> Iterator[Finding]:
     """Whether there are EFA devices, and as many as the instance type has."""
     say = Findings("efa devices")
     if reason := _why_skipped(context):
@@ -60,14 +60,14 @@ def efa_devices(context: Context) -> Iterator[Finding]:
         )
 
 
-def _names(context: Context) -> list[str]:
+def _names(context: HostContext) -> list[str]:
     """Devices of Amazon's; other makers' adapters are listed in the same folder."""
     system = context.system
     vendors = {name: system.read(f"{_CLASS}/{name}/device/vendor") for name in system.list(_CLASS)}
     return [name for name, vendor in vendors.items() if vendor in (_AMAZON, None)]
 
 
-def efa_provider(context: Context) -> Iterator[Finding]:
+def efa_provider(context: HostContext) -> Iterator[Finding]:
     """Whether libfabric finds the devices."""
     say = Findings("efa provider")
     if reason := _why_skipped(context):
@@ -106,7 +106,7 @@ def _domains(out: str) -> set[str]:
     return {value.strip() for key, _, value in lines if key == "domain"}
 
 
-def _chosen_provider(context: Context, say: Findings) -> Iterator[Finding]:
+def _chosen_provider(context: HostContext, say: Findings) -> Iterator[Finding]:
     chosen = context.system.variable("FI_PROVIDER")
     if chosen and chosen != "efa":
         yield say.error(
@@ -117,7 +117,7 @@ def _chosen_provider(context: Context, say: Findings) -> Iterator[Finding]:
         )
 
 
-def rdma(context: Context) -> Iterator[Finding]:
+def rdma(context: HostContext) -> Iterator[Finding]:
     """Whether this process may use the devices, and their remote memory access."""
     say = Findings("rdma")
     if reason := _why_skipped(context):
@@ -144,7 +144,9 @@ def rdma(context: Context) -> Iterator[Finding]:
     yield from _reads(context, say, devices, len(usable))
 
 
-def _reads(context: Context, say: Findings, devices: list[str], usable: int) -> Iterator[Finding]:
+def _reads(
+    context: HostContext, say: Findings, devices: list[str], usable: int
+) -> Iterator[Finding]:
     """A driver that knows RDMA reads counts them."""
     for name in devices:
         counters = context.system.list(f"{_CLASS}/{name}/ports/1/hw_counters")

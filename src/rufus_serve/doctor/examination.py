@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rufus_serve.artifacts.identity import identify_model
 from rufus_serve.doctor.artifacts import artifacts
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.efa import efa_devices, efa_provider, rdma
 from rufus_serve.doctor.finding import Finding
 from rufus_serve.doctor.limits import huge_pages, memlock, open_files, processes
@@ -18,7 +18,7 @@ from rufus_serve.doctor.topology import api_keys, settings
 from rufus_serve.doctor.versions import facts, versions
 from rufus_serve.errors import ModelError
 
-Check = Callable[[Context], Iterator[Finding]]
+Check = Callable[[HostContext], Iterator[Finding]]
 
 CHECKS: tuple[Check, ...] = (
     settings, model, artifacts, api_keys, versions,
@@ -28,7 +28,7 @@ CHECKS: tuple[Check, ...] = (
 )  # fmt: skip
 
 
-def examine(context: Context, node: str) -> NodeReport:
+def examine(context: HostContext, node: str) -> NodeReport:
     """Everything there is to say of the host of `context`, called `node`."""
     own = context.placement.address
     return NodeReport(
@@ -41,7 +41,7 @@ def examine(context: Context, node: str) -> NodeReport:
     )
 
 
-def _model_key(context: Context) -> str:
+def _model_key(context: HostContext) -> str:
     """A text that differs between checkpoints; empty if there is none to be read."""
     try:
         identity = identify_model(Path(context.config.model))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rufus_serve.doctor.context import GIB, Context, gib
+from rufus_serve.doctor.context import GIB, HostContext, gib
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.meminfo import meminfo
 from rufus_serve.doctor.system import UNLIMITED
@@ -16,7 +16,7 @@ _EFA_HUGE_BYTES = 5 * GIB
 """What AWS's EFA examples for Kubernetes ask for (hugepages-2Mi: 5120Mi)."""
 
 
-def memlock(context: Context) -> Iterator[Finding]:
+def memlock(context: HostContext) -> Iterator[Finding]:
     """Memory that may be pinned."""
     say = Findings("memlock")
     if not context.on_device:
@@ -40,7 +40,7 @@ def memlock(context: Context) -> Iterator[Finding]:
         yield say.warning(what, why=why, fix=fix)
 
 
-def open_files(context: Context) -> Iterator[Finding]:
+def open_files(context: HostContext) -> Iterator[Finding]:
     """File descriptors: every waiting and running request holds one in the leader."""
     say = Findings("open files")
     config = context.config
@@ -59,7 +59,7 @@ def open_files(context: Context) -> Iterator[Finding]:
     )
 
 
-def processes(context: Context) -> Iterator[Finding]:
+def processes(context: HostContext) -> Iterator[Finding]:
     """Threads and processes, of the user and of the container."""
     say = Findings("processes")
     soft, _ = context.system.limit("nproc")
@@ -79,7 +79,7 @@ def processes(context: Context) -> Iterator[Finding]:
     )
 
 
-def _pids_max(context: Context) -> int:
+def _pids_max(context: HostContext) -> int:
     text = context.system.read("/sys/fs/cgroup/pids.max") or ""
     return int(text) if text.isdecimal() else UNLIMITED
 
@@ -88,7 +88,7 @@ def _shown(limit: int) -> str:
     return "unlimited" if limit == UNLIMITED else f"{limit:,}"
 
 
-def huge_pages(context: Context) -> Iterator[Finding]:
+def huge_pages(context: HostContext) -> Iterator[Finding]:
     """Huge pages, from which EFA's provider takes its buffers if there are any."""
     say = Findings("huge pages")
     if not context.on_device or not context.placement.spread:

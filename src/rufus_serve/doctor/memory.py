@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rufus_serve.artifacts.fetch import default_cache
 from rufus_serve.artifacts.location import is_remote
-from rufus_serve.doctor.context import GIB, Context, gib
+from rufus_serve.doctor.context import GIB, HostContext, gib
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.meminfo import memory_available, memory_bound
 from rufus_serve.doctor.topology import device_plan
@@ -24,7 +24,7 @@ _SMALL_TMP_SHARE = 0.05
 """Ray refuses to spill objects once its disk is this close to full."""
 
 
-def host_memory(context: Context) -> Iterator[Finding]:
+def host_memory(context: HostContext) -> Iterator[Finding]:
     """Memory for this host's followers, and for the leader if it is here."""
     say = Findings("host memory")
     need, reason = _needed_memory(context)
@@ -57,7 +57,7 @@ def host_memory(context: Context) -> Iterator[Finding]:
         yield say.ok(f"{what}{gib(available)} of {gib(bound)} are available")
 
 
-def _needed_memory(context: Context) -> tuple[int, str]:
+def _needed_memory(context: HostContext) -> tuple[int, str]:
     """Bytes, and what they are for; 0 with the reason if they cannot be told."""
     weights = checkpoint_bytes(context)
     if not weights:
@@ -84,7 +84,7 @@ def _needed_memory(context: Context) -> tuple[int, str]:
     return compiling + own, "compiling: checkpoint, one node's shards, compiler"
 
 
-def checkpoint_bytes(context: Context) -> int:
+def checkpoint_bytes(context: HostContext) -> int:
     """Bytes of the weights in host memory, in the number format they are served in."""
     files = context.weights_bytes
     if context.config.dtype == "auto" or context.shape is None or not files:
@@ -92,7 +92,7 @@ def checkpoint_bytes(context: Context) -> int:
     return context.shape.num_params * (4 if context.config.dtype == "float32" else 2)
 
 
-def disk(context: Context) -> Iterator[Finding]:
+def disk(context: HostContext) -> Iterator[Finding]:
     """Disk for artifacts that are compiled or fetched, and for temporary files."""
     say = Findings("disk")
     yield from _temporary(context, say)
@@ -119,7 +119,7 @@ def disk(context: Context) -> Iterator[Finding]:
     )
 
 
-def _temporary(context: Context, say: Findings) -> Iterator[Finding]:
+def _temporary(context: HostContext, say: Findings) -> Iterator[Finding]:
     folder = context.system.variable("TMPDIR") or "/tmp"  # noqa: S108 - where Ray writes
     space = context.system.space(folder)
     if space.free >= space.total * _SMALL_TMP_SHARE:
@@ -132,7 +132,7 @@ def _temporary(context: Context, say: Findings) -> Iterator[Finding]:
     )
 
 
-def shared_memory(context: Context) -> Iterator[Finding]:
+def shared_memory(context: HostContext) -> Iterator[Finding]:
     """Where Ray has its object store, and followers of one host sum their shards."""
     say = Findings("shared memory")
     followers = context.placement.followers

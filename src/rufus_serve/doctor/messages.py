@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.finding import Finding
 
 
@@ -18,7 +18,7 @@ class Examine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     node: str
     config: dict[str, Any]
     """`ServeConfig.model_dump(mode="json")`."""
-    placement: Placement
+    placement: HostPart
     quick: bool = False
 
 

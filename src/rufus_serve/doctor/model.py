@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rufus_serve.doctor.context import Context, gib
+from rufus_serve.doctor.context import HostContext, gib
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ModelError
 from rufus_serve.model.folder import check_folder, check_tokenizer
@@ -13,7 +13,7 @@ from rufus_serve.model.weight_files import INDEX, read_header, tensor_files
 _CODE = ModelError.exit_code
 
 
-def model(context: Context) -> Iterator[Finding]:
+def model(context: HostContext) -> Iterator[Finding]:
     """config.json, weights and tokenizer."""
     say = Findings("model")
     folder = Path(context.config.model)
@@ -33,7 +33,7 @@ def model(context: Context) -> Iterator[Finding]:
     yield say.ok(f"{folder}: {shape.model_type}, {params}, {gib(size)} of weights, all readable")
 
 
-def _refuse(context: Context, shape: ModelShape, folder: Path) -> None:
+def _refuse(context: HostContext, shape: ModelShape, folder: Path) -> None:
     if shape.quantization:
         raise ModelError(
             f"{folder}: weights quantized with {shape.quantization!r} are not supported; "

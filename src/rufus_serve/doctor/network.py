@@ -9,7 +9,7 @@ from rufus_serve.config.ports import (
     step_port,
 )
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.doctor.context import Context, Placement
+from rufus_serve.doctor.context import HostContext, HostPart
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ClusterError, EndpointError
 
@@ -26,7 +26,7 @@ _EC2_MTU = 9001
 """Jumbo frames, as EC2 has them within a VPC."""
 
 
-def address(context: Context) -> Iterator[Finding]:
+def address(context: HostContext) -> Iterator[Finding]:
     """The interface chosen among all, and its MTU."""
     say = Findings("address")
     own = context.placement.address
@@ -54,7 +54,7 @@ def address(context: Context) -> Iterator[Finding]:
         )
 
 
-def ports(context: Context) -> Iterator[Finding]:
+def ports(context: HostContext) -> Iterator[Finding]:
     """Ports that will be listened on here, free or held by our own running server."""
     say = Findings("ports")
     if context.placement.served_by:
@@ -78,7 +78,7 @@ def ports(context: Context) -> Iterator[Finding]:
         yield say.ok(f"{shown or 'none is fixed'}{' can be listened on' if shown else ''}")
 
 
-def own_ports(context: Context) -> dict[str, tuple[str, int]]:
+def own_ports(context: HostContext) -> dict[str, tuple[str, int]]:
     """Setting to host and port, for what this host listens on; port 0 is any free one."""
     config, placement = context.config, context.placement
     own = placement.address
@@ -92,7 +92,7 @@ def own_ports(context: Context) -> dict[str, tuple[str, int]]:
     return wanted
 
 
-def spread_ports(config: ServeConfig, placement: Placement) -> dict[str, tuple[str, int]]:
+def spread_ports(config: ServeConfig, placement: HostPart) -> dict[str, tuple[str, int]]:
     """The ports that other hosts connect to; no fixed ones of followers that share a host."""
     cluster, own = config.cluster, placement.address
     wanted: dict[str, tuple[str, int]] = {}

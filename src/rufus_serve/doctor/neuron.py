@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import FollowerError
 
@@ -23,7 +23,7 @@ _PIP = "pip install 'rufus-serve[neuron]' --extra-index-url https://pip.repos.ne
 _DEVICE = re.compile(r"neuron\d+")
 
 
-def neuron_devices(context: Context) -> Iterator[Finding]:
+def neuron_devices(context: HostContext) -> Iterator[Finding]:
     """Device files, and the cores behind them."""
     say = Findings("neuron devices")
     if not context.on_device:
@@ -49,7 +49,7 @@ def neuron_devices(context: Context) -> Iterator[Finding]:
     yield from _cores(context, say, devices)
 
 
-def _device_fix(context: Context) -> str:
+def _device_fix(context: HostContext) -> str:
     if context.system.read("/sys/module/neuron/version"):
         return (
             "the driver is loaded, so give the container its devices: docker run "
@@ -58,7 +58,7 @@ def _device_fix(context: Context) -> str:
     return "sudo apt-get install -y aws-neuronx-dkms=2.26.*; sudo modprobe neuron"
 
 
-def _cores(context: Context, say: Findings, devices: list[str]) -> Iterator[Finding]:
+def _cores(context: HostContext, say: Findings, devices: list[str]) -> Iterator[Finding]:
     answer = context.system.run("neuron-ls", "--json-output")
     if answer is None:
         answer = context.system.run(f"{_TOOLS}/neuron-ls", "--json-output")
@@ -93,7 +93,7 @@ def _listed(out: str) -> list[dict[str, Any]] | None:
 
 
 def _enough_cores(
-    context: Context, say: Findings, listed: list[dict[str, Any]]
+    context: HostContext, say: Findings, listed: list[dict[str, Any]]
 ) -> Iterator[Finding]:
     cores = sum(int(device.get("nc_count", 0)) for device in listed)
     each, followers = context.config.neuron.cores_per_node, context.placement.followers
@@ -126,7 +126,7 @@ def _free_cores(say: Findings, listed: list[dict[str, Any]]) -> Iterator[Finding
             return
 
 
-def neuron_driver(context: Context) -> Iterator[Finding]:
+def neuron_driver(context: HostContext) -> Iterator[Finding]:
     """The kernel module's version."""
     say = Findings("neuron driver")
     if not context.on_device:
@@ -149,7 +149,7 @@ def neuron_driver(context: Context) -> Iterator[Finding]:
         yield say.ok(f"driver {version}")
 
 
-def driver_version(context: Context) -> str:
+def driver_version(context: HostContext) -> str:
     """Version of module neuron, loaded or at least installed; empty if it is neither."""
     loaded = context.system.read("/sys/module/neuron/version")
     if loaded:
@@ -158,7 +158,7 @@ def driver_version(context: Context) -> str:
     return answer.out.strip() if answer is not None and answer.code == 0 else ""
 
 
-def neuron_runtime(context: Context) -> Iterator[Finding]:
+def neuron_runtime(context: HostContext) -> Iterator[Finding]:
     """Runtime and collectives of the system, and the SDK's Python packages."""
     say = Findings("neuron runtime")
     if not context.on_device:
@@ -215,7 +215,7 @@ def _judge(
         yield say.ok(", ".join(f"{name} {installed[name]}" for name in wanted))
 
 
-def library_versions(context: Context) -> dict[str, str]:
+def library_versions(context: HostContext) -> dict[str, str]:
     """Installed system packages of the SDK, by dpkg or rpm."""
     versions = {}
     for name in _SYSTEM_PACKAGES:

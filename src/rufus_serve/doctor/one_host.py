@@ -6,10 +6,10 @@ from pathlib import Path
 from rufus_serve.cluster.line_child import LineChild
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.comparison import compare_versions
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.messages import Examine, Failed, NodeReport, decode_reply, encode
 from rufus_serve.doctor.probe import Probe
-from rufus_serve.doctor.report import Report, on_node
+from rufus_serve.doctor.report import DoctorReport, on_node
 from rufus_serve.doctor.system import HostSystem
 from rufus_serve.doctor.versions import common_facts, leader_versions
 from rufus_serve.errors import FollowerError
@@ -21,7 +21,7 @@ PROBE = "rufus_serve.doctor"
 """Module that a probe process runs."""
 
 
-def examine_host(config: ServeConfig, *, quick: bool) -> Report:
+def examine_host(config: ServeConfig, *, quick: bool) -> DoctorReport:
     """Examine this host for `config`, as the leader's.
 
     Raises:
@@ -40,14 +40,14 @@ def examine_host(config: ServeConfig, *, quick: bool) -> Report:
     found = [*report.findings, *leader_versions(system)]
     if config.cluster.python:
         found += compare_versions([report], common_facts(system))
-    return Report.of([report.node], on_node(report.node, found))
+    return DoctorReport.of([report.node], on_node(report.node, found))
 
 
-def own_placement(config: ServeConfig, plan: GroupPlan) -> Placement:
+def own_placement(config: ServeConfig, plan: GroupPlan) -> HostPart:
     """This host's part in the group, as the leader's host."""
     running = load(path_for(config))
     every = config.num_followers
-    return Placement(
+    return HostPart(
         spread=plan.spread,
         followers=int(config.cluster.follower_on_leader_host) if plan.spread else every,
         address=plan.address,

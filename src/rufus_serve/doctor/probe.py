@@ -1,7 +1,7 @@
 """`Probe`: obeys the doctor's orders on one host."""
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.examination import examine
 from rufus_serve.doctor.links import Listener, reach
 from rufus_serve.doctor.messages import Examine, Listen, Order, Reach, Reached, Reply
@@ -20,7 +20,7 @@ class Probe:
         match order:
             case Examine():
                 config = ServeConfig.model_validate(order.config)
-                context = Context(self._system, config, order.placement, quick=order.quick)
+                context = HostContext(self._system, config, order.placement, quick=order.quick)
                 return examine(context, order.node)
             case Listen():
                 self.close()

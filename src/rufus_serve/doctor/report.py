@@ -1,4 +1,4 @@
-"""`Report`: all findings about all hosts, and the exit code they make."""
+"""`DoctorReport`: all findings about all hosts, and the exit code they make."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from rufus_serve.doctor.finding import LEVELS, Finding, Level, worst_first
 from rufus_serve.errors import DoctorWarning
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class DoctorReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the doctor says."""
 
     nodes: tuple[str, ...]
@@ -17,7 +17,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Worst first."""
 
     @classmethod
-    def of(cls, nodes: Iterable[str], findings: Iterable[Finding]) -> "Report":
+    def of(cls, nodes: Iterable[str], findings: Iterable[Finding]) -> "DoctorReport":
         """The report of `findings`, in the order they were found."""
         return cls(nodes=tuple(nodes), findings=tuple(worst_first(findings)))
 

@@ -20,7 +20,7 @@ UNLIMITED = -1
 _TIMED_OUT = 124
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended."""
 
     code: int
@@ -62,7 +62,7 @@ class System(Protocol):
     def is_usable(self, path: str) -> bool:
         """Whether this user may read and write `path`."""
 
-    def run(self, *command: str) -> Answer | None:
+    def run(self, *command: str) -> CommandResult | None:
         """Run a command with a deadline; None if it is not installed."""
 
     def space(self, path: str) -> Space:
@@ -111,7 +111,7 @@ class HostSystem:
         """See `System`."""
         return os.access(path, os.R_OK | os.W_OK)
 
-    def run(self, *command: str) -> Answer | None:
+    def run(self, *command: str) -> CommandResult | None:
         """See `System`."""
         program = shutil.which(command[0])
         return None if program is None else _run([program, *command[1:]])
@@ -170,7 +170,7 @@ class HostSystem:
         return ""
 
 
-def _run(command: Sequence[str]) -> Answer:
+def _run(command: Sequence[str]) -> CommandResult:
     try:
         done = subprocess.run(
             command,
@@ -182,10 +182,10 @@ def _run(command: Sequence[str]) -> Answer:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Answer(_TIMED_OUT, "", f"no answer within {COMMAND_S:g} s")
+        return CommandResult(_TIMED_OUT, "", f"no answer within {COMMAND_S:g} s")
     except OSError as error:
-        return Answer(126, "", f"cannot be run: {error.strerror or error}")
-    return Answer(done.returncode, done.stdout, done.stderr)
+        return CommandResult(126, "", f"cannot be run: {error.strerror or error}")
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 def _limit(value: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.model.shape import ModelShape
@@ -16,7 +16,7 @@ from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 DEFAULT_INSTANCE = "trn1.32xlarge"
 
 
-def settings(context: Context) -> Iterator[Finding]:
+def settings(context: HostContext) -> Iterator[Finding]:
     """Parallelism, lengths and memory of the group."""
     say = Findings("settings")
     shape = context.shape
@@ -35,7 +35,7 @@ def settings(context: Context) -> Iterator[Finding]:
     yield from (_neuron if context.config.runtime == "neuron" else _cpu)(context, say, shape)
 
 
-def _cpu(context: Context, say: Findings, shape: ModelShape) -> Iterator[Finding]:
+def _cpu(context: HostContext, say: Findings, shape: ModelShape) -> Iterator[Finding]:
     nodes, heads = context.config.nodes, shape.num_q_heads
     if nodes > heads:
         yield say.error(
@@ -49,7 +49,7 @@ def _cpu(context: Context, say: Findings, shape: ModelShape) -> Iterator[Finding
     yield say.ok(f"{share} {heads} query and {shape.num_kv_heads} KV heads")
 
 
-def _neuron(context: Context, say: Findings, shape: ModelShape) -> Iterator[Finding]:
+def _neuron(context: HostContext, say: Findings, shape: ModelShape) -> Iterator[Finding]:
     neuron = context.config.neuron
     degree = context.config.nodes * neuron.cores_per_node
     try:
@@ -84,7 +84,7 @@ def _neuron(context: Context, say: Findings, shape: ModelShape) -> Iterator[Find
     )
 
 
-def device_plan(context: Context, shape: ModelShape) -> Plan:
+def device_plan(context: HostContext, shape: ModelShape) -> Plan:
     """The plan of `rufus-serve plan` for these settings, on this host's instance type.
 
     Raises:
@@ -106,13 +106,13 @@ def device_plan(context: Context, shape: ModelShape) -> Plan:
     )
 
 
-def instance_of(context: Context) -> Instance:
+def instance_of(context: HostContext) -> Instance:
     """This host's instance type, or trn1.32xlarge if it is none that plans are made for."""
     known = context.instance_type in [instance.name for instance in INSTANCES]
     return instance_named(context.instance_type if known else DEFAULT_INSTANCE)
 
 
-def api_keys(context: Context) -> Iterator[Finding]:
+def api_keys(context: HostContext) -> Iterator[Finding]:
     """The file of API keys."""
     say = Findings("api keys")
     path = context.config.api_key_file

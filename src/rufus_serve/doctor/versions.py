@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from rufus_serve import __version__
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.neuron import driver_version, library_versions, numbers
 from rufus_serve.doctor.system import System
@@ -14,7 +14,7 @@ from rufus_serve.errors import ClusterError, FollowerError, LeaderError
 _OLDEST, _NEWEST = (3, 10), (3, 12)
 
 
-def versions(context: Context) -> Iterator[Finding]:
+def versions(context: HostContext) -> Iterator[Finding]:
     """Python and Ray of the followers' environment."""
     say = Findings("versions")
     python = context.system.python()
@@ -29,7 +29,7 @@ def versions(context: Context) -> Iterator[Finding]:
     yield say.ok(f"rufus-serve {__version__}, Python {python}, kernel {context.system.kernel()}")
 
 
-def _ray(context: Context, say: Findings) -> Iterator[Finding]:
+def _ray(context: HostContext, say: Findings) -> Iterator[Finding]:
     if context.config.cluster.kind != "ray" and not context.placement.spread:
         return
     found, wanted = context.system.package("ray"), pinned("ray")
@@ -85,7 +85,7 @@ def common_facts(system: System) -> dict[str, str]:
     }
 
 
-def facts(context: Context) -> dict[str, str]:
+def facts(context: HostContext) -> dict[str, str]:
     """Versions to be compared between hosts; empty where there is none."""
     found = common_facts(context.system)
     if context.on_device:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.doctor.context import GIB, Context, Placement
-from rufus_serve.doctor.system import UNLIMITED, Answer, Interface, Space
+from rufus_serve.doctor.context import GIB, HostContext, HostPart
+from rufus_serve.doctor.system import UNLIMITED, CommandResult, Interface, Space
 
 NEURON_LS = ("neuron-ls", "--json-output")
 FI_INFO = ("fi_info", "-p", "efa", "-t", "FI_EP_RDM")
@@ -27,7 +27,7 @@ NO_DEVICES = (
 NO_EFA = "fi_getinfo: -61 (No data available)\n"
 
 
-def neuron_ls(devices: int, *, processes: tuple[dict[str, Any], ...] = ()) -> Answer:
+def neuron_ls(devices: int, *, processes: tuple[dict[str, Any], ...] = ()) -> CommandResult:
     """What neuron-ls lists for Trainium chips of two cores; `processes` on the first."""
     listed = [
         {
@@ -43,17 +43,17 @@ def neuron_ls(devices: int, *, processes: tuple[dict[str, Any], ...] = ()) -> An
         }
         for number in range(devices)
     ]
-    return Answer(0, json.dumps(listed), "")
+    return CommandResult(0, json.dumps(listed), "")
 
 
-def fi_info(names: list[str], *, fabrics: tuple[str, ...] = ("efa",)) -> Answer:
+def fi_info(names: list[str], *, fabrics: tuple[str, ...] = ("efa",)) -> CommandResult:
     """What fi_info prints; newer libfabric has each domain in two fabrics."""
     entry = (
         "provider: efa\n    fabric: {fabric}\n    domain: {name}-rdm\n    version: 122.0\n"
         "    type: FI_EP_RDM\n    protocol: FI_PROTO_EFA\n"
     )
     out = "".join(entry.format(fabric=fabric, name=name) for fabric in fabrics for name in names)
-    return Answer(0, out, "")
+    return CommandResult(0, out, "")
 
 
 def meminfo(*, total_gib: float, available_gib: float, huge_pages: int = 0) -> str:
@@ -73,7 +73,7 @@ class RecordedSystem:
     def __init__(self) -> None:
         self.files: dict[str, str] = {"/proc/meminfo": meminfo(total_gib=64, available_gib=60)}
         self.folders: dict[str, tuple[str, ...]] = {}
-        self.commands: dict[tuple[str, ...], Answer] = {}
+        self.commands: dict[tuple[str, ...], CommandResult] = {}
         self.forbidden: set[str] = set()
         self.spaces: dict[str, Space] = {}
         self.limits: dict[str, tuple[int, int]] = {}
@@ -92,7 +92,7 @@ class RecordedSystem:
     def is_usable(self, path: str) -> bool:
         return path not in self.forbidden
 
-    def run(self, *command: str) -> Answer | None:
+    def run(self, *command: str) -> CommandResult | None:
         return self.commands.get(command)
 
     def space(self, path: str) -> Space:
@@ -144,8 +144,8 @@ def trn1_32xlarge() -> RecordedSystem:
     system.commands |= {
         NEURON_LS: neuron_ls(16),
         FI_INFO: fi_info(EFA_NAMES),
-        dpkg("aws-neuronx-runtime-lib"): Answer(0, "2.30.51.0-eae9ee8d1", ""),
-        dpkg("aws-neuronx-collectives"): Answer(0, "2.30.59.0-838c7fc8b", ""),
+        dpkg("aws-neuronx-runtime-lib"): CommandResult(0, "2.30.51.0-eae9ee8d1", ""),
+        dpkg("aws-neuronx-collectives"): CommandResult(0, "2.30.59.0-838c7fc8b", ""),
     }
     system.packages |= {"neuronx-distributed-inference": "0.8.16251", "torch-neuronx": "2.9.0.2.12"}
     system.nics += (Interface("ens32", "10.0.1.10", 9001), Interface("ens64", "10.0.1.11", 9001))
@@ -156,30 +156,30 @@ def dpkg(package: str) -> tuple[str, ...]:
     return ("dpkg-query", "-W", "-f=${Version}", package)
 
 
-SPREAD = Placement(spread=True, address="10.0.1.10")
+SPREAD = HostPart(spread=True, address="10.0.1.10")
 
 
 def neuron_context(
     system: RecordedSystem,
     *,
-    placement: Placement = SPREAD,
+    placement: HostPart = SPREAD,
     model: str = "/nowhere",
     **settings: Any,
-) -> Context:
+) -> HostContext:
     """A context of runtime neuron, on two nodes unless told otherwise."""
     fields: Mapping[str, Any] = {"runtime": "neuron", "nodes": 2} | settings
-    return Context(system, ServeConfig(model=model, **fields), placement)
+    return HostContext(system, ServeConfig(model=model, **fields), placement)
 
 
 def cpu_context(
     system: RecordedSystem | None = None,
     *,
-    placement: Placement | None = None,
+    placement: HostPart | None = None,
     model: str = "/nowhere",
     **settings: Any,
-) -> Context:
+) -> HostContext:
     """A context of runtime cpu on one host."""
     config = ServeConfig(model=model, **settings)
-    return Context(
-        system or RecordedSystem(), config, placement or Placement(followers=config.nodes)
+    return HostContext(
+        system or RecordedSystem(), config, placement or HostPart(followers=config.nodes)
     )

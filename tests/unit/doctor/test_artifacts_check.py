@@ -9,7 +9,7 @@ from rufus_serve.artifacts.checksum import sha256_of
 from rufus_serve.artifacts.identity import Identity, identify_model
 from rufus_serve.artifacts.manifest import MANIFEST, Manifest, ManifestFile, encode_manifest
 from rufus_serve.doctor.artifacts import artifacts
-from rufus_serve.doctor.context import Context
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding
 
 
@@ -48,7 +48,9 @@ def made(tmp_path: Path, checkpoint: Path) -> Path:
 def judge(model: Path, location: Path, *, quick: bool = False, **settings: Any) -> Finding:
     settings = {"nodes": 2, "artifacts": {"location": str(location)}} | settings
     context = cpu_context(model=str(model), **settings)
-    (found,) = artifacts(Context(context.system, context.config, context.placement, quick=quick))
+    (found,) = artifacts(
+        HostContext(context.system, context.config, context.placement, quick=quick)
+    )
     return found
 
 

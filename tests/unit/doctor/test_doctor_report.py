@@ -4,7 +4,7 @@ import pytest
 
 from rufus_serve.cli.doctor_table import print_report, report_as_json
 from rufus_serve.doctor.finding import Finding, Findings
-from rufus_serve.doctor.report import Report, on_node
+from rufus_serve.doctor.report import DoctorReport, on_node
 
 SAY = Findings("ports")
 OK, SKIPPED = SAY.ok("8000 can be listened on"), SAY.skipped("runtime is cpu")
@@ -12,8 +12,8 @@ WARNING = SAY.warning("slow", why="because", fix="make it fast")
 ERRORS = [SAY.error("taken", why="because", fix="kill 1", code=code) for code in (4, 3)]
 
 
-def of(*findings: Finding) -> Report:
-    return Report.of(["a"], on_node("a", findings))
+def of(*findings: Finding) -> DoctorReport:
+    return DoctorReport.of(["a"], on_node("a", findings))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_table_names_hosts_only_where_there_are_several(capsys: pytest.Captu
     assert "skipped (runtime is cpu): ports" in shown
     assert "a: 1 warning, 1 ok, 1 skipped" in shown
     several = [*on_node("a", [OK, WARNING]), *on_node("b", [OK])]
-    print_report(Report.of(["a", "b"], several))
+    print_report(DoctorReport.of(["a", "b"], several))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["warning", "ports", "a"]
     (all_line,) = [line for line in lines if "8000" in line]

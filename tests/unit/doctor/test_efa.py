@@ -11,9 +11,9 @@ from recorded_hosts import (
     trn1_32xlarge,
 )
 
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.efa import efa_devices, efa_provider, rdma
-from rufus_serve.doctor.system import Answer
+from rufus_serve.doctor.system import CommandResult
 
 CHECKS = (efa_devices, efa_provider, rdma)
 
@@ -28,7 +28,7 @@ def test_a_healthy_trn1_has_eight_devices_and_as_many_domains():
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_followers_of_one_host_need_no_efa(check: Callable):
-    (found,) = check(neuron_context(trn1_32xlarge(), placement=Placement()))
+    (found,) = check(neuron_context(trn1_32xlarge(), placement=HostPart()))
     assert (found.level, found.what) == ("skipped", "all followers are on this host")
     (found,) = check(cpu_context())
     assert (found.level, found.what) == ("skipped", "runtime is cpu")
@@ -61,7 +61,7 @@ def test_a_domain_that_is_listed_twice_counts_once():
 
 def test_a_provider_that_finds_nothing_is_an_error_in_its_own_words():
     system = trn1_32xlarge()
-    system.commands[FI_INFO] = Answer(195, "", NO_EFA)
+    system.commands[FI_INFO] = CommandResult(195, "", NO_EFA)
     (found,) = efa_provider(neuron_context(system))
     assert found.level == "error"
     assert "finds nothing (195): fi_getinfo: -61 (No data available)" in found.what

@@ -11,7 +11,7 @@ from recorded_hosts import (
     trn1_32xlarge,
 )
 
-from rufus_serve.doctor.context import GIB, Placement
+from rufus_serve.doctor.context import GIB, HostPart
 from rufus_serve.doctor.limits import huge_pages, memlock, open_files, processes
 from rufus_serve.doctor.memory import disk, host_memory, shared_memory
 from rufus_serve.doctor.system import UNLIMITED, Space
@@ -41,7 +41,7 @@ def test_memory_must_be_lockable_where_efa_is_used():
     assert (found.level, found.exit_code) == ("error", 7)
     assert "8,192 KiB" in found.what
     assert "/etc/security/limits.d" in found.fix
-    (found,) = memlock(neuron_context(system, placement=Placement()))
+    (found,) = memlock(neuron_context(system, placement=HostPart()))
     assert found.level == "warning"
     system.limits["memlock"] = (8 << 20, UNLIMITED)
     (found,) = memlock(neuron_context(system))
@@ -56,7 +56,7 @@ def test_open_files_follow_the_requests_that_may_wait():
     (found,) = open_files(cpu_context(system, limits={"max_waiting": 5000}))
     assert found.level == "warning"
     assert "limits.max_waiting 5000 + max_num_seqs 8 + 512" in found.what
-    follower = Placement(is_leader=False)
+    follower = HostPart(is_leader=False)
     assert next(open_files(cpu_context(system, placement=follower))).level == "ok"
 
 
@@ -118,7 +118,7 @@ def test_the_containers_bound_on_memory_counts(llama_70b: str):
 def test_a_running_server_has_taken_its_memory_already(llama_70b: str):
     system = RecordedSystem()
     system.files["/proc/meminfo"] = meminfo(total_gib=200, available_gib=20)
-    serving = Placement(followers=2, served_by=4711)
+    serving = HostPart(followers=2, served_by=4711)
     context = cpu_context(system, model=llama_70b, nodes=2, placement=serving)
     assert next(host_memory(context)).level == "ok"
 

@@ -7,7 +7,7 @@ import pytest
 from recorded_hosts import cpu_context
 from safetensors.numpy import save_file
 
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.finding import Finding
 from rufus_serve.doctor.model import model
 
@@ -31,7 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def judge(folder: Path, **placement: Any) -> Finding:
-    (found,) = model(cpu_context(model=str(folder), placement=Placement(**placement)))
+    (found,) = model(cpu_context(model=str(folder), placement=HostPart(**placement)))
     return found
 
 

@@ -13,10 +13,10 @@ from recorded_hosts import (
     trn1_32xlarge,
 )
 
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.finding import Finding
 from rufus_serve.doctor.neuron import neuron_devices, neuron_driver, neuron_runtime
-from rufus_serve.doctor.system import Answer
+from rufus_serve.doctor.system import CommandResult
 
 
 def levels(findings: Iterable[Finding]) -> list[str]:
@@ -43,7 +43,7 @@ def test_nothing_is_asked_of_devices_where_there_are_none_to_be(check: Callable)
             RecordedSystem(), neuron={"mode": "nxdi-cpu", "cores_per_node": 1}
         ),
         "no follower runs on this host": neuron_context(
-            RecordedSystem(), placement=Placement(spread=True, followers=0)
+            RecordedSystem(), placement=HostPart(spread=True, followers=0)
         ),
     }
     for reason, context in reasons.items():
@@ -83,7 +83,7 @@ def test_too_few_cores_show_the_product():
 
 def test_two_followers_of_one_host_need_the_cores_of_both():
     half = {"cores_per_node": 16}
-    here = Placement(followers=2)
+    here = HostPart(followers=2)
     good = neuron_context(trn1_32xlarge(), placement=here, neuron=half)
     assert levels(neuron_devices(good)) == ["ok"]
     bad = neuron_context(trn1_32xlarge(), placement=here)
@@ -104,9 +104,14 @@ def test_another_process_on_a_device_is_named_and_our_own_is_not():
 
 @pytest.mark.parametrize(
     "answer",
-    [Answer(1, "", NO_DEVICES), Answer(0, "no JSON", ""), Answer(0, "{}", ""), Answer(124, "", "")],
+    [
+        CommandResult(1, "", NO_DEVICES),
+        CommandResult(0, "no JSON", ""),
+        CommandResult(0, "{}", ""),
+        CommandResult(124, "", ""),
+    ],
 )
-def test_a_tool_that_fails_is_an_error_in_its_own_words(answer: Answer):
+def test_a_tool_that_fails_is_an_error_in_its_own_words(answer: CommandResult):
     system = trn1_32xlarge()
     system.commands[NEURON_LS] = answer
     found = only(neuron_devices(neuron_context(system)), "error")
@@ -138,7 +143,7 @@ def test_an_installed_driver_that_is_not_loaded_is_asked_for_its_version():
     system = trn1_32xlarge()
     del system.files["/sys/module/neuron/version"]
     assert levels(neuron_driver(neuron_context(system))) == ["error"]
-    system.commands["modinfo", "-F", "version", "neuron"] = Answer(0, "2.26.5.0\n", "")
+    system.commands["modinfo", "-F", "version", "neuron"] = CommandResult(0, "2.26.5.0\n", "")
     assert levels(neuron_driver(neuron_context(system))) == ["ok"]
 
 
@@ -158,5 +163,5 @@ def test_system_packages_are_found_by_rpm_too():
         del system.commands[dpkg(name)]
     assert levels(neuron_runtime(neuron_context(system))) == ["ok", "error"]
     for name in ("aws-neuronx-runtime-lib", "aws-neuronx-collectives"):
-        system.commands["rpm", "-q", "--qf=%{VERSION}", name] = Answer(0, "2.30.51.0", "")
+        system.commands["rpm", "-q", "--qf=%{VERSION}", name] = CommandResult(0, "2.30.51.0", "")
     assert levels(neuron_runtime(neuron_context(system))) == ["ok", "ok"]

@@ -6,7 +6,7 @@ import pytest
 from recorded_hosts import SPREAD, RecordedSystem, cpu_context, neuron_context, trn1_32xlarge
 
 from rufus_serve import __version__
-from rufus_serve.doctor.context import Placement
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.examination import CHECKS, examine
 from rufus_serve.doctor.network import address, ports
 from rufus_serve.doctor.system import Interface
@@ -84,7 +84,7 @@ def test_the_chosen_address_is_shown_among_all():
 
 
 def test_an_address_that_others_cannot_reach_is_an_error():
-    loopback = Placement(spread=True, address="127.0.0.1")
+    loopback = HostPart(spread=True, address="127.0.0.1")
     (found,) = address(neuron_context(trn1_32xlarge(), placement=loopback))
     assert (found.level, found.exit_code) == ("error", 5)
     assert "ens32 10.0.1.10, ens64 10.0.1.11" in found.fix
@@ -99,12 +99,12 @@ def test_a_taken_port_is_named_with_its_setting():
     (found,) = ports(neuron_context(system))
     assert (found.level, found.exit_code) == ("error", 4)
     assert found.what == "cluster.step_port 10.0.1.10:6401: Address already in use"
-    serving = Placement(spread=True, address="10.0.1.10", served_by=99)
+    serving = HostPart(spread=True, address="10.0.1.10", served_by=99)
     assert next(ports(neuron_context(system, placement=serving))).level == "ok"
 
 
 def test_followers_of_one_host_take_free_ports():
-    shared = Placement(is_leader=False, spread=True, followers=2, address="10.0.1.10")
+    shared = HostPart(is_leader=False, spread=True, followers=2, address="10.0.1.10")
     assert next(ports(neuron_context(trn1_32xlarge(), placement=shared))).what == "none is fixed"
 
 
@@ -144,7 +144,7 @@ def test_a_healthy_node_has_no_trouble_at_all(tmp_path: Path, llama_8b: str):
         trn1_32xlarge(),
         model=llama_8b,
         artifacts={"location": str(compiled)},
-        placement=Placement(is_leader=False, spread=True, address="10.0.1.10"),
+        placement=HostPart(is_leader=False, spread=True, address="10.0.1.10"),
     )
     report = examine(context, "node-1")
     assert {each.level for each in report.findings if each.check != "model"} <= {
