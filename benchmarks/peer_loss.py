@@ -26,20 +26,20 @@ import httpx
 import psutil
 
 from peer_loss_report import report, short_report
-from serving import (
+from serving import README, between_marks
+from serving_servers import (
     MODEL,
+    OURS,
+    PEER,
     PORT,
-    README,
     ROOT,
     Contender,
     Running,
-    between_marks,
     contenders,
     machine,
     running,
     versions,
 )
-from serving_report import OURS, PEER
 
 Processes = list[psutil.Process]
 Find = Callable[[Running, str], Processes]
