@@ -36,7 +36,7 @@ def led(dtype, prompts, answers=None):
     """Greedy tokens of each prompt; led through `answers`, if given."""
     settings = {
         "model": str(DEMO_MODEL), "nodes": 1, "dtype": dtype, "max_num_seqs": len(prompts),
-        "max_model_len": 512, "cpu": {"threads": 0, "kv_cache_gib": 1.0},
+        "max_model_len": 512, "cpu": {"threads": 1, "kv_cache_gib": 1.0},
         "buckets": {"prefill": [128], "context": [512]},
     }  # fmt: skip
     group = Group(RUNTIMES["cpu"], settings).start()

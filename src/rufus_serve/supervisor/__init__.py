@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import signal
+from typing import TYPE_CHECKING
 
 from rufus_serve import __version__
-from rufus_serve.config import ServeConfig
+
+if TYPE_CHECKING:
+    from rufus_serve.config import ServeConfig
 
 _log = logging.getLogger(__name__)
 
 
-def serve(config: ServeConfig) -> int:
+def serve(config: "ServeConfig") -> int:
     """Serve until stopped; the exit code.
 
     Raises:

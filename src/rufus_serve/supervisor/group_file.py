@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
 
-from rufus_serve.config import ServeConfig
+if TYPE_CHECKING:
+    from rufus_serve.config import ServeConfig
 
 _CLOCK_S = 2.0
 """Start times are told relative to a boot time that follows the wall clock's corrections."""
@@ -67,7 +69,7 @@ def state_dir(config_dir: str = "") -> Path:
     return Path(base) / "rufus-serve"
 
 
-def path_for(config: ServeConfig) -> Path:
+def path_for(config: "ServeConfig") -> Path:
     """The group file of an endpoint on this host."""
     return path_of_port(config.port, config.cluster.state_dir)
 
