@@ -15,5 +15,7 @@ def test_an_order_to_a_server_imports_no_configuration(command):
         "rufus_serve.supervisor.orders; "
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
     assert found.stdout.strip() == "[]", found.stderr

@@ -93,7 +93,9 @@ class DecoderLoader:
             library=library,
             num_threads=torch.get_num_threads(),
         )
-        return Loaded(decoder, weights.nbytes, library.name)
+        # A tied embedding is held as the output layer alone.
+        held_twice = weights.embedding.nbytes if weights.is_tied else 0
+        return Loaded(decoder, weights.nbytes - held_twice, library.name)
 
     def _loader(
         self, source: TensorSource, make_linear: MakeLinear[LinearT]
