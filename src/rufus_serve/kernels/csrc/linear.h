@@ -16,24 +16,27 @@ constexpr int kTileRows = 3;
 template <int kRows>
 static void product(const bf16* x, int64_t stride, int64_t num_inputs, const bf16* panel,
                     float* tile) {
-  f32x16 sums[kRows][2] = {};
+  constexpr int kParts = kPanel / kNativeLanes;
+  native_floats sums[kRows][kParts] = {};
   for (int64_t k = 0; k < num_inputs; k += 2) {
     const bf16* weights = panel + k * kPanel;
-    pairs left = load_pairs(weights), right = load_pairs(weights + kPanel);
     __builtin_prefetch(weights + 2048);
     __builtin_prefetch(weights + 2048 + kPanel);
+    native_pairs parts[kParts];
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; part++)
+      parts[part] = load_as<native_pairs>(weights + 2 * kNativeLanes * part);
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; row++) {
-      pairs input = splat_pair(x + row * stride + k);
-      sums[row][0] = dot(sums[row][0], left, input);
-      sums[row][1] = dot(sums[row][1], right, input);
+      native_pairs input = splat_pair<native_pairs>(x + row * stride + k);
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; part++)
+        sums[row][part] = dot(sums[row][part], parts[part], input);
     }
   }
 #pragma GCC unroll 12
-  for (int row = 0; row < kRows; row++) {
-    store(tile + row * kPanel, sums[row][0]);
-    store(tile + row * kPanel + 16, sums[row][1]);
-  }
+  for (int row = 0; row < kRows; row++)
+    memcpy(tile + row * kPanel, sums[row], sizeof(sums[row]));
 }
 
 template <int kRows = kTileRows>

@@ -19,6 +19,16 @@ typedef uint16_t u16x16 __attribute__((vector_size(32)));
 // Element 2i in the low half of lane i, element 2i + 1 in the high half.
 typedef u32x16 pairs;
 
+// What fits a register, for loops that keep many sums: split vectors would go through memory.
+#ifdef __AVX512F__
+typedef f32x16 native_floats;
+typedef pairs native_pairs;
+#else
+typedef float native_floats __attribute__((vector_size(32)));
+typedef uint32_t native_pairs __attribute__((vector_size(32)));
+#endif
+constexpr int kNativeLanes = sizeof(native_floats) / sizeof(float);
+
 template <class Vector, class Element>
 INLINE Vector load_as(const Element* from) {
   Vector vector;
@@ -66,19 +76,21 @@ INLINE pairs load_few_pairs(const bf16* from) {
   return vector;
 }
 
-INLINE pairs splat_pair(const bf16* from) {
+template <class Pairs = pairs>
+INLINE Pairs splat_pair(const bf16* from) {
   uint32_t pair;
   memcpy(&pair, from, sizeof(pair));
-  return pair - pairs{};
+  return pair - Pairs{};
 }
 
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
-INLINE f32x16 dot(f32x16 sum, pairs a, pairs b) {
+template <class Floats, class Pairs>
+INLINE Floats dot(Floats sum, Pairs a, Pairs b) {
 #ifdef __AVX512BF16__
-  return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-  sum += (f32x16)(a << 16) * (f32x16)(b << 16);
-  return sum + (f32x16)(a & 0xffff0000u) * (f32x16)(b & 0xffff0000u);
+  sum += (Floats)(a << 16) * (Floats)(b << 16);
+  return sum + (Floats)(a & 0xffff0000u) * (Floats)(b & 0xffff0000u);
 #endif
 }
 
