@@ -69,3 +69,40 @@ def test_a_process_that_stands_still_while_it_loads_is_found_within_its_limit(
         assert time.monotonic() - at < 2 * LOST_S, server.log
         time.sleep(0.05)
     assert status_of(server).restarts == 1
+
+
+WEDGED_LOOP = """
+import os, time
+from rufus_serve.leader.engine.progress import Progress
+turned = Progress.turned
+def held(self):
+    while os.path.exists({path!r}):
+        time.sleep(0.05)
+    turned(self)
+Progress.turned = held
+"""
+
+
+def test_an_engine_whose_main_loop_stands_still_while_idle_is_replaced(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    wedge = tmp_path / "wedge"
+    (tmp_path / "sitecustomize.py").write_text(WEDGED_LOOP.format(path=str(wedge)))
+    server = Server(
+        tiny_model, "--cluster.kind=local", "--max-model-len=512", "--timeouts.heartbeat-lost-s=2",
+        environ={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        server.wait_ready()
+        time.sleep(6.0)
+        assert "has not turned" not in server.log
+        wedge.touch()
+        give_up = time.monotonic() + 30.0
+        while "the engine's main loop has not turned" not in server.log:
+            assert time.monotonic() < give_up, server.log
+            time.sleep(0.1)
+        wedge.unlink()
+        server.wait_ready()
+        assert server.ask(max_tokens=2)
+    finally:
+        server.remove()

@@ -254,6 +254,8 @@ class LeaderProgress(Message, frozen=True):
     steps_done: int
     steps_in_flight: int
     num_running: int = 0
+    turns: int = 0
+    """Times that the engine's main loop answered the API process."""
     follower_step_s: tuple[float, ...] = ()
     """Mean seconds of compute per step, by node rank, since the last heartbeat."""
 

@@ -20,6 +20,8 @@ class LeaderLink:
         self.progress_at = 0.0
         self.moved_at = 0.0
         """When the engine last did a step, had one under way, or had nothing to do."""
+        self.turned_at = 0.0
+        """When its main loop last turned, or had a step under way."""
         self.lag = LagWatch()
 
     def hello(self, peer: bytes, message: LeaderHello) -> None:
@@ -34,6 +36,9 @@ class LeaderLink:
         stuck = message.num_running > 0 and not message.steps_in_flight
         if before is None or before.steps_done != message.steps_done or not stuck:
             self.moved_at = now
+        asked = before is not None and message.turns and message.turns == before.turns
+        if not asked or message.steps_in_flight:
+            self.turned_at = now
         for warning in self.lag.take(message.follower_step_s, hosts):
             _log.warning("%s", warning)
 

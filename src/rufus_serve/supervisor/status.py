@@ -65,4 +65,7 @@ def _fault_of_engine(state: GroupState, link: LeaderLink, now: float, limit_s: f
             f"the engine has done no step for {idle_s:.0f} s, "
             f"though {link.progress.num_running} requests are running"
         )
+    still_s = link.progress_at - max(link.turned_at, state.phase_since)
+    if state.phase is GroupPhase.READY and still_s > limit_s:
+        return f"the engine's main loop has not turned for {still_s:.0f} s"
     return ""

@@ -135,3 +135,30 @@ def test_a_follower_that_was_replaced_says_how_often(state, link):
     state.handle(ev.Lost(follower_id=member.follower_id, reason="killed"), time.monotonic())
     (follower,) = status_of(state, link, draining=False, serving=True).followers
     assert follower.restarts == 1
+
+
+def turns(link: LeaderLink, *ages_and_turns: tuple[float, int], in_flight: int = 0) -> None:
+    for age_s, count in ages_and_turns:
+        message = LeaderProgress(steps_done=5, steps_in_flight=in_flight, turns=count)
+        link.took_progress(message, time.monotonic() - age_s, {})
+
+
+def test_an_idle_engine_whose_main_loop_stands_still_is_unhealthy(state, link):
+    serve(state)
+    state.phase_since -= 60.0
+    turns(link, (12.0, 7), (6.0, 7), (0.0, 7))
+    status = status_of(state, link, draining=False, serving=True)
+    assert (status.healthy, status.ready) == (False, False)
+    assert status.detail == "the engine's main loop has not turned for 12 s"
+    turns(link, (0.0, 8))
+    assert status_of(state, link, draining=False, serving=True).healthy
+
+
+@pytest.mark.parametrize(("count", "in_flight"), [(0, 0), (7, 1)])
+def test_a_main_loop_that_nobody_asked_yet_or_that_waits_for_a_step_is_healthy(
+    state, link, count, in_flight
+):
+    serve(state)
+    state.phase_since -= 60.0
+    turns(link, (12.0, count), (0.0, count), in_flight=in_flight)
+    assert status_of(state, link, draining=False, serving=True).healthy

@@ -28,6 +28,7 @@ from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Se
 from rufus_serve.leader.api.http_server import HttpServer
 from rufus_serve.leader.api.key_ring import KeyRing
 from rufus_serve.leader.api.stream_start import StreamStart
+from rufus_serve.leader.beat import BEAT
 from rufus_serve.metrics import GroupMetrics
 from rufus_serve.protocol.specs import LeaderSpec
 
@@ -102,7 +103,8 @@ class ApiServer:
             app.state.server = self._http
             self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
-            for work in (self._follow_status(engine.engine_core), self._keys.keep_fresh()):
+            fleet = engine.engine_core
+            for work in (self._follow_status(fleet), self._keys.keep_fresh(), self._beat(fleet)):
                 self._background.add(asyncio.create_task(work))
             self._link.serving()
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
@@ -145,6 +147,13 @@ class ApiServer:
                 await asyncio.wait_for(self._stopping.wait(), _LIVENESS_S)
                 return
         raise LeaderError("the supervisor is gone; start `rufus-serve serve` again")
+
+    async def _beat(self, fleet: Any) -> None:
+        """Ask the engine's main loop for a sign of life; it counts them for the supervisor."""
+        while True:
+            with contextlib.suppress(LeaderError):  # the engine died; the next one is asked
+                await fleet.collective_rpc_async(BEAT)
+            await asyncio.sleep(self._config.timeouts.heartbeat_s)
 
     async def _follow_status(self, fleet: Any) -> None:
         """Export the group's metrics, and replace an engine that the supervisor finds wedged."""

@@ -16,6 +16,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqLeaderChannel
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, FollowerError, LeaderError, RufusError, StartupTimeout
+from rufus_serve.leader.beat import BEAT
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
 from rufus_serve.leader.engine.group_link import GroupEvents, GroupLink
@@ -62,7 +63,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         self._config = config = config_of(spec)
         self._engine = Engine(max_prefills_per_step=_max_prefills(config))
         vllm_compat.attach_engine(self.vllm_config, self._engine)
-        progress = Progress(self._engine)
+        self._progress = progress = Progress(self._engine)
         self._link = GroupLink(
             spec,
             engine=self._own,
@@ -182,7 +183,9 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
     def collective_rpc(self, method: Any, *_: Any, **options: Any) -> Any:
         """The few worker calls that mean something without a worker."""
-        answers = {"get_supported_tasks": ("generate",), "reset_mm_cache": None}
+        if method == BEAT:
+            self._progress.turned()
+        answers = {"get_supported_tasks": ("generate",), "reset_mm_cache": None, BEAT: None}
         if method not in answers:
             raise NotImplementedError(f"followers do not offer {method}")
         if not options.get("non_block"):

@@ -13,7 +13,7 @@ class Progress:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._in_flight: set[int] = set()
-        self._done = 0
+        self._done = self._turns = 0
         self._lock = threading.Lock()
         self.pace = StepPace()
 
@@ -33,14 +33,20 @@ class Progress:
         with self._lock:
             self._in_flight.clear()
 
+    def turned(self) -> None:
+        """EngineCore's main loop runs, though it may have no step to do."""
+        with self._lock:
+            self._turns += 1
+
     def report(self) -> LeaderProgress:
         """The heartbeat as of now."""
         running, _ = self._engine.request_counts()
         with self._lock:
-            in_flight, done = len(self._in_flight), self._done
+            in_flight, done, turns = len(self._in_flight), self._done, self._turns
         return LeaderProgress(
             steps_done=done,
             steps_in_flight=in_flight,
             num_running=running,
+            turns=turns,
             follower_step_s=self.pace.take(),
         )
