@@ -45,6 +45,7 @@ class Stepper:
             return self._failure(order, f"{type(error).__name__}: {error}", refused=True)
         return msgspec.structs.replace(
             reply,
+            began=started,
             compute_s=time.monotonic() - started,
             wait_s=self._runtime.last_wait_s,
         )

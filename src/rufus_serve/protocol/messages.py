@@ -309,6 +309,14 @@ class RestartFollower(Message, frozen=True):
     node_rank: int
 
 
+class TraceSteps(Message, frozen=True):
+    """Ask the engine to record its next steps."""
+
+    num_steps: int
+    path: str
+    """File to write on the leader's host."""
+
+
 class Drain(Message, frozen=True):
     """Admit nothing more; finish or cancel within `grace_s`, then exit."""
 
@@ -330,6 +338,7 @@ ControlMessage = (
 )  # fmt: skip
 LinkMessage = (
     LeaderHello | GroupReady | GroupLost | GroupFailed | FollowerSuspected | LeaderProgress
-    | Serving | StatusRequest | Status | RestartFollower | Drain | Ack
+    | Serving | StatusRequest | Status | RestartFollower | TraceSteps | Drain
+    | Ack
 )  # fmt: skip
 AnyMessage = StepMessage | ControlMessage | LinkMessage

@@ -159,6 +159,8 @@ class StepReply(Message, frozen=True):
     candidates: Candidates | None = None
     wait_s: float = 0.0
     """Part of `compute_s` spent waiting for peers in collectives."""
+    began: float = 0.0
+    """When the follower began, by its host's monotonic clock."""
 
 
 class StepFailed(Message, frozen=True):

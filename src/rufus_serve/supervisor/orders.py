@@ -2,6 +2,7 @@
 
 import queue
 import time
+from pathlib import Path
 
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient
@@ -13,6 +14,7 @@ from rufus_serve.protocol.messages import (
     RestartFollower,
     Status,
     StatusRequest,
+    TraceSteps,
 )
 from rufus_serve.supervisor.group_file import GroupFile, running, state_dir
 
@@ -67,6 +69,24 @@ def status(*, port: int | None, folder: str) -> Status:
     return answer
 
 
+def trace(*, port: int | None, folder: str, num_steps: int, path: Path, deadline_s: float) -> None:
+    """Have the server on `port` write a trace of its next steps; returns once it is written.
+
+    Raises:
+        ClusterError: there is no such server here, or it takes no steps.
+    """
+    path.unlink(missing_ok=True)
+    _ask(_running(port, folder), TraceSteps(num_steps=num_steps, path=str(path)))
+    deadline = time.monotonic() + deadline_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{path} was not written within {deadline_s:g} s: fewer than {num_steps} steps "
+                "were taken, or the server may not write there; see its log"
+            )
+        time.sleep(_POLL_S)
+
+
 def _running(port: int | None, folder: str) -> GroupFile:
     """The group on `port`, or the only one there is.
 
@@ -86,7 +106,9 @@ def _running(port: int | None, folder: str) -> GroupFile:
     raise ClusterError(f"{what} on {where}" if not ports else f"{what}, only on {ports} of {where}")
 
 
-def _ask(group: GroupFile, message: Drain | RestartFollower | StatusRequest) -> AnyMessage:
+def _ask(
+    group: GroupFile, message: Drain | RestartFollower | StatusRequest | TraceSteps
+) -> AnyMessage:
     answers: queue.Queue[AnyMessage] = queue.Queue()
     keys = GroupKeys.from_token(group.token)
     client = PeerClient(group.link_endpoint, keys=keys, on_message=answers.put)

@@ -32,6 +32,7 @@ from rufus_serve.protocol.messages import (
     Serving,
     Status,
     StatusRequest,
+    TraceSteps,
     Welcome,
 )
 from rufus_serve.protocol.specs import FollowerSpec
@@ -182,14 +183,12 @@ class Supervisor:
 
     async def _receive_control(self) -> None:
         while True:
-            peer, message = await self._control.receive()
-            for event in await self._desk.take(peer, message):
+            for event in await self._desk.take(*await self._control.receive()):
                 await self._handle(event)
 
     async def _receive_link(self) -> None:
         while True:
-            peer, message = await self._link_server.receive()
-            await self._take_link(peer, message)
+            await self._take_link(*await self._link_server.receive())
 
     async def _take_link(self, peer: bytes, message: AnyMessage) -> None:
         match message:
@@ -206,21 +205,29 @@ class Supervisor:
                 await self._handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
             case Serving():
                 self._leader.took_serving(message.leader_id)
-            case StatusRequest():
-                await self._link_server.send(peer, self._status())
-            case RestartFollower():
-                known = message.node_rank in self._state.by_rank()
-                await self._handle(ev.RestartAsked(node_rank=message.node_rank))
-                error = "" if known else f"there is no follower {message.node_rank} to restart"
-                await self._link_server.send(peer, Ack(error=error))
-            case Drain():
-                await self._link_server.send(peer, Ack())
-                self._keep_followers = message.keep_followers
-                self._begin_drain(message.grace_s)
             case Ack():
                 self._drained.set()
+            case StatusRequest() | RestartFollower() | TraceSteps() | Drain():
+                await self._link_server.send(peer, await self._obey(message))
             case _:
                 _log.debug("ignored %s on the link", type(message).__name__)
+
+    async def _obey(
+        self, order: StatusRequest | RestartFollower | TraceSteps | Drain
+    ) -> AnyMessage:
+        match order:
+            case StatusRequest():
+                return self._status()
+            case RestartFollower():
+                if order.node_rank not in self._state.by_rank():
+                    return Ack(error=f"there is no follower {order.node_rank} to restart")
+                await self._handle(ev.RestartAsked(node_rank=order.node_rank))
+            case TraceSteps():
+                await self._link.to_engine(order)
+            case Drain():
+                self._keep_followers = order.keep_followers
+                self._begin_drain(order.grace_s)
+        return Ack()
 
     def _status(self) -> Status:
         return status_of(
@@ -233,9 +240,8 @@ class Supervisor:
         )
 
     def _follower_ended(self, news: FollowerExit) -> None:
-        if self._ended.is_set() or self._state.phase is ev.GroupPhase.STOPPED:
-            return
-        self._spawn(self._handle(self._desk.ended(news)))
+        if not self._ended.is_set() and self._state.phase is not ev.GroupPhase.STOPPED:
+            self._spawn(self._handle(self._desk.ended(news)))
 
     async def _tick(self) -> None:
         while True:

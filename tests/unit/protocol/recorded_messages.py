@@ -118,6 +118,7 @@ _SAMPLES: list[m.AnyMessage] = [
     m.FollowerSuspected(epoch=3, reason="follower 1: connection closed"),
     m.LeaderProgress(steps_done=100, steps_in_flight=2, num_running=4, follower_step_s=(0.25, 0.5)),
     m.StatusRequest(),
+    m.TraceSteps(num_steps=100, path="/tmp/trace.json"),
     m.Status(
         state="ready",
         epoch=3,

@@ -67,7 +67,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         self._link = GroupLink(
             spec,
             engine=self._own,
-            events=GroupEvents(self._on_ready, self._on_lost),
+            events=GroupEvents(self._on_ready, self._on_lost, self._engine.trace.start),
             progress=progress.report,
             interval_s=config.timeouts.heartbeat_s,
         )

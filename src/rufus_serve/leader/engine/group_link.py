@@ -19,6 +19,7 @@ from rufus_serve.protocol.messages import (
     GroupReady,
     LeaderHello,
     LeaderProgress,
+    TraceSteps,
 )
 from rufus_serve.protocol.specs import LeaderSpec
 
@@ -32,6 +33,7 @@ class GroupEvents:
 
     on_ready: Callable[[GroupReady], None]
     on_lost: Callable[[GroupLost], None]
+    on_trace: Callable[[int, str], None]
 
 
 class GroupLink:
@@ -90,6 +92,8 @@ class GroupLink:
                 self._events.on_ready(message)
             case GroupLost():
                 self._events.on_lost(message)
+            case TraceSteps():
+                self._events.on_trace(message.num_steps, message.path)
             case _:
                 _log.debug("ignored %s", type(message).__name__)
 

@@ -55,6 +55,7 @@ class GroupSteps:
         self._suspect = suspect
         self._next_step_id = 0
         self.pace = progress.pace
+        self.trace = progress.trace
         self.refusal: Refusal | None = None
         """Why the last `run` lost its group, if a runtime refused one of its steps."""
 
@@ -70,13 +71,14 @@ class GroupSteps:
 
     def run(self, rows: Sequence[Row], epoch: int) -> list[Answer] | None:
         """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
-        planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
+        with self.trace.span("build"):
+            planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
         self._next_step_id += len(planned)
         self.refusal = None
         try:
-            for step in planned:
-                self._send(step.request)
-            return [(step, self._gather(step)) for step in planned]
+            with self.trace.span("send"):
+                sent = [self._send(step.request) for step in planned]
+            return [(step, self._gather(step, at)) for step, at in zip(planned, sent, strict=True)]
         except FollowerGone as gone:
             refused = [s.members for s in planned if s.request.step_id == gone.refused_step]
             self.refusal = Refusal(refused[0], str(gone)) if refused else None
@@ -118,16 +120,21 @@ class GroupSteps:
         self._progress.end(request.step_id)
         return first.logits
 
-    def _send(self, order: StepOrder) -> None:
+    def _send(self, order: StepOrder) -> float:
+        """Send to every follower; when that began."""
+        began = time.monotonic()
         self._channel.broadcast(order)
         self._progress.begin(order.step_id)
+        return began
 
-    def _gather(self, step: PlannedStep) -> StepReply:
+    def _gather(self, step: PlannedStep, sent: float) -> StepReply:
         request = step.request
         started = time.monotonic()
         deadline_s = self._deadline.seconds_for(request)
         replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
-        self._deadline.observe(request, time.monotonic() - started)
+        received = time.monotonic()
+        self._deadline.observe(request, received - started)
+        self.trace.step(replies, sent=sent, received=received)
         self._progress.end(request.step_id)
         self.pace.observe(replies)
         return replies[0]

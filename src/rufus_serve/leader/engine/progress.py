@@ -16,6 +16,7 @@ class Progress:
         self._done = self._turns = 0
         self._lock = threading.Lock()
         self.pace = StepPace()
+        self.trace = engine.trace
 
     def begin(self, step_id: int) -> None:
         """A step was sent."""

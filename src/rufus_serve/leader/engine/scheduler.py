@@ -46,7 +46,8 @@ class _Recovering:
             self._pause_state = PauseState.PAUSED_ALL
         self._limit_prefills()
         try:
-            output = super().schedule(throttle_prefills)  # type: ignore[misc]
+            with self._engine.trace.span("schedule", track="scheduler"):
+                output = super().schedule(throttle_prefills)  # type: ignore[misc]
         finally:
             self._pause_state = state
         output.epoch = self._epoch
@@ -79,9 +80,10 @@ class _Recovering:
         for req_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=False):
             if token_ids:
                 suspects.delivered(req_id)
-        return super().update_from_output(  # type: ignore[misc]
-            scheduler_output, model_runner_output
-        )
+        with self._engine.trace.span("output", track="scheduler"):
+            return super().update_from_output(  # type: ignore[misc]
+                scheduler_output, model_runner_output
+            )
 
     def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
         """As vLLM's; what it returns is not overwritten later."""

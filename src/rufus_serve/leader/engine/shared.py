@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rufus_serve.leader.engine.epoch_gate import EpochGate
+from rufus_serve.leader.engine.step_trace import StepTrace
 from rufus_serve.leader.engine.suspects import Suspects
 
 
@@ -19,6 +20,7 @@ class Engine:
 
     gate: EpochGate = field(default_factory=EpochGate)
     suspects: Suspects = field(default_factory=Suspects)
+    trace: StepTrace = field(default_factory=StepTrace)
     prefill_tokens_per_step: int = 0
     """New prompt tokens scheduled per step, beside the running requests' one each."""
     max_prefills_per_step: int = 0

@@ -27,6 +27,7 @@ class StepLoop:
         self._engine = engine
         self._state = state
         self._sampler = sampler
+        self._trace = steps.trace
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="steps")
         self._pending: Any = None
         """The scheduler output awaiting `sample`, or the marker of a lost step."""
@@ -48,7 +49,8 @@ class StepLoop:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _execute(self, output: Any) -> Any:
-        rows = self._state.apply(output)
+        with self._trace.span("take over"):
+            rows = self._state.apply(output)
         if not rows:
             return vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
         answers, refusal = None, None
@@ -72,7 +74,8 @@ class StepLoop:
         pending, self._pending = self._pending, None
         if isinstance(pending, vllm_compat.StepLost):
             return pending
-        output = self._sampler.sample(pending, grammar_output, self._steps.look_up)
+        with self._trace.span("sample"):
+            output = self._sampler.sample(pending, grammar_output, self._steps.look_up)
         if output is None:
             self._state.empty_batch()
             return vllm_compat.lost_step()
