@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from rufus_serve.protocol.messages import StepReply
 
 _log = logging.getLogger(__name__)
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,9 @@ class StepTrace:
             self._spans, self._exchanges = [], []
             self._path, self._left = Path(path), num_steps
 
-    @contextmanager
-    def span(self, name: str, *, track: str = "steps") -> Iterator[None]:
+    def span(self, name: str, *, track: str = "steps") -> AbstractContextManager[None]:
         """Record what happens within, on the leader."""
-        if not self._left:
-            yield
-            return
-        began = time.monotonic()
-        yield
-        with self._lock:
-            self._spans.append(_Span(track, name, began, time.monotonic()))
+        return self._recorded(name, track) if self._left else _NOTHING
 
     def step(self, replies: Sequence[StepReply], *, sent: float, received: float) -> None:
         """Record one step's exchange with the followers; the last one writes the file."""
@@ -89,6 +83,13 @@ class StepTrace:
         if done:
             # Not on the step thread, which would show up in the steps that follow.
             threading.Thread(target=self._write, name="trace", daemon=True).start()
+
+    @contextmanager
+    def _recorded(self, name: str, track: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        with self._lock:
+            self._spans.append(_Span(track, name, began, time.monotonic()))
 
     def _write(self) -> None:
         with self._lock:
