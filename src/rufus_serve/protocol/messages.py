@@ -336,6 +336,8 @@ ControlMessage = (
     | FollowerForming | FollowerGaveUp | FollowerReady | FollowerFailed | Heartbeat | HeartbeatAck
     | Stop
 )  # fmt: skip
+Order = StatusRequest | RestartFollower | TraceSteps | Drain
+"""What a command asks of a running supervisor."""
 LinkMessage = (
     LeaderHello | GroupReady | GroupLost | GroupFailed | FollowerSuspected | LeaderProgress
     | Serving | StatusRequest | Status | RestartFollower | TraceSteps | Drain

@@ -11,6 +11,7 @@ from rufus_serve.protocol.messages import (
     Ack,
     AnyMessage,
     Drain,
+    Order,
     RestartFollower,
     Status,
     StatusRequest,
@@ -106,9 +107,7 @@ def _running(port: int | None, folder: str) -> GroupFile:
     raise ClusterError(f"{what} on {where}" if not ports else f"{what}, only on {ports} of {where}")
 
 
-def _ask(
-    group: GroupFile, message: Drain | RestartFollower | StatusRequest | TraceSteps
-) -> AnyMessage:
+def _ask(group: GroupFile, message: Order) -> AnyMessage:
     answers: queue.Queue[AnyMessage] = queue.Queue()
     keys = GroupKeys.from_token(group.token)
     client = PeerClient(group.link_endpoint, keys=keys, on_message=answers.put)

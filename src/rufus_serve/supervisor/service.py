@@ -28,6 +28,7 @@ from rufus_serve.protocol.messages import (
     GroupReady,
     LeaderHello,
     LeaderProgress,
+    Order,
     RestartFollower,
     Serving,
     Status,
@@ -134,15 +135,15 @@ class Supervisor:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._follower_ended, news)
 
-        starting = self._in_cluster(self._cluster.start, on_exit)
-        self._spawn(self._await_cluster(starting))
+        self._spawn(self._await_cluster(self._in_cluster(self._cluster.start, on_exit)))
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
         self._nodes = nodes = await starting
         if self._ended.is_set():
             return
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
-        await self._perform(self._state.start(await self._adopted(), time.monotonic()))
+        for action in list(self._state.start(await self._adopted(), time.monotonic())):
+            await self._do(action)
         self._spawn(self._leader.keep())
 
     async def _adopted(self) -> tuple[tuple[ev.Joined, int], ...]:
@@ -212,9 +213,7 @@ class Supervisor:
             case _:
                 _log.debug("ignored %s on the link", type(message).__name__)
 
-    async def _obey(
-        self, order: StatusRequest | RestartFollower | TraceSteps | Drain
-    ) -> AnyMessage:
+    async def _obey(self, order: Order) -> AnyMessage:
         match order:
             case StatusRequest():
                 return self._status()
@@ -254,13 +253,10 @@ class Supervisor:
 
     async def _handle(self, event: ev.Event) -> None:
         async with self._acting:  # Orders must reach a follower in the order they were decided.
-            await self._perform(self._state.handle(event, time.monotonic()))
+            for action in list(self._state.handle(event, time.monotonic())):
+                await self._do(action)
         for member in self._state.members.values():
             self._report.member(member)
-
-    async def _perform(self, actions: list[ev.Action]) -> None:
-        for action in list(actions):
-            await self._do(action)
 
     async def _do(self, action: ev.Action) -> None:
         match action:
