@@ -93,14 +93,3 @@ def test_a_body_over_the_limit_is_413(server: Server, client: openai.OpenAI) -> 
     with pytest.raises(openai.APIStatusError) as caught:
         complete(client, server, prompt="x" * 20_000)
     assert caught.value.status_code == 413
-
-
-def test_a_demanded_tool_without_parser_is_400(server: Server, client: openai.OpenAI) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    with pytest.raises(openai.BadRequestError, match="tool-call-parser"):
-        client.chat.completions.create(
-            model=server.name,
-            messages=[{"role": "user", "content": "x"}],
-            tools=[tool],
-            tool_choice="required",
-        )

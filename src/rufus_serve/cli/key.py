@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> None:
-    keys = read_keys(args.file) if args.file.exists() else ()
+    keys = read_keys(args.file, empty_too=True) if args.file.exists() else ()
     if any(key.id == args.id for key in keys):
         raise ConfigError(f"{args.file} holds a key of {args.id} already; revoke it first")
     secret = new_key()

@@ -67,8 +67,10 @@ def fingerprint(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_keys(path: Path) -> tuple[ApiKey, ...]:
+def read_keys(path: Path, *, empty_too: bool = False) -> tuple[ApiKey, ...]:
     """The keys in the file at `path`; plain ones, a line each, may do everything.
+
+    `empty_too`: it may hold no key, as after the last one was revoked.
 
     Raises:
         ConfigError: it cannot be read, is readable by everyone, or holds no key or a wrong one.
@@ -86,7 +88,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
             f"run `chmod o= {path}`"
         )
     keys = _structured(path, text) if _is_structured(text) else _plain(path, text)
-    if not keys:
+    if not keys and not empty_too:
         raise ConfigError(f"api_key_file {path} holds no key; `rufus-serve key add` makes one")
     return keys
 

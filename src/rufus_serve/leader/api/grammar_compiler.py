@@ -58,6 +58,8 @@ class GrammarCompiler:
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
+            assert self._child.stdin is not None
+            self._child.stdin.close()
             with contextlib.suppress(ProcessLookupError):
                 self._child.kill()
 
