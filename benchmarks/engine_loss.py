@@ -14,8 +14,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from peer_loss import Processes, strike, words
 from peer_loss_report import engine_report
 from serving import README, ROOT, Contender, Running, between_marks, contenders, machine, versions
@@ -38,18 +36,9 @@ def servers(peer_python: Path, cache: str) -> list[Contender]:
     return found
 
 
-def engines(server: Running, name: str) -> Processes:
-    """Engine processes: ours is a fork of a fork of the leader, and keeps its command line."""
-    processes = server.processes()
-    if name.startswith(PEER):
-        return [p for p in processes if "VLLM::EngineCore" in " ".join(words(p))]
-    leaders = {p.pid: p for p in processes if words(p)[1:3] == ["-m", "rufus_serve.leader"]}
-    return [p for p in leaders.values() if _generation(p, leaders) == 2]
-
-
-def _generation(process: psutil.Process, family: dict[int, psutil.Process]) -> int:
-    parent = process.ppid()
-    return 1 + _generation(family[parent], family) if parent in family else 0
+def engines(server: Running, _: str) -> Processes:
+    """Engine processes; vLLM names them, ours as well."""
+    return [p for p in server.processes() if "VLLM::EngineCore" in " ".join(words(p))]
 
 
 def main() -> None:
