@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.e2e.losses import pids, status_of, strike
@@ -10,7 +11,7 @@ from tests.e2e.models import assert_greedy, prompt
 from tests.e2e.server import DEMO_MODEL
 from tests.e2e.streams import Answer, Streams, chat, completion
 from tests.multihost import hosts
-from tests.multihost.hosts import Network
+from tests.multihost.hosts import Host, Network
 from tests.multihost.spread import SpreadServer, on_hosts, wait_until
 
 pytestmark = [
@@ -79,6 +80,54 @@ def test_a_follower_killed_on_the_other_host_costs_no_token(
     blow.wait_recovered()
     assert host.has(pids(server)[1])
     assert server.offers[host.name].poll() is None
+
+
+@pytest.mark.parametrize(("name", "on"), [("raylet", 0), ("gcs_server", 0), ("raylet", 1)])
+def test_no_follower_and_no_stream_notices_that_ray_died(
+    server: SpreadServer, undisturbed: list[Answer], name: str, on: int
+) -> None:
+    host, before = server.network.hosts[on], status_of(server)
+    streams = Streams(server.port, server.name, ASKS)
+    streams.wait_until_each_began()
+    (victim,) = [
+        each
+        for each in psutil.process_iter(["name"])
+        if each.info["name"] == name and has(host, each.pid)
+    ]
+    victim.kill()
+    assert_unchanged(streams.finish(), undisturbed)
+    wait_until(lambda: agents(server.network) == 2, lambda: server.log)
+    now = status_of(server)
+    assert (now.epoch, now.restarts) == (before.epoch, before.restarts)
+    assert [each.pid for each in now.followers] == [each.pid for each in before.followers]
+
+
+def test_a_follower_is_replaced_on_a_host_that_joined_ray_anew(
+    server: SpreadServer, undisturbed: list[Answer]
+) -> None:
+    streams = Streams(server.port, server.name, ASKS)
+    streams.wait_until_each_began()
+    blow = strike(server, 1)
+    assert_unchanged(streams.finish(), undisturbed)
+    blow.wait_recovered()
+    assert server.network.hosts[1].has(pids(server)[1])
+
+
+def agents(network: Network) -> int:
+    """Live agents on all hosts."""
+    return sum(
+        each.info["name"].startswith("ray::Follower")
+        for each in psutil.process_iter(["name"])
+        if each.info["name"] and any(has(host, each.pid) for host in network.hosts)
+    )
+
+
+def has(host: Host, pid: int) -> bool:
+    """Whether the process runs on that host, if it still does."""
+    try:
+        return host.has(pid)
+    except OSError:
+        return False
 
 
 def test_a_cut_link_is_noticed_and_streams_go_on_once_it_is_mended(
