@@ -16,8 +16,8 @@ from pathlib import Path
 
 from peer_loss import Processes, strike, words
 from peer_loss_report import engine_report
-from serving import README, ROOT, Contender, Running, between_marks, contenders, machine, versions
-from serving_report import OURS, PEER
+from serving import README, between_marks
+from serving_servers import OURS, PEER, ROOT, Contender, Running, contenders, machine, versions
 
 RECORD = ROOT / "benchmarks" / "results" / "engine_loss.json"
 MARKS = ("<!-- engine loss: begin -->", "<!-- engine loss: end -->")
