@@ -36,6 +36,7 @@ USER = 10001
 SETS = (
     "config.max_model_len=512", "config.dtype=float32", "config.cpu.threads=1",
     "config.timeouts.heartbeat_lost_s=10", "config.timeouts.step_floor_s=10",
+    "config.timeouts.leader_start_s=400", "config.timeouts.join_s=200",
     "apiKeys.enabled=false", "groupToken.existingSecret=token",
 )  # fmt: skip
 ASKS = [
