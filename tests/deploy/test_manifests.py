@@ -12,7 +12,10 @@ from tests.deploy.chart import CHART, PROFILES, ROOT, one, render, template
 from tests.deploy.conftest import need
 
 # Read, not imported: Ray is not needed for these tests.
-AGENT = (ROOT / "src" / "rufus_serve" / "cluster" / "ray_agent.py").read_text()
+AGENT = "".join(
+    (ROOT / "src" / "rufus_serve" / "cluster" / name).read_text()
+    for name in ("ray_agent.py", "ray_join.py")
+)
 RESOURCE, TOKEN_VARIABLE, ADDRESS_VARIABLE = (
     re.search(rf'^{name} = "(\w+)"', AGENT, re.MULTILINE).group(1)
     for name in ("RESOURCE", "TOKEN_VARIABLE", "ADDRESS_VARIABLE")

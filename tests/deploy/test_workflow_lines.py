@@ -164,7 +164,7 @@ def test_the_package_builds_and_passes_twine(runner):
     done = runner.run(text)
     assert done.returncode == 0, done.stdout + done.stderr
     built = {path.name for path in (runner.checkout / "dist").iterdir()}
-    assert built == {f"rufus_serve-{VERSION}-py3-none-any.whl", f"rufus_serve-{VERSION}.tar.gz"}
+    assert built == {f"rufus_serve-{VERSION}.tar.gz"}
 
 
 def test_the_chart_is_packaged_pushed_and_signed_by_its_digest(runner):
