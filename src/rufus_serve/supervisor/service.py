@@ -287,17 +287,14 @@ class Supervisor:
             control_endpoint=self._control.endpoint,
             token=self._plan.token,
             address=self._plan.address,
-            step_port=self._step_port(),
+            # Fixed where firewalls stand between hosts; followers of one host take free ones.
+            step_port=step_port(self._config) if self._plan.spread else 0,
         )
         try:
             await self._in_cluster(self._cluster.launch, spec)
             await self._handle(ev.Launched(follower_id=action.follower_id))
         except ClusterError as error:
             await self._handle(ev.Lost(follower_id=action.follower_id, reason=str(error)))
-
-    def _step_port(self) -> int:
-        """Fixed where firewalls stand between hosts; followers of one host take free ones."""
-        return step_port(self._config) if self._plan.spread else 0
 
     def _followers_beside(self, follower_id: str) -> int:
         """Followers on the same host, this one included: they share its cores."""
@@ -381,8 +378,6 @@ class Supervisor:
             self._plan.remove(keep_logs=self._config.keep_logs)
             path_for(self._config).unlink(missing_ok=True)
         _log.info("stopped")
-
-    # ---- plumbing ----
 
     def _in_cluster(self, call: Any, *args: Any) -> "asyncio.Future[Any]":
         return asyncio.get_running_loop().run_in_executor(self._cluster_threads, call, *args)
