@@ -12,8 +12,8 @@ PORT ?= 8000
 # Length of `make chaos`.
 MINUTES ?= 30
 E2E_ON_HOSTS := $(addprefix tests/e2e/test_,chat.py identity.py sampling.py structured_output.py recovery.py chaos.py)
-LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_configuration.py ray_matrix.py) \
-	tests/contract/test_bfloat16_agreement.py
+LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_configuration.py) \
+	$(addprefix tests/e2e/test_,engine_loss.py ray_losses.py ray_matrix.py) tests/contract/test_bfloat16_agreement.py
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
 VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)

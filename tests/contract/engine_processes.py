@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+import leader_vllm  # noqa: F401 - before the rest of vLLM
 import msgspec
 import zmq
 from vllm.sampling_params import SamplingParams

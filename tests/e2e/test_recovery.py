@@ -1,12 +1,14 @@
 """Killed and hung followers: every stream goes on to the token it would have had."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
-from rufus_serve.errors import RestartBudgetSpent
+from rufus_serve.errors import RestartBudgetSpent, RufusError
 from rufus_serve.supervisor import orders
 from tests.e2e.groups import FLAGS, Group
 from tests.e2e.losses import (
@@ -38,6 +40,16 @@ def leave_it_serving(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "group" in request.fixturenames:
         wait_ready(request.getfixturevalue("group").server)
+
+
+def kill_whatever_follows(server: Server, rank: int) -> None:
+    """Kill each process of `rank` before the group makes a step, until the server gives up."""
+    deadline = time.monotonic() + 100
+    while server.process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(RufusError, psutil.NoSuchProcess):
+            if pid := pids(server).get(rank):
+                psutil.Process(pid).kill()
+        time.sleep(0.1)
 
 
 def assert_failed_for_good(server: Server, streams: Streams) -> None:
@@ -146,5 +158,5 @@ def test_three_followers_without_async_scheduling_recover_until_the_budget_is_sp
         assert status_of(server).restarts == 3
         streams = group.start()
         streams.wait_until_each_began()
-        strike(server, 1)
+        kill_whatever_follows(server, 1)
         assert_failed_for_good(server, streams)

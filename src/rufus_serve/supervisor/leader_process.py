@@ -45,7 +45,8 @@ class LeaderProcess:
             sys.executable,
             "-m",
             "rufus_serve.leader",
-            env=os.environ | {SPEC_VARIABLE: str(path)},
+            # What libraries leave in their temporary folders goes with the run's own.
+            env=os.environ | {SPEC_VARIABLE: str(path), "TMPDIR": str(self._plan.run_dir)},
             start_new_session=True,
         )
 

@@ -25,13 +25,16 @@ def check_grammar(kind: str, text: str, limits: LimitConfig) -> None:
     """Check a specification of vLLM's `kind` (json, regex, grammar, lark, choice, structural_tag).
 
     Raises:
-        GrammarRefused: naming the limit.
+        GrammarRefused: naming the limit, or there is nothing to choose from.
     """
     _within("kilobytes", len(text.encode()) / 1000, "max_grammar_kb", limits)
     if kind in ("regex", "grammar", "lark"):
         _check_repetitions(text, limits)
     elif kind == "choice":
-        _within("choices", len(json.loads(text)), "max_schema_enum", limits)
+        choices = json.loads(text)
+        if not choices:
+            raise GrammarRefused("structured_outputs.choice is empty; name at least one choice")
+        _within("choices", len(choices), "max_schema_enum", limits)
     elif kind in ("json", "structural_tag"):
         _check_schema(_loads(text), limits)
 
