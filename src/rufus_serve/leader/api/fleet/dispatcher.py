@@ -38,6 +38,8 @@ class Dispatcher:
         self._waiting: deque[Flight] = deque()
         """Those that no engine has; in the order in which they are to be sent."""
         self._on_trial: dict[EnginePort, Flight] = {}
+        self._ending: set[EnginePort] = set()
+        """Engines that aborted what nobody asked them to: they get nothing more."""
         self.num_tokens = 0
         """Delivered so far, over all requests."""
 
@@ -58,6 +60,7 @@ class Dispatcher:
         if port not in self._ports:
             return
         self._ports.remove(port)
+        self._ending.discard(port)
         suspect = self._on_trial.pop(port, None)
         moving = [flight for flight in self._flights.values() if flight.port is port]
         for flight in moving:
@@ -97,7 +100,9 @@ class Dispatcher:
             if flight is None:
                 continue
             if str(output.finish_reason) == "abort":
-                # We forget before we abort, so the engine did this by itself: it is ending.
+                # We forget before we abort, so the engine did this by itself: it is ending, and
+                # a request with a grammar would fail there.
+                self._ending.add(port)
                 self._detach(flight, abort=False)
                 cut.append(flight)
                 continue
@@ -147,7 +152,8 @@ class Dispatcher:
     def _choose(self, flight: Flight) -> EnginePort | None:
         suspect = flight.num_deaths >= _SUSPECT_DEATHS
         for port in self._ports:
-            if port.accepts and not port.gone and not (suspect and port in self._on_trial):
+            open_to_all = port.accepts and not port.gone and port not in self._ending
+            if open_to_all and not (suspect and port in self._on_trial):
                 return port
         return None
 

@@ -63,10 +63,9 @@ def test_an_engine_that_ends_by_itself_ends_no_request(front):
     first = with_engine(front)
     front.dispatcher.add(request("a"))
     first.run(front.dispatcher, 2)
-    first.accepts = False
     first.end_by_itself()
     first.settle(front.dispatcher)
-    assert front.ended == {}
+    assert (front.ended, first.running, first._inbox) == ({}, {}, [])
     kill(front, first).run(front.dispatcher, 6)
     assert front.tokens == {"a": continuation((1, 2), 8)}
 
