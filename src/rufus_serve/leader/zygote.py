@@ -22,6 +22,8 @@ from rufus_serve.leader.engine_spec import EngineSpec
 
 _log = logging.getLogger(__name__)
 _MAX_BYTES = 1 << 16
+# The API process answers to these, and ends the zygote by hanging up.
+_LEFT_TO_API = (signal.SIGTERM, signal.SIGINT)
 
 
 class Zygote:
@@ -31,9 +33,12 @@ class Zygote:
         """Fork; `become_engine` is what an engine process runs from start to end."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
+        # One that comes before the zygote ignores it would end it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_API)
         self.pid = os.fork()
         if self.pid == 0:
-            _run(theirs, become_engine)
+            _run(theirs, become_engine, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     def fork_engine(self, spec: EngineSpec) -> int:
@@ -59,7 +64,11 @@ class Zygote:
             os.waitpid(self.pid, 0)
 
 
-def _run(control: socket.socket, become_engine: Callable[[EngineSpec], None]) -> NoReturn:
+def _run(
+    control: socket.socket,
+    become_engine: Callable[[EngineSpec], None],
+    mask: set[int] | set[signal.Signals],
+) -> NoReturn:
     """The zygote's life; it ends when the API process hangs up."""
     engines: set[int] = set()
 
@@ -71,8 +80,9 @@ def _run(control: socket.socket, become_engine: Callable[[EngineSpec], None]) ->
 
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _LEFT_TO_API:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGCHLD, bury)
         _let_go_of_files(control.fileno())
         while frame := control.recv(_MAX_BYTES):
@@ -98,7 +108,7 @@ def _run_engine(
     code: object = LeaderError.exit_code
     try:
         control.close()
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, *_LEFT_TO_API):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         spec.enter_environment()
