@@ -15,7 +15,8 @@
     │   └── ArtifactsUnreachable   15   their storage does not answer; another try may succeed
     ├── RuntimeStepError           13   a step was refused or failed in the runtime
     │   └── CollectiveAborted      13   a peer of the collective is gone
-    └── DoctorWarning              14   `doctor --strict` found warnings, and no error
+    ├── DoctorWarning              14   `doctor --strict` found warnings, and no error
+    └── BatchError                 16   lines of a batch failed, or their files cannot be used
 
 Messages say what happened, with the values, and what to do next.
 """
@@ -113,6 +114,12 @@ class DoctorWarning(RufusError):
     """`doctor --strict` found warnings; errors it finds have the code `serve` would end with."""
 
     exit_code = 14
+
+
+class BatchError(RufusError):
+    """Lines of a batch failed, or the files of its answers cannot be used."""
+
+    exit_code = 16
 
 
 def class_of(code: int) -> type[RufusError] | None:

@@ -45,6 +45,7 @@ COMMANDS = (
     Command("drain", "let a running server finish, and end it"),
     Command("restart-follower", "replace one follower of a running server"),
     Command("bench", "load an OpenAI endpoint and measure its streams"),
+    Command("batch", "ask all requests of a file in OpenAI's batch format"),
     Command("key", "make, list and revoke API keys"),
     Command("demo-model", "make the small demo model"),
 )
