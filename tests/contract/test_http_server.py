@@ -149,6 +149,51 @@ def test_idle_connections_make_room_for_new_ones() -> None:
     run(scenario)
 
 
+def test_connections_that_were_answered_and_are_kept_make_room_too() -> None:
+    async def scenario() -> None:
+        async with serving(max_connections=10) as (_, address):
+            kept = [await asyncio.open_connection(*address) for _ in range(10)]
+            for reader, writer in kept:
+                writer.write(HEALTH)
+                assert b" 200 " in await reader.readuntil(b"{}")
+            assert await health_s(address) < 5
+            for _, writer in kept:
+                writer.close()
+
+    run(scenario)
+
+
+def test_an_address_with_too_many_connections_loses_its_own() -> None:
+    async def scenario() -> None:
+        async with serving(max_connections_per_address=5, header_timeout_s=60) as (server, address):
+            other = await asyncio.open_connection(*address, local_addr=("127.0.0.2", 0))
+            streams = [await asyncio.open_connection(*address) for _ in range(5)]
+            for reader, writer in streams:
+                writer.write(HEALTH.replace(b"/health", b"/endless"))
+                await reader.readuntil(b"\r\n\r\n")
+            assert (await exchange(address, HEALTH)).startswith(b"HTTP/1.1 429 ")
+            other[1].write(HEALTH)
+            assert b" 200 " in await other[0].readuntil(b"{}")
+            streams[0][1].transport.abort()
+            while len(server.server_state.connections) > 5:
+                await asyncio.sleep(0.01)
+            assert await health_s(address) < 5
+            for _, writer in (*streams, other):
+                writer.transport.abort()
+
+    run(scenario)
+
+
+def test_who_asks_on_without_reading_is_served_two_requests_and_hung_up() -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            answers = await exchange(address, HEALTH * 1000)
+            assert answers.count(b" 200 ") == 2
+            assert answers.count(b"connection: close") == 1
+
+    run(scenario)
+
+
 def test_a_thousand_idle_connections_do_not_delay_health() -> None:
     async def scenario() -> None:
         async with serving(header_timeout_s=60) as (_, address):

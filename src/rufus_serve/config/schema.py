@@ -130,6 +130,8 @@ class HttpConfig(Section):
     """File that gets one JSON line per request; `-` is standard output. Empty: none."""
     max_connections: Annotated[int, Field(gt=0)] = 4096
     """Open connections; beyond it idle ones are closed, and new ones refused if none is idle."""
+    max_connections_per_address: Annotated[int, Field(ge=0)] = 0
+    """The same of one client address. 0: no bound, as behind a proxy all come from one."""
     max_header_kb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
     """Largest request line and headers together; larger ones are answered 431."""
     header_timeout_s: Seconds = 15.0

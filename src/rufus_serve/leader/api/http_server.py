@@ -8,13 +8,15 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import Any
+from collections.abc import Collection
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.schema import HttpConfig
+from rufus_serve.leader.api.connections import Connection, make_room
 from rufus_serve.leader.api.http_error import App, HttpError
 from rufus_serve.leader.api.tls import ServerTls
 
@@ -33,21 +35,39 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._stalled_since: float | None = None
-        self.waiting_since: float | None = time.monotonic()
-        """Since when the peer owes us a request's head; None while a request is served."""
+        self._is_deaf = False
+        """What comes now is read no more; the connection ends with the answer that is due."""
+        self.address = ""
+        self._answered_at = 0.0
+        self._waiting_since: float | None = time.monotonic()
+        """Since when a head is due: from the connection's or the request's first byte on."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when we wait for a request; None while one is served, or at the end."""
+        if self.transport.is_closing():
+            return None
+        served = self._waiting_since is None and not self._between_requests
+        return None if served else self._waiting_since or self._answered_at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make room if there are too many: the peer that has kept us waiting longest goes."""
-        most = self._http.max_connections
-        has_room = len(self.connections) < most or self._evict()
+        """Make room if there are too many, or refuse this one."""
+        self.address = _address(transport)
+        refusal: HttpError | None = None
+        try:
+            make_room(cast("Collection[Connection]", self.connections), self.address, self._http)
+        except HttpError as error:
+            refusal = error
         super().connection_made(transport)  # type: ignore[arg-type]
-        if not has_room:
-            self.refuse(HttpError(503, f"{most} connections are open, the most allowed"))
+        if refusal is not None:
+            self.refuse(refusal)
 
     def data_received(self, data: bytes) -> None:
         """Parse; a head that outgrows its bound is refused before it is all read."""
-        if self.waiting_since is None and self._between_requests:
-            self.waiting_since = time.monotonic()
+        if self._is_deaf:
+            return
+        if self._waiting_since is None and self._between_requests:
+            self._waiting_since = time.monotonic()
         was_in_head = self._in_head
         super().data_received(data)
         if was_in_head and self._in_head:
@@ -63,22 +83,27 @@ class BoundedProtocol(HttpToolsProtocol):
         """The head is there; the body has a deadline of its own where it is read."""
         fields = sum(len(name) + len(value) + _FIELD_SIGNS for name, value in self.headers)
         self._head_bytes = len(self.url) + fields
-        self._in_head, self.waiting_since = False, None
-        if self._check_head():
+        self._in_head, self._waiting_since = False, None
+        if self.pipeline:
+            # Who asks on without reading answers would have a thousand requests served for
+            # nothing. One may wait: a client may see an answer's end before we do.
+            self.pipeline[0][0].keep_alive, self._is_deaf = False, True
+        elif self._check_head():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Part of a body."""
-        if not self.transport.is_closing():
+        if not (self._is_deaf or self.transport.is_closing()):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A body's end."""
-        if not self.transport.is_closing():
+        if not (self._is_deaf or self.transport.is_closing()):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Hang up on a peer that was answered before it sent all of its body."""
+        self._answered_at = time.monotonic()
         if self.cycle.more_body and not self.transport.is_closing():
             self.transport.close()
         super().on_response_complete()
@@ -100,9 +125,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def enforce(self, now: float) -> None:
         """Hang up if the peer sends or reads too slowly."""
-        since = self.waiting_since
+        since = self._waiting_since
         if since is not None and now - since > self._http.header_timeout_s:
-            self.waiting_since = now
+            self._waiting_since = now
             limit = self._http.header_timeout_s
             if not self._head_bytes:
                 self.transport.close()
@@ -115,14 +140,9 @@ class BoundedProtocol(HttpToolsProtocol):
         elif now - self._stalled_since > self._http.write_timeout_s:
             self.transport.abort()
 
-    def _evict(self) -> bool:
-        idle = [each for each in self.connections if getattr(each, "waiting_since", None)]
-        if not idle:
-            return False
-        oldest = min(idle, key=lambda each: each.waiting_since)  # type: ignore[union-attr]
-        oldest.waiting_since = None  # type: ignore[union-attr]
-        oldest.transport.abort()
-        return True
+    def drop(self) -> None:
+        """Hang up at once."""
+        self.transport.abort()
 
     @property
     def _between_requests(self) -> bool:
@@ -183,6 +203,11 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Any:
         """Install no handlers."""
         yield
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
 
 
 def _uvicorn_config(app: App, config: ServeConfig) -> uvicorn.Config:
