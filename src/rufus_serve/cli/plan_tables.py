@@ -18,9 +18,9 @@ from rufus_serve.plan.latency import (
     ROW_MS,
     DecodeEstimate,
 )
-from rufus_serve.plan.memory import gib
 from rufus_serve.plan.plan import Plan
 from rufus_serve.plan.published import PUBLISHED, Comparison, compare
+from rufus_serve.units import gib
 
 _TEXT_COLUMNS = ("part", "what", "model", "on", "weights", "")
 

@@ -7,8 +7,8 @@ import psutil
 
 from rufus_serve.compiler.builder import Need
 from rufus_serve.errors import ArtifactError
+from rufus_serve.units import gib
 
-_GIB = 1 << 30
 _DISK_MARGIN = 1.05
 
 
@@ -21,13 +21,13 @@ def check_room(need: Need, folder: Path) -> None:
     memory = int(psutil.virtual_memory().available)
     if need.memory > memory:
         raise ArtifactError(
-            f"compiling needs about {_gib(need.memory)} of memory ({need.reason}), "
-            f"{_gib(memory)} are available; use a larger host, or --force to try"
+            f"compiling needs about {gib(need.memory)} of memory ({need.reason}), "
+            f"{gib(memory)} are available; use a larger host, or --force to try"
         )
     disk = shutil.disk_usage(_existing(folder)).free
     if need.disk * _DISK_MARGIN > disk:
         raise ArtifactError(
-            f"{folder}: artifacts take about {_gib(need.disk)}, {_gib(disk)} are free; "
+            f"{folder}: artifacts take about {gib(need.disk)}, {gib(disk)} are free; "
             "make room or name another --out"
         )
 
@@ -36,7 +36,3 @@ def _existing(folder: Path) -> Path:
     """`folder`, or the nearest one above it that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / _GIB:.2f} GiB"

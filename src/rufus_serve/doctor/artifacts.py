@@ -11,9 +11,10 @@ from rufus_serve.artifacts.identity import Identity, differences, identify_model
 from rufus_serve.artifacts.location import Location, is_remote, local_path
 from rufus_serve.artifacts.manifest import MANIFEST, ManifestFile, decode_manifest
 from rufus_serve.artifacts.verify import faults_of
-from rufus_serve.doctor.context import HostContext, gib
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ArtifactError, ModelError
+from rufus_serve.units import gib
 
 _CODE = ArtifactError.exit_code
 

@@ -11,8 +11,6 @@ from rufus_serve.errors import ModelError
 from rufus_serve.model.shape import ModelShape, read_model_shape
 from rufus_serve.model.weight_files import weights_bytes
 
-GIB = 1 << 30
-
 
 class HostPart(msgspec.Struct, frozen=True, kw_only=True):
     """The part that a host plays."""
@@ -82,8 +80,3 @@ class HostContext:
         name = self.system.read("/sys/devices/virtual/dmi/id/product_name") or ""
         family, _, size = name.partition(".")
         return name if family and size.endswith(("large", "metal")) else ""
-
-
-def gib(size_bytes: float) -> str:
-    """`size_bytes` for a reader."""
-    return f"{size_bytes / GIB:,.1f} GiB"

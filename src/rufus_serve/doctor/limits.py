@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from rufus_serve.doctor.context import GIB, HostContext, gib
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.meminfo import meminfo
 from rufus_serve.doctor.system import UNLIMITED
 from rufus_serve.errors import FollowerError
+from rufus_serve.units import GIB, gib
 
 _OWN_FILES = 512
 """Sockets, pipes and mapped files of a supervisor, leader or follower with Ray; an assumption."""

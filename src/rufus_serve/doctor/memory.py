@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 from rufus_serve.artifacts.fetch import default_cache
 from rufus_serve.artifacts.location import is_remote
-from rufus_serve.doctor.context import GIB, HostContext, gib
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.meminfo import memory_available, memory_bound
 from rufus_serve.doctor.topology import device_plan
 from rufus_serve.errors import ArtifactError, ConfigError, FollowerError
+from rufus_serve.units import GIB, gib
 
 _LEADER_BYTES = 2 * GIB
 _FOLLOWER_BYTES = GIB

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rufus_serve.doctor.context import HostContext, gib
+from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ModelError
 from rufus_serve.model.folder import check_folder, check_tokenizer
 from rufus_serve.model.shape import ModelShape, read_model_shape
 from rufus_serve.model.weight_files import INDEX, read_header, tensor_files
+from rufus_serve.units import gib
 
 _CODE = ModelError.exit_code
 

@@ -7,11 +7,11 @@ from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import INSTANCES, Instance, instance_named
-from rufus_serve.plan.memory import gib
 from rufus_serve.plan.plan import Plan, make_plan
 from rufus_serve.plan.request import PlanRequest
 from rufus_serve.plan.tensor_parallel import tensor_parallel
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.units import gib
 
 DEFAULT_INSTANCE = "trn1.32xlarge"
 

@@ -7,8 +7,8 @@ import msgspec
 
 from rufus_serve.errors import ConfigError
 from rufus_serve.plan.latency import DecodeEstimate
-from rufus_serve.plan.memory import gib
 from rufus_serve.plan.plan import Plan, make_plan, smallest_fit
+from rufus_serve.units import gib
 
 _TRIED_CORES = (2, 16, 32)
 

@@ -9,8 +9,7 @@ second-generation chip. NeuronLink is per chip, all else per instance.
 import msgspec
 
 from rufus_serve.errors import ConfigError
-
-GIB = 1 << 30
+from rufus_serve.units import GIB
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):

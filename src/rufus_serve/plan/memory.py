@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from rufus_serve.model.shape import ModelShape
-from rufus_serve.plan.hardware import GIB, Instance
+from rufus_serve.plan.hardware import Instance
 from rufus_serve.plan.tensor_parallel import AttentionShares, TensorParallel
 
 WeightFormat = Literal["bfloat16", "int8", "float32"]
@@ -152,8 +152,3 @@ def core_memory(
         kv_per_sequence=per_sequence,
         max_sequences=room // per_sequence,
     )
-
-
-def gib(size_bytes: float) -> str:
-    """`size_bytes` for a reader."""
-    return f"{size_bytes / GIB:,.2f} GiB"

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from rufus_serve.plan.hardware import GIB, Instance
+from rufus_serve.plan.hardware import Instance
+from rufus_serve.units import GIB
 
 _SHARDING_BYTES_PER_S = 812e9 / 1857
 """Llama-3.1-405B in bfloat16 was sharded once in 1,857 s on Trn2 (NxD Inference tutorial)."""

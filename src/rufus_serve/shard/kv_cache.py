@@ -10,8 +10,8 @@ Shape legend: H KV heads held here, D head size, R rows, W blocks per row, T new
 import torch
 
 from rufus_serve.kernels import huge_pages
+from rufus_serve.units import GIB
 
-_GIB = 1 << 30
 _MAX_BLOCKS = 1 << 17
 _PREFIX_CACHE_FACTOR = 4
 
@@ -35,7 +35,7 @@ def num_blocks_that_fit(kv_cache_gib: float, bytes_per_block: int, *, num_useful
     cached prefixes, since the scheduler keeps an object per block.
     """
     most = min(_PREFIX_CACHE_FACTOR * num_useful + 1, _MAX_BLOCKS)
-    return min(int(kv_cache_gib * _GIB) // bytes_per_block, most)
+    return min(int(kv_cache_gib * GIB) // bytes_per_block, most)
 
 
 class KvCache:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.doctor.context import GIB, HostContext, HostPart
+from rufus_serve.doctor.context import HostContext, HostPart
 from rufus_serve.doctor.system import UNLIMITED, CommandResult, Interface, Space
+from rufus_serve.units import GIB
 
 NEURON_LS = ("neuron-ls", "--json-output")
 FI_INFO = ("fi_info", "-p", "efa", "-t", "FI_EP_RDM")

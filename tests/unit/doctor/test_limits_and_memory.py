@@ -11,10 +11,11 @@ from recorded_hosts import (
     trn1_32xlarge,
 )
 
-from rufus_serve.doctor.context import GIB, HostPart
+from rufus_serve.doctor.context import HostPart
 from rufus_serve.doctor.limits import huge_pages, memlock, open_files, processes
 from rufus_serve.doctor.memory import disk, host_memory, shared_memory
 from rufus_serve.doctor.system import UNLIMITED, Space
+from rufus_serve.units import GIB
 
 LLAMA_70B = {
     "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192,
