@@ -28,7 +28,7 @@ from rufus_serve.leader.api.fleet.dispatcher import Dispatcher
 from rufus_serve.leader.api.fleet.keeper import EngineKeeper, LostCall
 from rufus_serve.leader.api.fleet.link import EngineLink
 from rufus_serve.leader.engine_spec import EngineSpec
-from rufus_serve.leader.zygote import Zygote
+from rufus_serve.leader.zygote import Zygotes
 
 _STOP_S = 2.0
 
@@ -36,12 +36,12 @@ _STOP_S = 2.0
 class FleetClient(EngineCoreClient):  # type: ignore[misc]
     """Made, and called by AsyncLLM, on the event loop's thread; `shutdown` on any other."""
 
-    def __init__(self, zygote: Zygote, config: ServeConfig, folder: str) -> None:
+    def __init__(self, zygotes: Zygotes, config: ServeConfig, folder: str) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
         """AsyncLLM takes itself for dead by it."""
         self.engine_ranks_managed = [0]
         """Values of the label `engine` in /metrics."""
-        self._zygote, self._config, self._folder = zygote, config, folder
+        self._zygotes, self._config, self._folder = zygotes, config, folder
         self._event_loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._queue: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
@@ -75,7 +75,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
 
         spec = EngineSpec.new(0, self._folder)
         link = EngineLink(spec, self._context, on_outputs=self._dispatcher.take, on_lost=lost)
-        await link.start(self._zygote.fork_engine, deadline_s=start_limit_s(self._config))
+        await link.start(self._zygotes.fork_engine, deadline_s=start_limit_s(self._config))
         return link
 
     def _fail_request(self, request_id: str, message: str) -> None:
@@ -136,7 +136,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         stopping = self._stop(_STOP_S if timeout is None else timeout)
         with contextlib.suppress(RuntimeError):  # the loop is closed: so are the engines' sockets
             asyncio.run_coroutine_threadsafe(stopping, self._event_loop).result()
-        self._zygote.close()
+        self._zygotes.close()
 
     async def _stop(self, deadline_s: float) -> None:
         await self._keeper.stop(deadline_s=deadline_s)
@@ -175,17 +175,17 @@ def fleet_factory(
                 log_stats=log_stats,
             )
 
-        zygote = Zygote(become_engine)
+        zygotes = Zygotes(become_engine)
 
         async def start() -> FleetClient:
-            fleet = FleetClient(zygote, config, folder)
+            fleet = FleetClient(zygotes, config, folder)
             apply_ready(vllm_config, await fleet.start())
             return fleet
 
         try:
             return asyncio.run_coroutine_threadsafe(start(), loop).result()
         except BaseException:
-            zygote.close()
+            zygotes.close()
             raise
 
     return make
