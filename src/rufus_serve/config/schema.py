@@ -173,6 +173,23 @@ class LimitConfig(Section):
     """CPU time that compiling one schema, regular expression or grammar may take."""
 
 
+class BatchConfig(Section):
+    """`/v1/files` and `/v1/batches`: requests kept on disk, answered when there is room."""
+
+    folder: Path | None = None
+    """Folder for the files and the state of batches. Empty: there are no such routes."""
+    max_file_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 100.0
+    """Largest file that may be uploaded; a larger one is answered 413."""
+    max_stored_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
+    """Files that one key may have, answers included; beyond it uploads are answered 413."""
+    max_requests: Annotated[int, Field(gt=0)] = 50_000
+    """Most lines of one batch."""
+    max_open: Annotated[int, Field(gt=0)] = 16
+    """Batches that one key may have open."""
+    concurrency: Annotated[int, Field(ge=0)] = 0
+    """Requests in flight for all batches together. 0: max_num_seqs."""
+
+
 class ArtifactConfig(Section):
     """What `rufus-serve compile` made ahead of time."""
 
@@ -271,6 +288,8 @@ class ServeConfig(Section):
     """The HTTP endpoint."""
     limits: LimitConfig = LimitConfig()
     """Admission limits."""
+    batch: BatchConfig = BatchConfig()
+    """Files and batches."""
     artifacts: ArtifactConfig = ArtifactConfig()
     """Artifacts made ahead of time."""
     cpu: CpuRuntimeConfig = CpuRuntimeConfig()

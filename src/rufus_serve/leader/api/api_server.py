@@ -22,6 +22,9 @@ from rufus_serve.leader.api.access import Access
 from rufus_serve.leader.api.admission import Admission
 from rufus_serve.leader.api.api_link import ApiLink
 from rufus_serve.leader.api.audit import Recorder, open_audit_log
+from rufus_serve.leader.api.batches.asgi_sender import bearing
+from rufus_serve.leader.api.batches.desk import BatchDesk
+from rufus_serve.leader.api.batches.routes import BatchRoutes
 from rufus_serve.leader.api.engine_args import served_name, vllm_namespace
 from rufus_serve.leader.api.health import HealthRoutes
 from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
@@ -54,6 +57,8 @@ class ApiServer:
         self._link = ApiLink(spec, on_drain=self._drain, on_failed=self._fail)
         self._keys = KeyRing(config.api_key_file)
         self._admission = Admission(StreamStart(self._forward), config)
+        self._audit = open_audit_log(config.http.audit_log)
+        self._desk = self._batch_desk()
         self._http = HttpServer(self._gateway(), config)
         self._background: set[asyncio.Task[None]] = set()
 
@@ -83,16 +88,30 @@ class ApiServer:
             for task in (*ends, serving):
                 task.cancel()
             await asyncio.gather(*ends, serving, return_exceptions=True)
+            if self._desk is not None:
+                await self._desk.close()
             self._link.close()
 
     def _gateway(self) -> App:
         """Our layers, the outermost last."""
         http = self._config.http
-        app: App = Access(self._admission, self._keys, docs=http.docs)
+        app: App = BatchRoutes(self._admission, self._desk, self._config.batch)
+        app = Access(app, self._keys, docs=http.docs)
         app = HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
         if http.cors_origins:
             app = _cors(app, http.cors_origins)
-        return Recorder(app, open_audit_log(http.audit_log))
+        return Recorder(app, self._audit)
+
+    def _batch_desk(self) -> BatchDesk | None:
+        batch = self._config.batch
+
+        def find_app(key_id: str) -> App | None:
+            key = self._keys.named(key_id)
+            return Recorder(bearing(self._admission, key), self._audit) if key else None
+
+        return (
+            BatchDesk(batch, find_app, places=self._config.max_num_seqs) if batch.folder else None
+        )
 
     async def _serve_model(self) -> None:
         """Load vLLM, open the gateway, and watch the engines."""
@@ -106,6 +125,9 @@ class ApiServer:
             fleet = engine.engine_core
             for work in (self._follow_status(fleet), self._keys.keep_fresh(), self._beat(fleet)):
                 self._background.add(asyncio.create_task(work))
+            if self._desk is not None:
+                # Not before: an engine is forked, which should inherit no database.
+                await self._desk.open()
             self._link.serving()
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
             await self._watch(engine)
@@ -199,7 +221,7 @@ def _cors(app: App, origins: Sequence[str]) -> App:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after", "x-ratelimit-*"],
         max_age=600,

@@ -35,7 +35,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     too_large = HttpError(413, f"the request body is larger than {max_bytes / 1e6:g} MB")
     announced = dict(scope["headers"]).get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > max_bytes:
-        await _discard(receive)
+        await discard(receive)
         raise too_large
     parts, size, more = [], 0, True
     while more:
@@ -47,12 +47,12 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         more = message.get("more_body", False)
         if size > max_bytes:
             if more:
-                await _discard(receive)
+                await discard(receive)
             raise too_large
     return b"".join(parts)
 
 
-async def _discard(receive: Receive) -> None:
+async def discard(receive: Receive) -> None:
     """Read on for a while: a client that still sends would never see the answer."""
     size, ends = 0, time.monotonic() + _DISCARD_S
     while size < _DISCARD_BYTES and (left_s := ends - time.monotonic()) > 0:

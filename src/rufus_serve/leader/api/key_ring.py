@@ -40,6 +40,13 @@ class KeyRing:
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, given)]
         return found[0] if found and not found[0].expired else None
 
+    def named(self, key_id: str) -> ApiKey | None:
+        """The key of a name, if it is in force."""
+        if self._path is None:
+            return ANONYMOUS if key_id == ANONYMOUS.id else None
+        found = next((key for key in self._keys if key.id == key_id), None)
+        return found if found and not found.expired else None
+
     async def keep_fresh(self) -> None:
         """Follow the file; one that turned unusable is logged, and what was read stays in force."""
         while self._path:

@@ -3,6 +3,7 @@
 Whatever is not listed is refused before vLLM sees it, though vLLM may have mounted it.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _READ = ("GET", "HEAD")
 _PROBE = Route(_READ, None)
 _INFERENCE = Route(("POST",), "infer", takes_place=True)
 _LIGHT = Route(("POST",), "infer")
+_LISTED = Route((*_READ, "POST"), "infer")
 
 ROUTES = {
     "/health": _PROBE,
@@ -40,6 +42,12 @@ ROUTES = {
     "/tokenize": _LIGHT,
     "/detokenize": _LIGHT,
     "/v1/messages/count_tokens": _LIGHT,
+    "/v1/files": _LISTED,
+    "/v1/files/{id}": Route((*_READ, "DELETE"), "infer"),
+    "/v1/files/{id}/content": Route(_READ, "infer"),
+    "/v1/batches": _LISTED,
+    "/v1/batches/{id}": Route(_READ, "infer"),
+    "/v1/batches/{id}/cancel": _LIGHT,
     "/metrics": Route(_READ, "metrics"),
     "/version": Route(_READ, "admin"),
     "/load": Route(_READ, "admin"),
@@ -48,6 +56,9 @@ DOCS_ROUTES = dict.fromkeys(
     ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"), Route(_READ, "infer")
 )
 """Served with `http.docs` only."""
+
+_ID = re.compile(r"^(/v1/(?:files|batches)/)[A-Za-z0-9_-]{1,100}")
+"""What stands for `{id}` in a path."""
 
 _ABSENT = {
     "/v1/embeddings": "embeddings",
@@ -79,7 +90,9 @@ def find_route(path: str, *, docs: bool) -> Route:
     Raises:
         HttpError: 404, naming the feature that is not offered if `path` belongs to one.
     """
-    route = ROUTES.get(path) or (DOCS_ROUTES.get(path) if docs else None)
+    route = ROUTES.get(path) or ROUTES.get(_ID.sub(r"\1{id}", path))
+    if route is None and docs:
+        route = DOCS_ROUTES.get(path)
     if route is not None:
         return route
     feature = _ABSENT.get(path.rstrip("/"))
