@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from rufus_serve.cli.commands import COMMANDS, Command
@@ -29,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output is gone; without this, Python complains again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return RufusError.exit_code
+    except Exception as error:  # noqa: BLE001 - the process edge
+        traceback.print_exc()
+        print(f"error: unforeseen {type(error).__name__}: {error}; please report", file=sys.stderr)
+        return RufusError.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -34,8 +34,9 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 0
-    except Exception:  # noqa: BLE001 - the process edge
+    except Exception as error:  # noqa: BLE001 - the process edge
         _log.exception("the leader failed unexpectedly")
+        _leave_word(f"it failed unexpectedly: {type(error).__name__}: {error}")
         return LeaderError.exit_code
     return 0
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import time
 
@@ -92,7 +93,7 @@ class LeaderKeeper:
         self._restarts += 1
         if not served or self._restarts > self._config.recovery.max_restarts:
             often = f" (death {self._restarts})" if self._restarts > 1 else ""
-            said = self._process.last_word() or f"it ended with code {code}; its log says why"
+            said = self._process.last_word() or _end_of(code)
             raise errors.of(code, f"leader{often}: {said}", otherwise=LeaderError)
         _log.warning("the leader died with code %d; starting another", code)
 
@@ -126,3 +127,12 @@ class LeaderKeeper:
             if ready_since and time.monotonic() - ready_since > limit:
                 raise StartupTimeout(f"the leader did not serve within {limit:g} s")
         self._report.step(f"serving on http://{self._config.host}:{self._config.port}")
+
+
+def _end_of(code: int) -> str:
+    """How a process ended that left no word."""
+    if code >= 0:
+        return f"it ended with code {code} without a word"
+    name = signal.Signals(-code).name
+    hint = "; it may have run out of memory" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{hint}"

@@ -152,3 +152,22 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "# Configuration\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/models"), "Permission denied: '/models'"),
+        (KeyError("rope"), "unforeseen KeyError: 'rope'; please report"),
+    ],
+)
+def test_whatever_goes_wrong_the_last_line_says_what(run, monkeypatch, failure, said):
+    def fail(_):
+        raise failure
+
+    monkeypatch.setattr(serve, "run", fail)
+    code, _, err = run("serve", "m")
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith(said)
