@@ -115,18 +115,51 @@ def test_leaders_with_a_certificate_are_asked_by_https(helm):
     assert notes["alb.ingress.kubernetes.io/backend-protocol"] == "HTTPS"
 
 
-def test_the_policy_admits_load_balancers_scrapers_and_pod_identity(helm):
+def admitted_to(policy) -> dict[str, set[int]]:
+    """Ports by the peers that may reach them, single ones alone."""
+    return {
+        json.dumps(peer, sort_keys=True): {each["port"] for each in rule["ports"]}
+        for rule in policy["spec"]["ingress"]
+        for peer in rule["from"]
+    }
+
+
+def test_the_policies_admit_load_balancers_scrapers_and_pod_identity(helm):
     sets = ("router.enabled=true", "tls.existingSecret=")
-    policy = one(render(*sets, values=EVERYTHING), "NetworkPolicy")["spec"]
-    admitted = {json.dumps(peer, sort_keys=True): rule["ports"]
-                for rule in policy["ingress"] for peer in rule["from"]}  # fmt: skip
+    documents = render(*sets, values=EVERYTHING)
+    groups = named(documents, "NetworkPolicy", "rufus-serve")
+    others = named(documents, "NetworkPolicy", "-others")
     balancer = json.dumps({"ipBlock": {"cidr": "10.42.0.0/16"}})
-    assert {each["port"] for each in admitted[balancer]} == {8000, 8080}
-    scraper = policy["ingress"][-1]
-    assert {each["port"] for each in scraper["ports"]} == {8000, 29000}
+    assert admitted_to(groups)[balancer] == {8000}
+    assert admitted_to(others)[balancer] == {8080}
+    assert {each["port"] for each in others["spec"]["ingress"][-1]["ports"]} == {8080, 29000}
     agent = {"ipBlock": {"cidr": "169.254.170.23/32"}}
-    (rule,) = [each for each in policy["egress"] if agent in each.get("to", [])]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 80}]
+    for policy in (groups, others):
+        (rule,) = [each for each in policy["spec"]["egress"] if agent in each.get("to", [])]
+        assert rule["ports"] == [{"protocol": "TCP", "port": 80}]
+
+
+def test_what_faces_clients_reaches_the_api_of_a_group_and_nothing_else_of_it(helm):
+    documents = render("router.enabled=true", "tls.existingSecret=", values=EVERYTHING)
+    groups = named(documents, "NetworkPolicy", "rufus-serve")["spec"]
+    component = "app.kubernetes.io/component"
+    assert groups["podSelector"]["matchLabels"][component] == "group"
+    reached = {
+        peer["podSelector"]["matchLabels"].get(component): rule["ports"]
+        for rule in groups["ingress"]
+        for peer in rule["from"]
+        if "app.kubernetes.io/instance" in str(peer)
+    }
+    assert set(reached) == {"group", "router"}
+    assert reached["router"] == [{"protocol": "TCP", "port": 8000}]
+    others = named(documents, "NetworkPolicy", "-others")["spec"]
+    (own,) = [rule for rule in others["egress"] if "podSelector" in str(rule)]
+    assert own["ports"] == [{"protocol": "TCP", "port": 8000}]
+    (expression,) = others["podSelector"]["matchExpressions"]
+    assert expression == {"key": component, "operator": "NotIn", "values": ["group"]}
+    pods = [each["spec"]["template"]["metadata"]["labels"] for each in documents
+            if each["kind"] in ("Deployment", "Job")]  # fmt: skip
+    assert all(labels[component] != "group" for labels in pods)
 
 
 def router_of(*sets: str):
