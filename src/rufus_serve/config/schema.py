@@ -318,6 +318,10 @@ class ServeConfig(Section):
         every_process = timeouts.join_s + timeouts.load_s + timeouts.warm_up_s
         return every_process if self.runtime == "neuron" else _RECOVERY_S
 
+    def for_followers(self) -> dict[str, Any]:
+        """What followers are told: all but vLLM's options, which are the leader's alone."""
+        return self.model_dump(mode="json", exclude={"vllm_args"})
+
     def group_hash(self) -> str:
         """Hash of what a follower's state depends on; leader and followers must agree on it.
 

@@ -17,7 +17,7 @@ class Examine(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     node: str
     config: dict[str, Any]
-    """`ServeConfig.model_dump(mode="json")`."""
+    """`ServeConfig.for_followers()`."""
     placement: HostPart
     quick: bool = False
 

@@ -31,7 +31,7 @@ def examine_host(config: ServeConfig, *, quick: bool) -> DoctorReport:
     placement = own_placement(config, plan_group(config, None))
     order = Examine(
         node=socket.gethostname(),
-        config=config.model_dump(mode="json"),
+        config=config.for_followers(),
         placement=placement,
         quick=quick,
     )

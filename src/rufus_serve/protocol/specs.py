@@ -32,7 +32,7 @@ class FollowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All a follower process needs."""
 
     config: dict[str, Any]
-    """`ServeConfig.model_dump(mode="json")`."""
+    """`ServeConfig.for_followers()`."""
     node_rank: int
     """STANDBY: to be given by the supervisor when it is needed."""
     follower_id: str

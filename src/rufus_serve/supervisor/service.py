@@ -281,7 +281,7 @@ class Supervisor:
 
     async def _launch(self, action: ev.StartFollower) -> None:
         spec = FollowerSpec(
-            config=self._config.model_dump(mode="json"),
+            config=self._config.for_followers(),
             node_rank=action.node_rank,
             follower_id=action.follower_id,
             control_endpoint=self._control.endpoint,

@@ -57,3 +57,12 @@ def test_the_configuration_imports_no_framework():
 )
 def test_a_recovery_may_take_what_the_runtime_needs(settings, deadline_s):
     assert ServeConfig(model="m", **settings).recovery_deadline_s == deadline_s
+
+
+def test_followers_are_told_nothing_of_vllms_options_and_keep_their_identity():
+    config = ServeConfig(
+        model="m", vllm_args={"seed": 5, "otlp_traces_endpoint": "http://user:pw@h"}
+    )
+    told = ServeConfig.model_validate(config.for_followers())
+    assert "user:pw" not in told.model_dump_json()
+    assert told.group_hash() == config.group_hash()

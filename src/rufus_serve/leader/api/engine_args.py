@@ -54,6 +54,7 @@ _UNSUPPORTED = {
     "kv_offloading_size": "the KV cache stays in the followers",
     "cpu_offload_gb": "followers hold all weights",
     "enable_sleep_mode": "followers keep their weights",
+    "hf_token": "the model is read from its folder, and needs none",
     "root_path": "strip a prefix in the proxy in front",
     "headless": "the supervisor starts all processes",
     "api_server_count": "one API process serves a group",
@@ -111,7 +112,8 @@ def check_option(name: str, value: object, *, known: set[str]) -> None:
     reasons = [why for prefix, why in _UNSUPPORTED_PREFIXES.items() if name.startswith(prefix)]
     reason = _UNSUPPORTED.get(name) or next(iter(reasons), None)
     if reason and value not in (None, False, "auto"):
-        raise ConfigError(f"vllm_args.{name}={value!r} is not supported: {reason}")
+        shown = "" if "token" in name else f"={value!r}"
+        raise ConfigError(f"vllm_args.{name}{shown} is not supported: {reason}")
     if name not in known:
         nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
         raise ConfigError(f"vllm_args.{name} is no option of vLLM; did you mean {nearest[0]}?")

@@ -18,6 +18,7 @@ KNOWN = {"enable_auto_tool_choice", "tool_call_parser", "quantization", "enable_
         ("quantization", "fp8", "unquantized"),
         ("kv_cache_dtype", "fp8", "KV cache"),
         ("enable_lora", True, "adapters"),
+        ("hf_token", "hf_secret", "needs none"),
         ("data_parallel_size", 2, "one replica"),
         ("speculative_config", {"method": "ngram"}, "speculative"),
         ("enable_auto_tool_chioce", True, "did you mean enable_auto_tool_choice"),
