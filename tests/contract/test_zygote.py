@@ -98,6 +98,18 @@ def test_engines_outlive_a_zygote_that_is_killed_and_another_zygote_takes_its_pl
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_zygote_is_replaced_also_when_clients_hold_more_than_a_thousand_files(
+    zygotes: Zygotes,
+) -> None:
+    with contextlib.ExitStack() as files:
+        for _ in range(1100):
+            files.callback(os.close, os.dup(0))
+        for _ in range(2):
+            before = zygotes.pids
+            os.kill(before[0], signal.SIGKILL)
+            wait(lambda before=before: len(set(zygotes.pids) - set(before)) == 1)
+
+
 def test_a_zygote_that_hangs_is_passed_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

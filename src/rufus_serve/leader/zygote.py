@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,7 +59,7 @@ class _Handle:
     def close(self) -> None:
         """Hang up, and make sure that it ends."""
         self.control.close()
-        if not select.select([self.pidfd], [], [], _END_S)[0]:
+        if not _with_news([self.pidfd], timeout_s=_END_S):
             self.kill()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
@@ -134,10 +134,8 @@ class Zygotes:
             if not by_pidfd:
                 return
             pause_s = _RETRY_S if len(by_pidfd) == 1 else None
-            try:
-                ready, *_ = select.select([self._woken, *by_pidfd], [], [], pause_s)
-            except OSError:  # one was dropped and closed meanwhile
-                ready = []
+            # One that was dropped meanwhile has news too, and is not among ours any more.
+            ready = _with_news([self._woken, *by_pidfd], timeout_s=pause_s)
             ended = [by_pidfd[pidfd] for pidfd in ready if pidfd in by_pidfd]
 
     def _replace(self, ended: list[_Handle]) -> None:
@@ -152,6 +150,14 @@ class Zygotes:
                 self._handles.append(_Handle(ours, pid))
             except OSError:  # it is gone already, or there was nobody to make it
                 ours.close()
+
+
+def _with_news(files: Iterable[int], *, timeout_s: float | None) -> list[int]:
+    """Those that have something to read, or none by then; clients may hold all of select's 1024."""
+    poll = select.poll()
+    for each in files:
+        poll.register(each, select.POLLIN)
+    return [each for each, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)]
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:

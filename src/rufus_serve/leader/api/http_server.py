@@ -6,6 +6,7 @@ ever for a peer that does not read.
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Collection
@@ -16,10 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.schema import HttpConfig
-from rufus_serve.leader.api.connections import Connection, make_room
+from rufus_serve.leader.api.connections import Connection, affordable_connections, make_room
 from rufus_serve.leader.api.http_error import App, HttpError
 from rufus_serve.leader.api.tls import ServerTls
 
+_log = logging.getLogger(__name__)
 _GRACEFUL_S = 2
 _FIELD_SIGNS = len(": \r\n")
 _SWEEP_TICKS = 10
@@ -29,9 +31,10 @@ _SWEEP_TICKS = 10
 class BoundedProtocol(HttpToolsProtocol):
     """One connection: bounded headers, and what `enforce` needs to know; event loop only."""
 
-    def __init__(self, *args: Any, http: HttpConfig, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, http: HttpConfig, most: int, **kwargs: Any) -> None:
+        """`most`: connections that may be open."""
         super().__init__(*args, **kwargs)
-        self._http = http
+        self._http, self._most = http, most
         self._in_head = True
         self._head_bytes = 0
         self._stalled_since: float | None = None
@@ -55,7 +58,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.address = _address(transport)
         refusal: HttpError | None = None
         try:
-            make_room(cast("Collection[Connection]", self.connections), self.address, self._http)
+            make_room(
+                cast("Collection[Connection]", self.connections),
+                self.address,
+                most=self._most,
+                most_per_address=self._http.max_connections_per_address,
+            )
         except HttpError as error:
             refusal = error
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -166,6 +174,13 @@ class HttpServer(uvicorn.Server):
     def __init__(self, app: App, config: ServeConfig) -> None:
         http = config.http
         self._http = http
+        self._most = affordable_connections(http.max_connections)
+        if self._most < http.max_connections:
+            _log.warning(
+                "%d connections at most, not http.max_connections (%d): the limit of open files "
+                "allows no more; raise it (ulimit -Hn, LimitNOFILE)",
+                self._most, http.max_connections,
+            )  # fmt: skip
         self._tls = ServerTls(http) if http.tls_certificate else None
         super().__init__(_uvicorn_config(app, config))
 
@@ -176,7 +191,11 @@ class HttpServer(uvicorn.Server):
 
         def connection() -> BoundedProtocol:
             return BoundedProtocol(
-                self.config, self.server_state, self.lifespan.state, http=self._http
+                self.config,
+                self.server_state,
+                self.lifespan.state,
+                http=self._http,
+                most=self._most,
             )
 
         context = self._tls.context if self._tls else None
