@@ -3,8 +3,9 @@
     python -m benchmarks.chaos [--minutes 30] [--clients 16] [--interval 10] [--out FILE]
 
 Starts a server of its own on 127.0.0.1, collects undisturbed answers first, and then compares
-every answer with them. Every other blow falls on a follower (some are stopped, not killed), the
-others on any process of Ray's, the driver among them. Ends with 1 if an answer was wrong or lost,
+every answer with them. Half of the blows fall on a follower (some are stopped, not killed), a
+quarter on an engine or a zygote, of which engines are forked, the others on any process of Ray's,
+the driver among them. All deadlines are the defaults. Ends with 1 if an answer was wrong or lost,
 or anything leaked. `--out` keeps the record (`make chaos` does: benchmarks/results/chaos.json).
 """
 
@@ -29,17 +30,23 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tests.e2e.losses import LogLine, pids, serving, status_of, supervisor_lines, wait_ready
+from tests.e2e.losses import (
+    LogLine,
+    api_process_of,
+    engine_of,
+    pids,
+    serving,
+    status_of,
+    supervisor_lines,
+    wait_ready,
+    zygotes_of,
+)
 from tests.e2e.ray_losses import VICTIMS, ray_processes
 from tests.e2e.server import Server
 from tests.e2e.streams import Answer, Ask, Streams, chat, chunks, completion, every_kind
 
-RECOVERY_FLAGS = (
-    "--recovery.deadline-s=120", "--timeouts.step-floor-s=2",
-    "--timeouts.heartbeat-lost-s=3", "--timeouts.heartbeat-s=0.25",
-)  # fmt: skip
 MODEL_FLAGS = ("--dtype=float32", "--max-model-len=1024", "--buckets.prefill=64,256")
-FOLLOWER_SHARE, HANG_SHARE, DISCONNECT_SHARE = 0.5, 0.2, 0.15
+FOLLOWER_SHARE, LEADER_SHARE, HANG_SHARE, DISCONNECT_SHARE = 0.5, 0.25, 0.2, 0.15
 SETTLED_S = 15.0
 """Age of a follower from which its memory should not grow."""
 TOPICS = ("the sea", "tea", "Rome", "wolves", "glass", "chess", "rain", "the number seven")
@@ -133,24 +140,29 @@ def strike_now_and_then(
         if time.monotonic() > ends_at:
             return blows
         memory.look()
-        victim, found, number = choose_victim(server, dice)
         try:
+            victim, found, number = choose_victim(server, dice)
             os.kill(dice.choice(found), number)
-        except (IndexError, ProcessLookupError, PermissionError):
-            continue
+        except (IndexError, ValueError, psutil.NoSuchProcess, ProcessLookupError):
+            continue  # there is none just now
         blows.append(Blow(time.time(), victim))
         tally.add(signal.Signals(number).name)
 
 
 def choose_victim(server: Server, dice: random.Random) -> tuple[str, list[int], int]:
     """A kind of process, the ids of those there are, and the signal for one of them."""
-    if dice.random() >= FOLLOWER_SHARE:
-        victim = dice.choice(list(VICTIMS))
-        return victim, [each.pid for each in ray_processes(server, victim)], signal.SIGKILL
-    followers = [pid for pid in pids(server).values() if pid]
-    if dice.random() < HANG_SHARE:
-        return "follower, stopped", followers, signal.SIGSTOP
-    return "follower", followers, signal.SIGKILL
+    share = dice.random()
+    if share < FOLLOWER_SHARE:
+        followers = [pid for pid in pids(server).values() if pid]
+        if dice.random() < HANG_SHARE:
+            return "follower, stopped", followers, signal.SIGSTOP
+        return "follower", followers, signal.SIGKILL
+    if share < FOLLOWER_SHARE + LEADER_SHARE:
+        if dice.random() < 0.5:
+            return "engine", [engine_of(server).pid], signal.SIGKILL
+        return "zygote", [each.pid for each in zygotes_of(server)], signal.SIGKILL
+    victim = dice.choice(list(VICTIMS))
+    return victim, [each.pid for each in ray_processes(server, victim)], signal.SIGKILL
 
 
 def by_victim(blows: list[Blow], lines: list[LogLine]) -> dict[str, dict[str, Any]]:
@@ -187,13 +199,8 @@ def outages(lines: list[LogLine]) -> list[float]:
 
 def memory_mb(server: Server) -> dict[str, float]:
     """Resident megabytes of the processes that live through it all."""
-    found = {"supervisor": psutil.Process(server.process.pid).memory_info().rss / 1e6}
-    for process in server.processes():
-        words = process.cmdline()
-        if words[1:3] == ["-m", "rufus_serve.leader"] or "VLLM" in "".join(words):
-            role = "engine" if process.ppid() != server.process.pid else "api"
-            found[role] = max(found.get(role, 0.0), process.memory_info().rss / 1e6)
-    return found
+    supervisor, api = psutil.Process(server.process.pid), api_process_of(server)
+    return {"supervisor": supervisor.memory_info().rss / 1e6, "API": api.memory_info().rss / 1e6}
 
 
 class FollowerMemory:
@@ -299,7 +306,7 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     arguments = arguments_of(sys.argv[1:])
-    with serving(f"--nodes={arguments.nodes}", *MODEL_FLAGS, *RECOVERY_FLAGS) as server:
+    with serving(f"--nodes={arguments.nodes}", *MODEL_FLAGS) as server:
         record = soak(server, arguments)
         code = server.stop()
         time.sleep(5.0)

@@ -187,14 +187,23 @@ def record(what: str, strikes: Sequence[Strike]) -> None:
 
 
 def engine_of(server: Server) -> psutil.Process:
-    """The engine process: forked by a child of the leader, which holds the clients' sockets."""
-    (leader,) = _leaders(psutil.Process(server.process.pid).children())
-    (zygote,) = _leaders(leader.children())
-    (engine,) = zygote.children()
+    """The engine process, by the title that vLLM gives it; it may have outlived its zygote."""
+    (engine,) = (p for p in server.tagged() if p.cmdline()[0].startswith("VLLM::EngineCore"))
     return engine
 
 
+def zygotes_of(server: Server) -> list[psutil.Process]:
+    """What engines are forked of; a fork has its parent's command line."""
+    api = api_process_of(server)
+    return [process for process in _leaders(server.tagged()) if process != api]
+
+
+def api_process_of(server: Server) -> psutil.Process:
+    """Serves HTTP; a child of the supervisor."""
+    (api,) = _leaders(psutil.Process(server.process.pid).children())
+    return api
+
+
 def _leaders(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that run the leader's program; a fork has its parent's command line."""
     words = ["-m", "rufus_serve.leader"]
     return [process for process in processes if process.cmdline()[1:3] == words]

@@ -147,7 +147,7 @@ class Server:
 
     def remains(self) -> list[str]:
         """Processes and files of this server that should be gone once it has ended."""
-        found = [f"{p.pid} {' '.join(p.cmdline())[:120]}" for p in self._tagged()]
+        found = [f"{p.pid} {' '.join(p.cmdline())[:120]}" for p in self.tagged()]
         kept = "torchinductor_"  # torch's cache
         files = [path for path in self.temporary.iterdir() if not path.name.startswith(kept)]
         return found + [str(path) for path in files]
@@ -158,7 +158,8 @@ class Server:
             time.sleep(0.1)
         assert not left, left
 
-    def _tagged(self) -> list[psutil.Process]:
+    def tagged(self) -> list[psutil.Process]:
+        """All processes of this server, wherever they stand in the tree; no zombies."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -171,7 +172,7 @@ class Server:
 
     def remove(self) -> None:
         """Kill what is left and delete the server's files."""
-        for process in self._tagged():
+        for process in self.tagged():
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.process.wait()
@@ -188,7 +189,7 @@ class Server:
     def followers(self) -> list[psutil.Process]:
         """Follower processes, oldest first; they may have outlived whoever started them."""
         found = []
-        for process in self._tagged():
+        for process in self.tagged():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.cmdline()[1:3] == ["-m", "rufus_serve.follower"]:
                     found.append(process)
@@ -197,7 +198,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM, *, deadline_s: float = 60.0) -> int:
         """Ask it to end; its exit code."""
         if self.process.poll() is None:
-            self._tagged()
+            self.tagged()
             self.process.send_signal(number)
         try:
             return self.process.wait(deadline_s)

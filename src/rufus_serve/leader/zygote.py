@@ -183,8 +183,9 @@ def _run(control: socket.socket, become_engine: BecomeEngine) -> NoReturn:
     def bury(*_: object) -> None:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                kind = "engine" if ended[0] in engines else "zygote"
                 engines.discard(ended[0])
-                _report_end(*ended)
+                _report_end(kind, *ended)
 
     try:
         _settle(control, bury)
@@ -249,10 +250,10 @@ def _run_engine(control: socket.socket, spec: EngineSpec, become_engine: BecomeE
         os._exit(code if isinstance(code, int) else LeaderError.exit_code)
 
 
-def _report_end(pid: int, status: int) -> None:
+def _report_end(kind: str, pid: int, status: int) -> None:
     code = os.waitstatus_to_exitcode(status)
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    _log.log(logging.WARNING if code else logging.DEBUG, "process %d %s", pid, how)
+    _log.log(logging.WARNING if code else logging.DEBUG, "%s process %d %s", kind, pid, how)
 
 
 def _let_go_of_files(kept: int) -> None:
