@@ -46,6 +46,10 @@ class RayChild:
         """Have it leave Ray and end; any thread."""
         self._wire.hang_up()
 
+    def kill(self) -> None:
+        """End it at once; any thread."""
+        self._process.kill()
+
     def bury(self) -> int:
         """See that it and its Ray are gone; its exit code."""
         try:

@@ -9,13 +9,16 @@ import os
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rufus_serve.cluster.ray_join import JoinedRay, JoinSettings
 from rufus_serve.cluster.ray_orders import (
+    ALIVE_S,
     Adopt,
+    Alive,
     AnyOrder,
     Came,
     CannotJoin,
@@ -44,6 +47,7 @@ class Driver:
         self._session = RaySession(Path(order.folder), session_id=os.getsid(0))
         self._cluster: RayCluster | None = None
         self._pool = ThreadPoolExecutor(order.settings.followers + 1, thread_name_prefix="order")
+        threading.Thread(target=self._tell_alive, name="alive", daemon=True).start()
         threading.Thread(target=self._join, name="join", daemon=True).start()
 
     def obey(self, order: AnyOrder) -> None:
@@ -62,6 +66,11 @@ class Driver:
         if self._cluster is not None:
             self._cluster.await_killed(timeout_s=_KILL_S)
         self._session.clear(keep_files=True)
+
+    def _tell_alive(self) -> NoReturn:
+        while True:
+            self._wire.send(Alive())
+            time.sleep(ALIVE_S)
 
     def _join(self) -> None:
         """Get into Ray, tell of its nodes, and wait for its end."""

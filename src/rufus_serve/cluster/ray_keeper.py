@@ -19,6 +19,7 @@ from rufus_serve.cluster.process import AdoptedProcess, await_gone, is_follower,
 from rufus_serve.cluster.ray_child import RayChild
 from rufus_serve.cluster.ray_orders import (
     Adopt,
+    Alive,
     AnyNews,
     Came,
     CannotJoin,
@@ -40,6 +41,11 @@ _LONGEST_BACKOFF_S = 10.0
 _FIRST_TRIES = 3
 """Before the first start is given up: Ray may be killed while it starts, too."""
 _STOP_S = 10.0
+_LOOK_S = 1.0
+_SILENT_S = 20.0
+"""From a child that runs; one that was stopped says nothing."""
+_OVERDUE_S = 45.0
+"""After `join_s`: the driver gives a launch up before."""
 
 
 class _Running(msgspec.Struct):
@@ -54,7 +60,8 @@ class _Running(msgspec.Struct):
 class _Launch(msgspec.Struct):
     """A launch that somebody waits for."""
 
-    sent: bool = False
+    sent: float = 0.0
+    """When; 0 while Ray is awaited."""
     answer: Launched | NotLaunched | None = None
 
 
@@ -77,7 +84,12 @@ class RayKeeper:
         self._running: dict[str, _Running] = {}
         self._launches: dict[str, _Launch] = {}
         self._stopping = self._interrupted = self._released = False
-        self._thread = threading.Thread(target=self._keep, name="ray", daemon=True)
+        self._heard = 0.0
+        self._killed_because = ""
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (("ray", self._keep), ("ray watch", self._watch_child))
+        ]
 
     @property
     def health(self) -> ClusterHealth:
@@ -90,7 +102,8 @@ class RayKeeper:
     def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
         """Start or join Ray, and wait for enough nodes."""
         self._on_exit = on_exit
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._came is not None or self._interrupted)
             if isinstance(self._came, tuple):
@@ -104,7 +117,7 @@ class RayKeeper:
             self._launches[spec.follower_id] = launch
             self._await(spec.follower_id, lambda: self._is_up)
             assert self._child is not None
-            launch.sent = True
+            launch.sent = time.monotonic()
             self._child.send(Launch(spec=spec))
             self._await(spec.follower_id, lambda: launch.answer is not None)
             del self._launches[spec.follower_id]
@@ -157,8 +170,9 @@ class RayKeeper:
             if self._child is not None:
                 self._child.hang_up()
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(_STOP_S)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(_STOP_S)
 
     # ---- the child; on a thread of its own ----
 
@@ -188,23 +202,46 @@ class RayKeeper:
                 folder=self._run_dir,
                 again=self._came is not None,
             )
+            self._heard, self._killed_because = time.monotonic(), ""
         refusal = None
         for news in child.news():
+            self._heard = time.monotonic()
             if isinstance(news, CannotJoin):
                 refusal = news
             else:
                 self._take(news)
         code = child.bury()
         refusal = refusal or CannotJoin(
-            reason=f"its driver ended with code {code}",
+            reason=self._killed_because or f"its driver ended with code {code}",
             exit_code=ClusterError.exit_code,
             may_pass=True,
         )
         self._went(refusal.reason)
         return refusal
 
+    def _watch_child(self) -> None:
+        """End a child that hangs, or whose Ray does; the next one starts another Ray."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._stopping, _LOOK_S):
+                if self._child is not None and not self._killed_because:
+                    self._killed_because = self._hang()
+                    if self._killed_because:
+                        self._child.kill()
+
+    def _hang(self) -> str:
+        """What shows that Ray does nothing any more, if it is so."""
+        now, limit_s = time.monotonic(), self._settings.join_s + _OVERDUE_S
+        if now - self._heard > _SILENT_S:
+            return f"its driver was silent for {now - self._heard:.0f} s"
+        for follower_id, launch in self._launches.items():
+            if launch.sent and launch.answer is None and now - launch.sent > limit_s:
+                return f"it did not start follower {follower_id} within {limit_s:g} s"
+        return ""
+
     def _take(self, news: AnyNews) -> None:
         match news:
+            case Alive():
+                pass
             case Came():
                 self._came_up(news)
             case Launched() | NotLaunched():

@@ -12,6 +12,8 @@ import msgspec
 from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.protocol.specs import FollowerSpec
 
+ALIVE_S = 1.0
+
 
 class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the Ray child needs of the configuration."""
@@ -112,6 +114,10 @@ class Ended(News, frozen=True):
     exit: FollowerExit
 
 
+class Alive(News, frozen=True):
+    """The child still runs; said every `ALIVE_S` seconds."""
+
+
 class Unwatched(News, frozen=True):
     """A follower's agent is gone; it is not told of its end before another one is there."""
 
@@ -120,7 +126,7 @@ class Unwatched(News, frozen=True):
 
 
 AnyOrder = Join | Launch | Adopt | Kill
-AnyNews = Came | CannotJoin | Launched | NotLaunched | Ended | Unwatched
+AnyNews = Alive | Came | CannotJoin | Launched | NotLaunched | Ended | Unwatched
 
 
 class Wire:

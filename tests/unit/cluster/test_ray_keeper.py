@@ -64,6 +64,9 @@ class StandIn:
     def hang_up(self) -> None:
         self._news.put(None)
 
+    def kill(self) -> None:
+        self._news.put(None)
+
     def bury(self) -> int:
         return -9
 
@@ -137,6 +140,7 @@ def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
     monkeypatch.setattr(ray_keeper, "AdoptedProcess", Watched)
     monkeypatch.setattr(ray_keeper, "is_follower", lambda _: True)
     monkeypatch.setattr(ray_keeper, "_FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(ray_keeper, "_LOOK_S", 0.01)
     monkeypatch.setattr(ray_keeper, "await_gone", list)
     monkeypatch.setattr(ray_keeper, "kill_session", lambda pid: stage.killed.append(pid))  # noqa: PLW0108
     stage = Stage.__new__(Stage)
@@ -180,6 +184,22 @@ def test_a_launch_that_fails_says_why(stage):
     stage.child.tell(NotLaunched(follower_id="0.1", reason="no interpreter", exit_code=code))
     with pytest.raises(ConfigError, match="no interpreter"):
         launching.result(10)
+
+
+@pytest.mark.parametrize("limit", ["_SILENT_S", "_OVERDUE_S"])
+def test_a_child_that_hangs_is_replaced_and_so_is_what_it_was_to_launch(stage, monkeypatch, limit):
+    stage.come()
+    launching = stage.launch("0.1")
+    hung = stage.child
+    assert isinstance(hung.next_order(), Launch)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(ray_keeper, limit, -60.0)
+        next_child = stage.next_child()
+    with pytest.raises(ClusterError, match="Ray went away while it was being started"):
+        launching.result(10)
+    said = "it did not start follower 0.1" if limit == "_OVERDUE_S" else "its driver was silent"
+    assert said in stage.keeper.health.detail
+    assert next_child is not hung
 
 
 def test_a_launch_waits_until_ray_is_back(stage):
