@@ -13,7 +13,11 @@ PORT ?= 8000
 MINUTES ?= 30
 E2E_ON_HOSTS := $(addprefix tests/e2e/test_,chat.py identity.py sampling.py structured_output.py recovery.py chaos.py)
 LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_configuration.py) \
+	$(addprefix tests/e2e/test_,adoption.py restart_budget.py) \
 	$(addprefix tests/e2e/test_,engine_loss.py ray_losses.py ray_matrix.py) tests/contract/test_bfloat16_agreement.py
+
+# Contract tests that want ports which nobody else takes meanwhile.
+ALONE := tests/contract/test_doctor_probes.py
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
 VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)
@@ -99,7 +103,8 @@ unit: $(MADE_UNIT) ## Unit tests in an environment without vLLM, Ray and torch: 
 test: $(MADE_DEV) demo-model ## Unit, contract and end-to-end tests; below 15 minutes on two cores.
 	$(BIN)/python -m pytest tests/unit -n 2 --cov --cov-report=
 	$(BIN)/python -m coverage report --include="$(PURE_FILES)" --fail-under=$(COVERED_PERCENT)
-	$(BIN)/python -m pytest tests/contract tests/e2e $(addprefix --ignore=,$(LONG_TESTS))
+	$(BIN)/python -m pytest tests/contract -n 2 --dist loadfile $(addprefix --ignore=,$(LONG_TESTS) $(ALONE))
+	$(BIN)/python -m pytest $(ALONE) tests/e2e $(addprefix --ignore=,$(LONG_TESTS))
 
 test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, on an idle machine.
 	$(BIN)/python -m pytest $(LONG_TESTS)

@@ -23,7 +23,7 @@ from rufus_serve.errors import LeaderError, RestartBudgetSpent
 from rufus_serve.leader.api.fleet import client
 from rufus_serve.leader.api.fleet.client import FleetClient
 from rufus_serve.leader.engine_spec import EngineSpec
-from rufus_serve.leader.zygote import Zygote
+from rufus_serve.leader.zygote import Zygotes
 
 CONFIG = ServeConfig(model="m", recovery={"backoff_s": 0.01, "max_restarts": 4})
 Scenario = Callable[["Fleet"], Awaitable[None]]
@@ -76,10 +76,10 @@ class Fleet:
 def run(
     scenario: Scenario, folder: Path, become_engine: Callable[[EngineSpec], None] = count
 ) -> None:
-    zygote = Zygote(become_engine)
+    zygotes = Zygotes(become_engine)
 
     async def whole() -> None:
-        fleet = FleetClient(zygote, CONFIG, str(folder))
+        fleet = FleetClient(zygotes, CONFIG, str(folder))
         try:
             assert await fleet.start() == READY
             await scenario(Fleet(fleet))
@@ -89,7 +89,7 @@ def run(
     try:
         asyncio.run(whole())
     finally:
-        zygote.close()
+        zygotes.close()
     assert not list(folder.glob("*.input")), "sockets are left"
 
 
@@ -237,9 +237,11 @@ def test_it_gives_up_when_one_engine_after_another_dies_without_a_token(tmp_path
 
 def test_it_gives_up_when_no_engine_can_be_forked_any_more(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
-        os.kill(fleet.client._zygote.pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none makes another one in between
+            for pid in fleet.client._zygotes.pids:
+                os.kill(pid, number)
         await kill(fleet)
         await fleet.until(lambda: fleet.client.failure() is not None)
-        assert "which forks them, is gone" in str(fleet.client.failure())
+        assert "the processes that fork them are gone" in str(fleet.client.failure())
 
     run(scenario, tmp_path)

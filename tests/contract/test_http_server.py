@@ -231,6 +231,23 @@ def test_a_peer_that_is_answered_before_its_body_ends_is_hung_up() -> None:
     run(scenario)
 
 
+def test_an_answer_that_came_before_the_body_is_there_when_the_body_is_sent() -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+            await asyncio.sleep(0.2)
+            for _ in range(20):
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"{}")
+            writer.close()
+
+    run(scenario)
+
+
 def certificate(folder: Path, name: str) -> Path:
     """A self-signed certificate with its key, in one file."""
     path = folder / "server.pem"

@@ -186,6 +186,14 @@ def record(what: str, strikes: Sequence[Strike]) -> None:
         )
 
 
+def assert_recovered_in_time(what: str, blow: "Strike") -> None:
+    """The loss was noticed, and all but its load done, within seconds."""
+    recovered_s = blow.wait_recovered()
+    record(what, [blow])
+    assert blow.noticed_s() < 1.0 * slowness()
+    assert recovered_s - blow.load_s() < 3.0 * slowness()
+
+
 def engine_of(server: Server) -> psutil.Process:
     """The engine process, by the title that vLLM gives it; it may have outlived its zygote."""
     (engine,) = (p for p in server.tagged() if p.cmdline()[0].startswith("VLLM::EngineCore"))

@@ -1,30 +1,23 @@
 """Killed and hung followers: every stream goes on to the token it would have had."""
 
-import contextlib
 import signal
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
-from rufus_serve.errors import RestartBudgetSpent, RufusError
 from rufus_serve.supervisor import orders
 from tests.e2e.groups import FLAGS, Group
 from tests.e2e.losses import (
     Probe,
-    Strike,
-    assert_no_process_remains,
+    assert_recovered_in_time,
     pids,
     record,
     serving,
-    slowness,
     status_of,
     strike,
     wait_ready,
 )
-from tests.e2e.server import Server
-from tests.e2e.streams import Streams
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,36 +33,6 @@ def leave_it_serving(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "group" in request.fixturenames:
         wait_ready(request.getfixturevalue("group").server)
-
-
-def kill_whatever_follows(server: Server, rank: int) -> None:
-    """Kill each process of `rank` before the group makes a step, until the server gives up."""
-    deadline = time.monotonic() + 100
-    while server.process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(RufusError, psutil.NoSuchProcess):
-            if pid := pids(server).get(rank):
-                psutil.Process(pid).kill()
-        time.sleep(0.1)
-
-
-def assert_failed_for_good(server: Server, streams: Streams) -> None:
-    """Every open request gets an error, and the process ends with the code of a spent budget."""
-    began = time.monotonic()
-    for answer in streams.finish():
-        assert "restart budget spent" in answer.error, answer
-    assert server.process.wait(20) == RestartBudgetSpent.exit_code
-    assert time.monotonic() - began < 20.0
-    assert "the first follower that failed was 1." in server.log
-    spent = "restart budget spent (3 restarts without progress in 600 s); first: follower 1 on "
-    assert spent in server.log
-    assert_no_process_remains(server)
-
-
-def assert_recovered_in_time(what: str, blow: Strike) -> None:
-    recovered_s = blow.wait_recovered()
-    record(what, [blow])
-    assert blow.noticed_s() < 1.0 * slowness()
-    assert recovered_s - blow.load_s() < 3.0 * slowness()
 
 
 @pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=["rank 0", "rank 1", "both"])
@@ -144,20 +107,3 @@ def test_streams_go_on_when_a_follower_is_restarted_on_request(group: Group) -> 
     after = pids(group.server)
     assert (after[0], status_of(group.server).restarts) == (before[0], restarts)
     assert after[1] != before[1]
-
-
-def test_three_followers_without_async_scheduling_recover_until_the_budget_is_spent() -> None:
-    flags = ("--nodes=3", "--no-async-scheduling", *FLAGS, "--recovery.max-restarts=3")
-    with serving(*flags) as server:
-        group = Group(server)
-        for ranks in ((1,), (0, 2)):
-            streams = group.start()
-            streams.wait_until_each_began()
-            blow = strike(server, *ranks)
-            group.assert_undisturbed(streams.finish())
-            assert_recovered_in_time(f"three followers, kill {ranks}", blow)
-        assert status_of(server).restarts == 3
-        streams = group.start()
-        streams.wait_until_each_began()
-        kill_whatever_follows(server, 1)
-        assert_failed_for_good(server, streams)

@@ -24,6 +24,7 @@ from rufus_serve.leader.api.tls import ServerTls
 _log = logging.getLogger(__name__)
 _GRACEFUL_S = 2
 _FIELD_SIGNS = len(": \r\n")
+_LINGER_S = 2.0
 _SWEEP_TICKS = 10
 """Of uvicorn's main loop, which ticks ten times a second."""
 
@@ -113,8 +114,19 @@ class BoundedProtocol(HttpToolsProtocol):
         """Hang up on a peer that was answered before it sent all of its body."""
         self._answered_at = time.monotonic()
         if self.cycle.more_body and not self.transport.is_closing():
-            self.transport.close()
+            self._hang_up_gently()
         super().on_response_complete()
+
+    def _hang_up_gently(self) -> None:
+        """Take what the peer still sends for a while, and throw it away.
+
+        A connection that is closed with something unread is reset, and the answer may go with it.
+        """
+        self._is_deaf = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
     def resume_writing(self) -> None:
         """The peer reads."""
