@@ -14,9 +14,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from marks import between_marks
 from peer_loss import Processes, strike, words
 from peer_loss_report import engine_report
-from serving import README, between_marks
+from serving import README
 from serving_servers import OURS, PEER, ROOT, Contender, Running, contenders, machine, versions
 
 RECORD = ROOT / "benchmarks" / "results" / "engine_loss.json"

@@ -25,8 +25,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+from marks import between_marks
 from peer_loss_report import report, short_report
-from serving import README, between_marks
+from serving import README
 from serving_servers import (
     MODEL,
     OURS,

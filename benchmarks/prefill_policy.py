@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+from benchmarks.marks import between_marks
 from tests.e2e.server import DEMO_MODEL, serving
 
 POLICIES = (1, 2, 4)
@@ -128,13 +129,6 @@ def report(results: dict[int, dict[int, dict[str, list[float]]]], bursts: int) -
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    whole = README.read_text()
-    head, rest = whole.split(MARKS[0])
-    _, tail = rest.split(MARKS[1])
-    README.write_text(f"{head}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{tail}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bursts", type=int, default=6)
@@ -144,7 +138,7 @@ def main() -> None:
     text = report(results, options.bursts)
     print(text)
     if options.write:
-        write(text)
+        between_marks(README, f"\n{text}\n", MARKS)
 
 
 if __name__ == "__main__":

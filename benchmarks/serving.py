@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from marks import between_marks
 from serving_load import (
     NEW_TOKENS,
     OUTPUT_TOKENS,
@@ -41,16 +42,10 @@ MARKS = ("<!-- serving: begin -->", "<!-- serving: end -->")
 FRONT_MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
 
-def between_marks(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
-    """Replace what stands between `marks` in a document."""
-    before, rest = path.read_text().split(marks[0])
-    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}")
-
-
 def write(record: dict, text: str) -> None:
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    between_marks(README, f"\n{text}\n")
+    between_marks(README, f"\n{text}\n", MARKS)
     between_marks(ROOT / "README.md", short_report(record), FRONT_MARKS)
 
 

@@ -133,12 +133,19 @@ class Strike:
         Warming up counts if nobody survived: only then is it done anew.
         """
         everybody = len(self.ranks) == len(self.pids_before)
-        spent: dict[str, float] = {}
+        return max(
+            sum(spent for name, spent in parts.items() if everybody or name != "warming up")
+            for parts in self.parts_s().values()
+        )
+
+    def parts_s(self) -> dict[str, dict[str, float]]:
+        """Seconds by phase, of each follower that was started since."""
+        found: dict[str, dict[str, float]] = {}
         for _, text in self.lines():
-            found = _PHASE.search(text)
-            if found and (everybody or found[3] != "warming up"):
-                spent[found[1]] = spent.get(found[1], 0.0) + float(found[2])
-        return max(spent.values())
+            if phase := _PHASE.search(text):
+                parts = found.setdefault(phase[1], {})
+                parts[phase[3]] = parts.get(phase[3], 0.0) + float(phase[2])
+        return {rank: parts for rank, parts in found.items() if "loading" in parts}
 
 
 class Probe:
