@@ -97,3 +97,14 @@ def test_kernels_are_nearer_than_torch(folder):
         finally:
             group.close()
     assert errors[kernels()] <= errors["torch"]
+
+
+def test_torch_has_one_thread_beside_the_threads_of_the_kernels(folder, monkeypatch):
+    if kernels() == "torch":
+        pytest.skip("no kernels for this CPU")
+    counts = []
+    monkeypatch.setattr("torch.set_num_threads", counts.append)
+    for wanted in ("torch", "auto"):
+        monkeypatch.setattr("rufus_serve.runtime.cpu.runtime.available_cores", lambda: 2)
+        group_of(folder, 1, wanted).close()
+    assert counts == [2, 2, 2, 1]
