@@ -45,11 +45,11 @@ def folder(request, tmp_path_factory):
     return folder
 
 
-def group_of(folder, nodes, wanted="auto"):
+def group_of(folder, nodes, wanted="auto", **cpu):
     settings = {
         "model": str(folder), "nodes": nodes, "dtype": "bfloat16", "max_num_seqs": 4,
         "block_size": 8, "buckets": {"prefill": [16, 64], "context": [32, 64]},
-        "cpu": {"kernels": wanted},
+        "cpu": {"kernels": wanted} | cpu,
     }  # fmt: skip
     return Group(RUNTIMES["cpu"], settings).start()
 
@@ -105,6 +105,5 @@ def test_torch_has_one_thread_beside_the_threads_of_the_kernels(folder, monkeypa
     counts = []
     monkeypatch.setattr("torch.set_num_threads", counts.append)
     for wanted in ("torch", "auto"):
-        monkeypatch.setattr("rufus_serve.runtime.cpu.runtime.available_cores", lambda: 2)
-        group_of(folder, 1, wanted).close()
+        group_of(folder, 1, wanted, threads=2).close()
     assert counts == [2, 2, 2, 1]
