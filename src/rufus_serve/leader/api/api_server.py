@@ -14,6 +14,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+from prometheus_client import REGISTRY
 from starlette.middleware.cors import CORSMiddleware
 
 from rufus_serve.config import ServeConfig
@@ -30,8 +32,11 @@ from rufus_serve.leader.api.health import HealthRoutes
 from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
 from rufus_serve.leader.api.http_server import HttpServer
 from rufus_serve.leader.api.key_ring import KeyRing
+from rufus_serve.leader.api.metrics_route import MetricsRoute
+from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.api.stream_start import StreamStart
 from rufus_serve.leader.beat import BEAT
+from rufus_serve.leader.step_counts import StepCounts
 from rufus_serve.metrics import GroupMetrics
 from rufus_serve.protocol.specs import LeaderSpec
 
@@ -57,6 +62,9 @@ class ApiServer:
         self._link = ApiLink(spec, on_drain=self._drain, on_failed=self._fail)
         self._keys = KeyRing(config.api_key_file)
         self._admission = Admission(StreamStart(self._forward), config)
+        self._metrics = ServerMetrics(lambda: self._admission.num_open)
+        REGISTRY.register(self._metrics)
+        self._fleet: Any = None
         self._audit = open_audit_log(config.http.audit_log)
         self._desk = self._batch_desk()
         self._http = HttpServer(self._gateway(), config)
@@ -75,6 +83,7 @@ class ApiServer:
         loading = asyncio.create_task(self._serve_model())
         stopping = asyncio.create_task(self._stopped_or_orphaned())
         failing = asyncio.create_task(self._failing())
+        following = asyncio.create_task(self._follow_status())
         try:
             ends = (failing, stopping, loading)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -85,9 +94,9 @@ class ApiServer:
             self._admission.cut_off("the server is stopping")
             self._http.should_exit = True
             await asyncio.wait({serving}, timeout=_CLOSE_S)
-            for task in (*ends, serving):
+            for task in (*ends, serving, following):
                 task.cancel()
-            await asyncio.gather(*ends, serving, return_exceptions=True)
+            await asyncio.gather(*ends, serving, following, return_exceptions=True)
             if self._desk is not None:
                 await self._desk.close()
             self._link.close()
@@ -96,18 +105,20 @@ class ApiServer:
         """Our layers, the outermost last."""
         http = self._config.http
         app: App = BatchRoutes(self._admission, self._desk, self._config.batch)
-        app = Access(app, self._keys, docs=http.docs)
+        app = Access(MetricsRoute(app), self._keys, docs=http.docs)
         app = HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
         if http.cors_origins:
             app = _cors(app, http.cors_origins)
-        return Recorder(app, self._audit)
+        return Recorder(app, self._audit, self._metrics.answered)
 
     def _batch_desk(self) -> BatchDesk | None:
         batch = self._config.batch
 
         def find_app(key_id: str) -> App | None:
             key = self._keys.named(key_id)
-            return Recorder(bearing(self._admission, key), self._audit) if key else None
+            if key is None:
+                return None
+            return Recorder(bearing(self._admission, key), self._audit, self._metrics.answered)
 
         return (
             BatchDesk(batch, find_app, places=self._config.max_num_seqs) if batch.folder else None
@@ -122,8 +133,8 @@ class ApiServer:
             app.state.server = self._http
             self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
-            fleet = engine.engine_core
-            for work in (self._follow_status(fleet), self._keys.keep_fresh(), self._beat(fleet)):
+            self._fleet = fleet = engine.engine_core
+            for work in (self._keys.keep_fresh(), self._beat(fleet)):
                 self._background.add(asyncio.create_task(work))
             if self._desk is not None:
                 # Not before: an engine is forked, which should inherit no database.
@@ -171,13 +182,14 @@ class ApiServer:
         raise LeaderError("the supervisor is gone; start `rufus-serve serve` again")
 
     async def _beat(self, fleet: Any) -> None:
-        """Ask the engine's main loop for a sign of life; it counts them for the supervisor."""
+        """Ask the engine's main loop for a sign of life, and for what it counted."""
         while True:
             with contextlib.suppress(LeaderError):  # the engine died; the next one is asked
-                await fleet.collective_rpc_async(BEAT)
+                (counts,) = await fleet.collective_rpc_async(BEAT)
+                self._metrics.took_counts(0, msgspec.convert(counts, StepCounts))
             await asyncio.sleep(self._config.timeouts.heartbeat_s)
 
-    async def _follow_status(self, fleet: Any) -> None:
+    async def _follow_status(self) -> None:
         """Export the group's metrics, and replace an engine that the supervisor finds wedged."""
         metrics = GroupMetrics()
         while True:
@@ -188,8 +200,8 @@ class ApiServer:
                 metrics.set_followers(
                     [(f.node_rank, f.host, f.step_s, f.load_count) for f in status.followers]
                 )
-                if status.engine_fault:
-                    fleet.replace_engine(status.engine_fault)
+                if status.engine_fault and self._fleet is not None:
+                    self._fleet.replace_engine(status.engine_fault)
             await asyncio.sleep(_STATUS_S)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import IO
 
@@ -26,9 +27,13 @@ class Recorder:
     answered with status 500 in OpenAI's form.
     """
 
-    def __init__(self, app: App, log: IO[str] | None) -> None:
+    def __init__(
+        self, app: App, log: IO[str] | None, on_done: Callable[[Call], None] = lambda _: None
+    ) -> None:
+        """`on_done` is called with each request once it is answered."""
         self._app = app
         self._audit = log
+        self._on_done = on_done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -54,6 +59,7 @@ class Recorder:
                 )
         finally:
             self._write(call)
+            self._on_done(call)
 
     def _write(self, call: Call) -> None:
         if self._audit is None:

@@ -90,7 +90,7 @@ def find_route(path: str, *, docs: bool) -> Route:
     Raises:
         HttpError: 404, naming the feature that is not offered if `path` belongs to one.
     """
-    route = ROUTES.get(path) or ROUTES.get(_ID.sub(r"\1{id}", path))
+    route = ROUTES.get(_pattern(path))
     if route is None and docs:
         route = DOCS_ROUTES.get(path)
     if route is not None:
@@ -103,6 +103,16 @@ def find_route(path: str, *, docs: bool) -> Route:
     if path in DOCS_ROUTES:
         raise HttpError(404, f"{path} is off; the setting http.docs turns it on")
     raise HttpError(404, f"{path[:200]} is no route of this server")
+
+
+def label_of(path: str) -> str:
+    """`path` as metrics name it: without ids, and one name for all that is not served."""
+    pattern = _pattern(path)
+    return pattern if pattern in ROUTES else "other"
+
+
+def _pattern(path: str) -> str:
+    return path if path in ROUTES else _ID.sub(r"\1{id}", path)
 
 
 def listed_paths(documented: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

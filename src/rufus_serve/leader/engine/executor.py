@@ -77,6 +77,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         self._engine.prefill_tokens_per_step = self._shape.prefill_tokens_per_step(
             self.vllm_config.model_config.max_model_len
         )
+        progress.tally.know(ready.info)
         keys = GroupKeys.from_token(spec.token)
         channel = ZmqLeaderChannel(_identity(config, self._own.engine_id), keys)
         self._channel = with_leader_faults(channel)
@@ -183,9 +184,10 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
     def collective_rpc(self, method: Any, *_: Any, **options: Any) -> Any:
         """The few worker calls that mean something without a worker."""
+        answers: dict[str, Any] = {"get_supported_tasks": ("generate",), "reset_mm_cache": None}
         if method == BEAT:
             self._progress.turned()
-        answers = {"get_supported_tasks": ("generate",), "reset_mm_cache": None, BEAT: None}
+            answers[BEAT] = self._progress.tally.report()
         if method not in answers:
             raise NotImplementedError(f"followers do not offer {method}")
         if not options.get("non_block"):

@@ -55,7 +55,7 @@ class GroupSteps:
         self._suspect = suspect
         self._next_step_id = 0
         self.pace = progress.pace
-        self.trace = progress.trace
+        self.trace, self._tally = progress.trace, progress.tally
         self.refusal: Refusal | None = None
         """Why the last `run` lost its group, if a runtime refused one of its steps."""
 
@@ -96,6 +96,7 @@ class GroupSteps:
         for step, _ in answers:
             places = [place for place, row in enumerate(step.rows) if row in wanted]
             if places:
+                self._tally.fetched(len(places))
                 logits = self._ask(step, np.array(places, np.int32))
                 if logits is None:
                     return None
@@ -131,10 +132,12 @@ class GroupSteps:
         request = step.request
         started = time.monotonic()
         deadline_s = self._deadline.seconds_for(request)
-        replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
+        with self.trace.span("wait"):
+            replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
         received = time.monotonic()
         self._deadline.observe(request, received - started)
         self.trace.step(replies, sent=sent, received=received)
+        self._tally.step(request, replies, received - sent)
         self._progress.end(request.step_id)
         self.pace.observe(replies)
         return replies[0]

@@ -4,6 +4,7 @@ import threading
 
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.step_pace import StepPace
+from rufus_serve.leader.engine.step_tally import StepTally
 from rufus_serve.protocol.messages import LeaderProgress
 
 
@@ -17,6 +18,7 @@ class Progress:
         self._lock = threading.Lock()
         self.pace = StepPace()
         self.trace = engine.trace
+        self.tally = StepTally(engine.trace)
 
     def begin(self, step_id: int) -> None:
         """A step was sent."""

@@ -1,6 +1,6 @@
-"""`StepTrace`: where the time of a few steps goes, written as Perfetto reads it.
+"""`StepTrace`: where the time of steps goes: summed always, a few written as Perfetto reads them.
 
-Off, it costs one comparison a mark. Followers tell when they began a step by their own clock;
+A span costs a microsecond. Followers tell when they began a step by their own clock;
 the offset to the leader's is taken from the exchange that took least, as NTP does.
 """
 
@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 from rufus_serve.protocol.messages import StepReply
 
 _log = logging.getLogger(__name__)
-_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,30 @@ class _Exchange:
         return ((self.reply.began - self.sent) + (ended - self.received)) / 2
 
 
+class Part:
+    """A part of a step, as a context manager: used by one thread, and not within itself."""
+
+    __slots__ = ("_began", "_trace", "name", "spent_s", "track")
+
+    def __init__(self, trace: "StepTrace", name: str, track: str) -> None:
+        self._trace, self.name, self.track = trace, name, track
+        self._began = self.spent_s = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        ended = time.monotonic()
+        self.spent_s += ended - self._began
+        self._trace.took(self, self._began, ended)
+
+
 class StepTrace:
-    """Records the next steps once told to; any thread."""
+    """Sums parts of steps, and records the next steps once told to; any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._parts: dict[str, Part] = {}
         self._left = 0
         self._path = Path()
         self._spans: list[_Span] = []
@@ -68,9 +85,22 @@ class StepTrace:
             self._spans, self._exchanges = [], []
             self._path, self._left = Path(path), num_steps
 
-    def span(self, name: str, *, track: str = "steps") -> AbstractContextManager[None]:
-        """Record what happens within, on the leader."""
-        return self._recorded(name, track) if self._left else _NOTHING
+    def span(self, name: str, *, track: str = "steps") -> Part:
+        """What happens within is the part `name` of a step, on the leader."""
+        part = self._parts.get(name)
+        if part is None:
+            part = self._parts[name] = Part(self, name, track)
+        return part
+
+    def took(self, part: Part, began: float, ended: float) -> None:
+        """Record a part that was done, if steps are being recorded."""
+        if self._left:
+            with self._lock:
+                self._spans.append(_Span(part.track, part.name, began, ended))
+
+    def spent_s(self) -> dict[str, float]:
+        """Seconds by part since the process began."""
+        return {name: part.spent_s for name, part in list(self._parts.items())}
 
     def step(self, replies: Sequence[StepReply], *, sent: float, received: float) -> None:
         """Record one step's exchange with the followers; the last one writes the file."""
@@ -83,13 +113,6 @@ class StepTrace:
         if done:
             # Not on the step thread, which would show up in the steps that follow.
             threading.Thread(target=self._write, name="trace", daemon=True).start()
-
-    @contextmanager
-    def _recorded(self, name: str, track: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        with self._lock:
-            self._spans.append(_Span(track, name, began, time.monotonic()))
 
     def _write(self) -> None:
         with self._lock:
