@@ -126,6 +126,8 @@ class HttpConfig(Section):
     """Origins whose web pages may call the API from a browser; `*` is all. Empty: none."""
     docs: bool = False
     """Serve /docs, /redoc and /openapi.json."""
+    ui: bool = True
+    """Serve the page at /ui; what it shows needs a key like any other request."""
     audit_log: str = ""
     """File that gets one JSON line per request; `-` is standard output. Empty: none."""
     max_connections: Annotated[int, Field(gt=0)] = 4096

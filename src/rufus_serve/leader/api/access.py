@@ -4,7 +4,7 @@ from rufus_serve.config.keys import ApiKey
 from rufus_serve.leader.api.call import CURRENT
 from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
 from rufus_serve.leader.api.key_ring import KeyRing
-from rufus_serve.leader.api.routes import Route, check_method, find_route
+from rufus_serve.leader.api.routes import Route, check_method, find_route, is_open
 
 _CHALLENGE = [(b"www-authenticate", b"Bearer")]
 
@@ -29,6 +29,9 @@ class Access:
     def _check(self, scope: Scope) -> None:
         key = self._keys.find(scope)
         call = CURRENT.get()
+        if key is None and is_open(scope["path"]):
+            check_method(find_route(scope["path"], docs=self._docs), scope["method"])
+            return
         if key is None:
             # Nothing is told of routes to who has no key.
             raise HttpError(

@@ -33,6 +33,8 @@ from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Se
 from rufus_serve.leader.api.http_server import HttpServer
 from rufus_serve.leader.api.key_ring import KeyRing
 from rufus_serve.leader.api.metrics_route import MetricsRoute
+from rufus_serve.leader.api.overview.board import Board
+from rufus_serve.leader.api.overview.routes import OverviewRoutes
 from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.api.stream_start import StreamStart
 from rufus_serve.leader.beat import BEAT
@@ -65,6 +67,11 @@ class ApiServer:
         self._metrics = ServerMetrics(lambda: self._admission.num_open)
         REGISTRY.register(self._metrics)
         self._fleet: Any = None
+        self._board = Board(
+            served_name(config),
+            num_open=lambda: self._admission.num_open,
+            counts=lambda: self._metrics.engines,
+        )
         self._audit = open_audit_log(config.http.audit_log)
         self._desk = self._batch_desk()
         self._http = HttpServer(self._gateway(), config)
@@ -92,6 +99,7 @@ class ApiServer:
                     task.result()
         finally:
             self._admission.cut_off("the server is stopping")
+            self._overview.close()
             self._http.should_exit = True
             await asyncio.wait({serving}, timeout=_CLOSE_S)
             for task in (*ends, serving, following):
@@ -105,7 +113,8 @@ class ApiServer:
         """Our layers, the outermost last."""
         http = self._config.http
         app: App = BatchRoutes(self._admission, self._desk, self._config.batch)
-        app = Access(MetricsRoute(app), self._keys, docs=http.docs)
+        self._overview = OverviewRoutes(MetricsRoute(app), self._board, page=http.ui)
+        app = Access(self._overview, self._keys, docs=http.docs)
         app = HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
         if http.cors_origins:
             app = _cors(app, http.cors_origins)
@@ -195,6 +204,7 @@ class ApiServer:
         while True:
             status = await self._link.status()
             if status is not None:
+                self._board.take(status)
                 metrics.set_group(state=status.state, epoch=status.epoch, restarts=status.restarts)
                 metrics.set_cluster(up=status.cluster_up, restarts=status.cluster_restarts)
                 metrics.set_followers(

@@ -48,6 +48,10 @@ ROUTES = {
     "/v1/batches": _LISTED,
     "/v1/batches/{id}": Route(_READ, "infer"),
     "/v1/batches/{id}/cancel": _LIGHT,
+    "/overview": Route(_READ, "metrics"),
+    "/overview/events": Route(("GET",), "metrics"),
+    "/ui": _PROBE,
+    "/ui/{file}": _PROBE,
     "/metrics": Route(_READ, "metrics"),
     "/version": Route(_READ, "admin"),
     "/load": Route(_READ, "admin"),
@@ -59,6 +63,8 @@ DOCS_ROUTES = dict.fromkeys(
 
 _ID = re.compile(r"^(/v1/(?:files|batches)/)[A-Za-z0-9_-]{1,100}")
 """What stands for `{id}` in a path."""
+_FILE = re.compile(r"^/ui/[a-z/.-]{0,50}$")
+"""What stands for `{file}` in a path."""
 
 _ABSENT = {
     "/v1/embeddings": "embeddings",
@@ -105,6 +111,12 @@ def find_route(path: str, *, docs: bool) -> Route:
     raise HttpError(404, f"{path[:200]} is no route of this server")
 
 
+def is_open(path: str) -> bool:
+    """Whether `path` is served to those without a key."""
+    route = ROUTES.get(_pattern(path))
+    return route is not None and route.scope is None
+
+
 def label_of(path: str) -> str:
     """`path` as metrics name it: without ids, and one name for all that is not served."""
     pattern = _pattern(path)
@@ -112,7 +124,9 @@ def label_of(path: str) -> str:
 
 
 def _pattern(path: str) -> str:
-    return path if path in ROUTES else _ID.sub(r"\1{id}", path)
+    if path in ROUTES:
+        return path
+    return "/ui/{file}" if _FILE.match(path) else _ID.sub(r"\1{id}", path)
 
 
 def listed_paths(documented: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -19,12 +19,13 @@ class ServerMetrics(Collector):
     def __init__(self, num_open: Callable[[], int]) -> None:
         """`num_open`: sequences that are open now."""
         self._num_open = num_open
-        self._engines: dict[int, StepCounts] = {}
+        self.engines: dict[int, StepCounts] = {}
+        """What the engine of each group has counted so far."""
         self._requests: Counter[tuple[str, ...]] = Counter()
 
     def took_counts(self, group: int, counts: StepCounts) -> None:
         """What the engine of `group` has counted so far."""
-        self._engines[group] = counts
+        self.engines[group] = counts
 
     def answered(self, call: Call) -> None:
         """One request is done with."""
@@ -33,7 +34,7 @@ class ServerMetrics(Collector):
 
     def collect(self) -> Iterator[Family]:
         """All families, also those without a sample yet."""
-        engines = list(self._engines.items())
+        engines = list(self.engines.items())
         yield histogram(
             "rufus_step_seconds",
             STEP_BOUNDS_S,

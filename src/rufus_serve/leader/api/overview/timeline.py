@@ -1,0 +1,49 @@
+"""`Timeline`: what happened to the groups, read off one status after another."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from rufus_serve.leader.api.overview.views import Moment
+from rufus_serve.protocol.messages import Status
+
+_KEPT = 100
+
+
+class Timeline:
+    """The last moments; event loop only."""
+
+    def __init__(self) -> None:
+        self._moments: deque[Moment] = deque(maxlen=_KEPT)
+        self._before: Status | None = None
+
+    def take(self, status: Status) -> None:
+        """Note what changed since the status before."""
+        before, self._before = self._before, status
+        for group, what in _changes(before, status):
+            self._moments.appendleft(Moment(at=time.time(), group=group, what=what))
+
+    def moments(self) -> tuple[Moment, ...]:
+        """Newest first."""
+        return tuple(self._moments)
+
+
+def _changes(before: Status | None, now: Status) -> Iterator[tuple[int, str]]:
+    if before is None:
+        yield 0, _entered(now)
+        return
+    processes = {(each.node_rank): each.pid for each in before.followers}
+    for follower in now.followers:
+        known = processes.get(follower.node_rank, 0)
+        if follower.pid and known and known != follower.pid:
+            where = f" on {follower.host}" if follower.host else ""
+            yield 0, f"follower {follower.node_rank} was replaced{where}"
+    if now.state != before.state or now.epoch != before.epoch:
+        yield 0, _entered(now, recovered=now.epoch > before.epoch > 0)
+
+
+def _entered(status: Status, *, recovered: bool = False) -> str:
+    text = f"{status.state}, epoch {status.epoch}"
+    if status.state == "ready" and recovered and status.recovery_s:
+        return f"{text}, recovered in {status.recovery_s:.1f} s"
+    return f"{text}: {status.detail}" if status.detail else text

@@ -1,0 +1,46 @@
+from rufus_serve.leader.api.overview.timeline import Timeline
+from rufus_serve.protocol.messages import FollowerStatus, Status
+
+
+def status(state: str, epoch: int, *pids: int, **more: object) -> Status:
+    followers = tuple(
+        FollowerStatus(node_rank=rank, host="h", pid=pid, phase="ready", phase_s=1.0)
+        for rank, pid in enumerate(pids)
+    )
+    ready = state == "ready"
+    return Status(state=state, epoch=epoch, healthy=ready, ready=ready, followers=followers, **more)  # type: ignore[arg-type]
+
+
+def told(*seen: Status) -> list[str]:
+    timeline = Timeline()
+    for each in seen:
+        timeline.take(each)
+    return [moment.what for moment in timeline.moments()]
+
+
+def test_a_recovery_is_told_from_loss_to_epoch() -> None:
+    assert told(
+        status("ready", 1, 10, 11),
+        status("ready", 1, 10, 11),
+        status("recovering", 1, 10),
+        status("recovering", 1, 10, 12),
+        status("ready", 2, 10, 12, recovery_s=2.34),
+    ) == [
+        "ready, epoch 2, recovered in 2.3 s",
+        "recovering, epoch 1",
+        "ready, epoch 1",
+    ]
+
+
+def test_a_recovery_too_short_to_be_seen_is_told_by_its_epoch_and_process() -> None:
+    assert told(status("ready", 1, 10, 11), status("ready", 2, 10, 12, recovery_s=0.4)) == [
+        "ready, epoch 2, recovered in 0.4 s",
+        "follower 1 was replaced on h",
+        "ready, epoch 1",
+    ]
+
+
+def test_why_a_group_failed_is_told_and_old_moments_are_forgotten() -> None:
+    first = told(status("ready", 1), status("failed", 1, detail="spent"))[0]
+    assert first == "failed, epoch 1: spent"
+    assert len(told(*(status("ready", epoch) for epoch in range(1, 300)))) == 100
