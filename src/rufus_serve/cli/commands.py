@@ -41,6 +41,7 @@ COMMANDS = (
     Command("compile", "make followers' shards and compiled graphs ahead of time"),
     Command("doctor", "examine this host, or all nodes, before anything is started"),
     Command("status", "show the group of a running server"),
+    Command("top", "watch a running server in the terminal"),
     Command("trace", "record where the time of the next steps goes"),
     Command("drain", "let a running server finish, and end it"),
     Command("restart-follower", "replace one follower of a running server"),

@@ -9,14 +9,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which server, and in which form."""
     add_server_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--schema", action="store_true", help="print the schema of that JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print it; 0 if the server would take a request now, else 1."""
     import msgspec
 
+    from rufus_serve.protocol.messages import Status
     from rufus_serve.supervisor import orders
 
+    if args.schema:
+        print(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Status))).decode())
+        return 0
     status = orders.status(port=args.port, folder=args.state_dir)
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(status)).decode())

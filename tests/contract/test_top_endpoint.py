@@ -1,0 +1,40 @@
+"""`rufus-serve top` over HTTP."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import msgspec
+import pytest
+from tests.unit.cli.test_top import NOW
+
+from rufus_serve.cli.main import main
+from rufus_serve.errors import EndpointError
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = self.headers["Authorization"] == "Bearer k" and self.path == "/overview"
+            self.send_response(200 if good else 403)
+            self.end_headers()
+            refusal = b'{"error": {"message": "this needs metrics"}}'
+            self.wfile.write(msgspec.json.encode(NOW) if good else refusal)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_one_look_is_printed(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--once", "--url", endpoint + "/v1", "--api-key", "k"]) == 0
+    assert "recovering" in capsys.readouterr().out
+    assert main(["top", "--once", "--url", endpoint]) == EndpointError.exit_code
+    assert "this needs metrics" in capsys.readouterr().err
