@@ -130,6 +130,9 @@ $(MADE_UI): requirements/ui.txt $(MADE_DEV)
 	$(PIP) install -r requirements/ui.txt
 	@touch $@
 
+test-dashboard: $(MADE_DEV) $(MADE_TOOLS) ## Dashboard and alerts by a real Prometheus on a real server.
+	$(BIN)/python -m pytest tests/observability
+
 test-sanitizers: $(MADE_DEV) ## The CPU kernels under ASan, UBSan and TSan.
 	tests/kernels/sanitize.sh $(BIN)/python
 
