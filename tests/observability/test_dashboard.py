@@ -1,4 +1,4 @@
-"""The dashboard's queries and the alerts' rules, by a real Prometheus that scrapes a real server."""
+"""The dashboard's queries and the alerts' rules, by a real Prometheus on a real server."""
 
 import json
 import shutil
@@ -40,13 +40,11 @@ class Prometheus:
         found = ROOT / ".tools" / "prometheus" / "usr" / "bin" / "prometheus"
         program = shutil.which("prometheus") or (str(found) if found.exists() else None)
         assert program, "no prometheus: run deploy/helm/get-tools.sh"
-        self._process = subprocess.Popen(
-            [
-                program, f"--config.file={folder / 'prometheus.yaml'}",
-                f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{self.port}",
-            ],
-            stderr=(folder / "log").open("wb"),
-        )  # fmt: skip
+        command = [program, f"--config.file={folder / 'prometheus.yaml'}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}"]
+        command += [f"--web.listen-address=127.0.0.1:{self.port}"]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, stderr=log)
 
     def ask(self, path: str, **query: str) -> Any:
         words = urllib.parse.urlencode(query)
@@ -61,8 +59,6 @@ class Prometheus:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(20)
-        if self._process.stderr:
-            self._process.stderr.close()
 
 
 @pytest.fixture(scope="module")
