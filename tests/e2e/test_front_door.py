@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.e2e.server import Server, serving
@@ -78,7 +79,7 @@ def keyed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     flags = (
         "--cluster.kind=local", f"--api-key-file={folder / 'keys'}", "--max-model-len=512",
         f"--http.audit-log={folder / 'audit'}", f"--http.cors-origins={ORIGIN}",
-        "--limits.cap-max-tokens",
+        "--limits.cap-max-tokens", f"--batch.folder={folder / 'batches'}",
     )  # fmt: skip
     with serving(tiny_model, *flags) as server:
         found = Keyed(server, folder)
@@ -87,6 +88,43 @@ def keyed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             assert time.monotonic() < deadline, "a new key is not taken"
             time.sleep(0.2)
         yield found
+
+
+def test_a_batch_of_openais_client_is_answered_by_the_model(keyed: Keyed) -> None:
+    bodies = [
+        {"model": keyed.server.name, "prompt": "a b c", "max_tokens": 4, "temperature": 0},
+        {"model": keyed.server.name, "prompt": "a b c", "max_tokens": -4},
+    ]
+    lines = [
+        {"custom_id": f"id-{i}", "method": "POST", "url": COMPLETIONS, "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    with openai.OpenAI(base_url=f"{keyed.server.url}/v1", api_key=keyed.key) as client:
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint=COMPLETIONS, completion_window="24h"
+        )
+        deadline = time.monotonic() + 60
+        while batch.status not in ("completed", "failed"):
+            assert time.monotonic() < deadline, batch
+            time.sleep(0.05)
+            batch = client.batches.retrieve(batch.id)
+        (good,) = map(json.loads, client.files.content(batch.output_file_id).text.splitlines())
+        (bad,) = map(json.loads, client.files.content(batch.error_file_id).text.splitlines())
+    assert good["response"]["body"]["usage"]["completion_tokens"] == 4
+    assert "max_tokens must be at least 1" in bad["response"]["body"]["error"]["message"]
+
+
+def test_the_page_is_open_and_what_it_shows_is_not(keyed: Keyed) -> None:
+    assert keyed.ask("/ui/", key="")[0] == 200
+    assert keyed.ask("/overview", key="")[0] == 401
+    watcher, deadline = keyed.add("watcher", "--scope", "metrics"), time.monotonic() + 15
+    while (answer := keyed.ask("/overview", key=watcher))[0] == 401:
+        assert time.monotonic() < deadline, "a new key is not taken"
+        time.sleep(0.2)
+    text = answer[2]
+    assert json.loads(text)["groups"][0]["state"] == "ready"
 
 
 def schema(value: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.e2e.models import prompt, tiny_checkpoint
-from tests.e2e.server import Server, free_port, serving
+from tests.e2e.server import Server, free_port
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "deploy" / "helm" / "rufus-serve" / "files"
@@ -66,13 +66,16 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """After half a minute of work, with refusals and a restarted follower in it."""
     folder = tmp_path_factory.mktemp("prometheus")
     model = tiny_checkpoint(folder / "llama", "llama")
-    with serving(model, "--nodes=2", "--cluster.kind=local", "--max-model-len=512") as server:
-        found = Prometheus(server, folder)
-        try:
-            work(server)
-            yield found
-        finally:
-            found.stop()
+    server = Server(model, "--nodes=2", "--cluster.kind=local", "--max-model-len=512")
+    found = Prometheus(server, folder)
+    try:
+        server.wait_ready()
+        work(server)
+        yield found
+    finally:
+        found.stop()
+        server.stop()
+        server.remove()
 
 
 def work(server: Server) -> None:
@@ -121,3 +124,8 @@ def test_the_scrape_tells_what_was_done(prometheus: Prometheus) -> None:
     assert padded >= used > 100
     refused = 'sum(rufus_http_requests_total{route="/v1/completions", status="400"})'
     assert prometheus.values(refused)[0] > 0
+
+
+def test_a_start_is_seen_from_its_first_seconds(prometheus: Prometheus) -> None:
+    starting = 'max_over_time(rufus_group_state{state="starting"}[5m])'
+    assert prometheus.values(starting) == [1.0]
