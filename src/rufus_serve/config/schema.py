@@ -146,6 +146,15 @@ class HttpConfig(Section):
     """How long a connection stays open between requests."""
 
 
+class TracingConfig(Section):
+    """OpenTelemetry traces of requests."""
+
+    endpoint: str = ""
+    """OTLP endpoint over HTTP, as http://collector:4318/v1/traces. Empty: no traces."""
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of requests that are traced, of those that come without a traceparent of their own."""
+
+
 class LimitConfig(Section):
     """What the endpoint admits; beyond it, requests are refused at once."""
 
@@ -288,6 +297,8 @@ class ServeConfig(Section):
     """Behaviour after a loss."""
     http: HttpConfig = HttpConfig()
     """The HTTP endpoint."""
+    tracing: TracingConfig = TracingConfig()
+    """Traces of requests."""
     limits: LimitConfig = LimitConfig()
     """Admission limits."""
     batch: BatchConfig = BatchConfig()

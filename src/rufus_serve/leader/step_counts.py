@@ -30,6 +30,29 @@ class Filled(msgspec.Struct):
     """The same with what pads them to the bucket."""
 
 
+class FollowerPart(msgspec.Struct, frozen=True):
+    """One follower's part of a step, on the leader's clock."""
+
+    node_rank: int
+    began: float
+    compute_s: float
+    wait_s: float
+    """Of `compute_s`, for peers."""
+
+
+class StepSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One step, for traces of the requests in it; monotonic seconds of the leader's host."""
+
+    step_id: int
+    epoch: int
+    phase: str
+    sent: float
+    received: float
+    requests: tuple[str, ...]
+    """Those it computed, as the engine calls them."""
+    followers: tuple[FollowerPart, ...]
+
+
 class StepCounts(msgspec.Struct):
     """Counters; they begin at zero with each engine process."""
 
@@ -45,3 +68,5 @@ class StepCounts(msgspec.Struct):
     """Of replies' arrays, from all followers."""
     rows_in_full: int = 0
     """Rows whose candidates did not decide the token, so that all logits were fetched."""
+    samples: list[StepSample] = msgspec.field(default_factory=list)
+    """The newest step of each phase since the last report."""

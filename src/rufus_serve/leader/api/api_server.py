@@ -37,6 +37,7 @@ from rufus_serve.leader.api.overview.board import Board
 from rufus_serve.leader.api.overview.routes import OverviewRoutes
 from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.api.stream_start import StreamStart
+from rufus_serve.leader.api.tracing import tracing_of
 from rufus_serve.leader.beat import BEAT
 from rufus_serve.leader.step_counts import StepCounts
 from rufus_serve.metrics import GroupMetrics
@@ -67,6 +68,7 @@ class ApiServer:
         self._metrics = ServerMetrics(lambda: self._admission.num_open)
         REGISTRY.register(self._metrics)
         self._fleet: Any = None
+        self._tracing = tracing_of(config.tracing)
         self._board = Board(
             served_name(config),
             num_open=lambda: self._admission.num_open,
@@ -107,6 +109,8 @@ class ApiServer:
             await asyncio.gather(*ends, serving, following, return_exceptions=True)
             if self._desk is not None:
                 await self._desk.close()
+            if self._tracing is not None:
+                self._tracing.close()
             self._link.close()
 
     def _gateway(self) -> App:
@@ -116,6 +120,8 @@ class ApiServer:
         self._overview = OverviewRoutes(MetricsRoute(app), self._board, page=http.ui)
         app = Access(self._overview, self._keys, docs=http.docs)
         app = HealthRoutes(app, status=self._link.status, obstacle=self._obstacle)
+        if self._tracing is not None:
+            app = self._tracing.layer(app)
         if http.cors_origins:
             app = _cors(app, http.cors_origins)
         return Recorder(app, self._audit, self._metrics.answered)
@@ -148,6 +154,8 @@ class ApiServer:
             if self._desk is not None:
                 # Not before: an engine is forked, which should inherit no database.
                 await self._desk.open()
+            if self._tracing is not None:
+                self._tracing.export_to(self._config.tracing.endpoint)
             self._link.serving()
             _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
             await self._watch(engine)
@@ -195,8 +203,13 @@ class ApiServer:
         while True:
             with contextlib.suppress(LeaderError):  # the engine died; the next one is asked
                 (counts,) = await fleet.collective_rpc_async(BEAT)
-                self._metrics.took_counts(0, msgspec.convert(counts, StepCounts))
+                self._took_counts(0, msgspec.convert(counts, StepCounts))
             await asyncio.sleep(self._config.timeouts.heartbeat_s)
+
+    def _took_counts(self, group: int, counts: StepCounts) -> None:
+        self._metrics.took_counts(group, counts)
+        if self._tracing is not None:
+            self._tracing.stepped(group, counts.samples)
 
     async def _follow_status(self) -> None:
         """Export the group's metrics, and replace an engine that the supervisor finds wedged."""
@@ -204,7 +217,9 @@ class ApiServer:
         while True:
             status = await self._link.status()
             if status is not None:
-                self._board.take(status)
+                for moment in self._board.take(status):
+                    if self._tracing is not None:
+                        self._tracing.happened(moment.what)
                 metrics.set_group(state=status.state, epoch=status.epoch, restarts=status.restarts)
                 metrics.set_cluster(up=status.cluster_up, restarts=status.cluster_restarts)
                 metrics.set_followers(

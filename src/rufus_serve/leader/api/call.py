@@ -8,6 +8,16 @@ from rufus_serve.config.keys import ANONYMOUS, ApiKey
 
 
 @dataclass
+class Times:
+    """When the engine did what for a request, in monotonic seconds; 0: not yet."""
+
+    queued: float = 0.0
+    scheduled: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+
+@dataclass
 class Call:
     """One HTTP request; filled in by the layers it passes. Event loop only."""
 
@@ -25,11 +35,23 @@ class Call:
     output_tokens: int = 0
     began: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
+    times: Times = field(default_factory=Times)
+    """Of several prompts, from the first to be queued to the last token."""
+    engine_ids: list[str] = field(default_factory=list)
+    """What the engine calls its requests; each name is followed by something random there."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompts and answers so far."""
         return self.prompt_tokens + self.output_tokens
+
+    def saw_times(self, *, queued: float, scheduled: float, first: float, last: float) -> None:
+        """Take in when the engine did what for one prompt."""
+        times = self.times
+        times.queued = min(times.queued or queued, queued)
+        times.scheduled = min(times.scheduled or scheduled, scheduled)
+        times.first_token = min(times.first_token or first, first)
+        times.last_token = max(times.last_token, last)
 
     def saw_token(self) -> None:
         """Note when the first token came."""

@@ -34,14 +34,28 @@ def _guarded(
             await _check(grammars, *wanted)
         if prioritized:
             priority = call.key.priority * _RANKS + call.rank
+        call.engine_ids.append(request_id)
         outputs = generate(prompt, sampling_params, request_id, priority=priority, **more)
         counter = _TokenCounter(call, cumulative=vllm_compat.is_cumulative(sampling_params))
         async with aclosing(outputs):
             async for output in outputs:
                 counter.add(output)
                 yield output
+                if output.finished:
+                    _note_times(call, output.metrics)
 
     return guarded
+
+
+def _note_times(call: Call, stats: Any) -> None:
+    """`stats`: vLLM's of a request that is done; None where it keeps none."""
+    if stats is not None and stats.first_token_ts:
+        call.saw_times(
+            queued=stats.queued_ts,
+            scheduled=stats.scheduled_ts,
+            first=stats.first_token_ts,
+            last=stats.last_token_ts,
+        )
 
 
 async def _check(grammars: GrammarCompiler, kind: str, text: str) -> None:

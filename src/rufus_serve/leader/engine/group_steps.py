@@ -13,6 +13,7 @@ from rufus_serve.leader.engine.epoch_gate import EpochGate
 from rufus_serve.leader.engine.progress import Progress
 from rufus_serve.leader.engine.step_builder import PlannedStep, Row, StepBuilder
 from rufus_serve.leader.engine.step_deadline import StepDeadline
+from rufus_serve.leader.engine.step_tally import Answered
 from rufus_serve.protocol.messages import Array, GroupReady, LogitsRequest, StepOrder, StepReply
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class GroupSteps:
         self._suspect = suspect
         self._next_step_id = 0
         self.pace = progress.pace
-        self.trace, self._tally = progress.trace, progress.tally
+        self.trace, self.tally = progress.trace, progress.tally
         self.refusal: Refusal | None = None
         """Why the last `run` lost its group, if a runtime refused one of its steps."""
 
@@ -96,7 +97,7 @@ class GroupSteps:
         for step, _ in answers:
             places = [place for place, row in enumerate(step.rows) if row in wanted]
             if places:
-                self._tally.fetched(len(places))
+                self.tally.fetched(len(places))
                 logits = self._ask(step, np.array(places, np.int32))
                 if logits is None:
                     return None
@@ -137,7 +138,7 @@ class GroupSteps:
         received = time.monotonic()
         self._deadline.observe(request, received - started)
         self.trace.step(replies, sent=sent, received=received)
-        self._tally.step(request, replies, received - sent)
+        self.tally.step(Answered(request, replies, sent, received, step.members))
         self._progress.end(request.step_id)
         self.pace.observe(replies)
         return replies[0]

@@ -56,6 +56,7 @@ class StepLoop:
         answers, refusal = None, None
         if output.epoch is not None and output.epoch == self._engine.gate.epoch:
             alone = self._engine.suspects.alone
+            self._steps.tally.running = list(rows)
             planned = [replace(row, alone=req_id in alone) for req_id, row in rows.items()]
             answers, refusal = self._steps.run(planned, output.epoch), self._steps.refusal
         if answers is None:

@@ -1,15 +1,32 @@
-"""`StepTally`: counts every step for the metrics; a few additions a step."""
+"""`StepTally`: counts every step for the metrics, and keeps one now and then for traces."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from rufus_serve.leader.engine.step_trace import StepTrace
-from rufus_serve.leader.step_counts import Durations, Filled, StepCounts
+from rufus_serve.leader.step_counts import (
+    Durations,
+    Filled,
+    FollowerPart,
+    StepCounts,
+    StepSample,
+)
 from rufus_serve.protocol.messages import Phase, RuntimeInfo, StepReply, StepRequest
+
+
+class Answered(NamedTuple):
+    """A step and all replies to it; monotonic seconds."""
+
+    request: StepRequest
+    replies: Sequence[StepReply]
+    sent: float
+    received: float
+    members: tuple[int, ...] = ()
+    """Indexes into the rows that were run, of those that it computed."""
 
 
 class StepTally:
@@ -19,6 +36,9 @@ class StepTally:
         self._trace = trace
         self._counts = StepCounts()
         self._buckets: dict[Phase, tuple[int, ...]] = {}
+        self._newest: dict[Phase, tuple[Answered, Sequence[str]]] = {}
+        self.running: Sequence[str] = ()
+        """Names of the requests whose rows are being run, in the rows' order."""
 
     def know(self, info: RuntimeInfo) -> None:
         """What followers compile, before the first step."""
@@ -27,16 +47,18 @@ class StepTally:
             Phase.DECODE: info.decode_batch_buckets,
         }
 
-    def step(self, request: StepRequest, replies: Sequence[StepReply], seconds: float) -> None:
-        """One step was answered, `seconds` after it was sent."""
+    def step(self, step: Answered) -> None:
+        """One step was answered."""
+        request = step.request
         counts, phase = self._counts, request.phase
-        counts.steps.setdefault(phase.value, Durations()).add(seconds)
+        counts.steps.setdefault(phase.value, Durations()).add(step.received - step.sent)
         size = request.num_new_tokens
         filled = counts.filled.setdefault(phase.value, Filled())
         filled.used += size
         filled.computed += _bucket(self._buckets.get(phase, ()), size)
         counts.sent_bytes += _array_bytes(request)
-        counts.received_bytes += sum(map(_array_bytes, replies))
+        counts.received_bytes += sum(map(_array_bytes, step.replies))
+        self._newest[phase] = step, self.running
 
     def fetched(self, num_rows: int) -> None:
         """So many rows were asked for in full."""
@@ -44,9 +66,32 @@ class StepTally:
 
     def report(self) -> dict[str, Any]:
         """The counts as of now, as plain data."""
+        newest, self._newest = self._newest, {}
         self._counts.parts_s = self._trace.spent_s()
+        self._counts.samples = [_sample(*each) for each in newest.values()]
         counts: dict[str, Any] = msgspec.to_builtins(self._counts)
         return counts
+
+
+def _sample(step: Answered, running: Sequence[str]) -> StepSample:
+    return StepSample(
+        step_id=step.request.step_id,
+        epoch=step.request.epoch,
+        phase=step.request.phase.value,
+        sent=step.sent,
+        received=step.received,
+        requests=tuple(running[row] for row in step.members if row < len(running)),
+        followers=tuple(
+            FollowerPart(
+                reply.node_rank,
+                # As if both ways had taken the same, which needs no clock of the follower's.
+                step.sent + max(0.0, step.received - step.sent - reply.compute_s) / 2,
+                reply.compute_s,
+                reply.wait_s,
+            )
+            for reply in step.replies
+        ),
+    )
 
 
 def _bucket(sizes: Sequence[int], size: int) -> int:

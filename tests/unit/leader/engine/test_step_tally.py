@@ -1,8 +1,9 @@
 import msgspec
 import numpy as np
+import pytest
 
 from rufus_serve.leader.engine.step_builder import Row, StepBuilder, Want
-from rufus_serve.leader.engine.step_tally import StepTally
+from rufus_serve.leader.engine.step_tally import Answered, StepTally
 from rufus_serve.leader.engine.step_trace import StepTrace
 from rufus_serve.leader.step_counts import STEP_BOUNDS_S, StepCounts
 from rufus_serve.protocol.messages import Candidates, RuntimeInfo, StepReply
@@ -34,13 +35,13 @@ def test_steps_are_counted_by_phase_time_and_fill() -> None:
     running = Row(np.arange(9, dtype=np.int32), 8, 1, [1], False, want=Want(5))
     build = StepBuilder.for_runtime(INFO).build
     decode, prefill = build([prompt, running, running], epoch=1, first_step_id=0)
-    tally.step(decode.request, [reply(0), reply(1)], 0.0125)
-    tally.step(decode.request, [reply(0), reply(1)], 99.0)
-    tally.step(prefill.request, [reply(0)], 0.001)
+    tally.step(Answered(decode.request, [reply(0), reply(1)], 5.0, 5.0125))
+    tally.step(Answered(decode.request, [reply(0), reply(1)], 0.0, 99.0))
+    tally.step(Answered(prefill.request, [reply(0)], 1.0, 1.001))
     found = counted(tally)
     decodes = found.steps["decode"].buckets
     assert decodes[STEP_BOUNDS_S.index(0.02)] == decodes[-1] == 1
-    assert found.steps["decode"].sum_s == 99.0125
+    assert found.steps["decode"].sum_s == pytest.approx(99.0125)
     assert sum(found.steps["prefill"].buckets) == 1
     assert (found.filled["decode"].used, found.filled["decode"].computed) == (4, 8)
     assert (found.filled["prefill"].used, found.filled["prefill"].computed) == (40, 64)
@@ -61,3 +62,20 @@ def test_parts_and_rows_fetched_in_full_are_told() -> None:
     assert found.rows_in_full == 3
     assert set(found.parts_s) == {"build"}
     assert found.parts_s["build"] > 0
+
+
+def test_the_newest_step_of_a_phase_is_kept_for_traces_once() -> None:
+    tally = StepTally(StepTrace())
+    running = Row(np.arange(9, dtype=np.int32), 8, 1, [1], False, want=Want(5))
+    (decode,) = StepBuilder.for_runtime(INFO).build([running] * 2, epoch=3, first_step_id=7)
+    tally.running = ["a", "b"]
+    for sent in (1.0, 2.0):
+        answer = msgspec.structs.replace(reply(1), compute_s=0.06, wait_s=0.01)
+        tally.step(Answered(decode.request, [answer], sent, sent + 0.1, decode.members))
+    (sample,) = counted(tally).samples
+    assert (sample.step_id, sample.epoch, sample.phase) == (7, 3, "decode")
+    assert (sample.sent, sample.requests) == (2.0, ("a", "b"))
+    (part,) = sample.followers
+    assert (part.node_rank, part.compute_s, part.wait_s) == (1, 0.06, 0.01)
+    assert part.began == pytest.approx(2.02)
+    assert counted(tally).samples == []

@@ -14,7 +14,7 @@ from rufus_serve.leader.api.overview.readings import (
     skew,
 )
 from rufus_serve.leader.api.overview.timeline import Timeline
-from rufus_serve.leader.api.overview.views import GroupView, Load, Overview
+from rufus_serve.leader.api.overview.views import GroupView, Load, Moment, Overview
 from rufus_serve.leader.step_counts import StepCounts
 from rufus_serve.protocol.messages import Status
 
@@ -40,10 +40,10 @@ class Board:
         self._engines: dict[int, deque[tuple[float, StepCounts]]] = {}
         self._status: Status | None = None
 
-    def take(self, status: Status) -> None:
-        """What the supervisor says, about once a second."""
+    def take(self, status: Status) -> list[Moment]:
+        """What the supervisor says, about once a second; what happened since."""
         self._status = status
-        self._timeline.take(status)
+        return self._timeline.take(status)
 
     def overview(self) -> Overview | None:
         """The server now; None before the supervisor said anything."""

@@ -17,11 +17,13 @@ class Timeline:
         self._moments: deque[Moment] = deque(maxlen=_KEPT)
         self._before: Status | None = None
 
-    def take(self, status: Status) -> None:
-        """Note what changed since the status before."""
+    def take(self, status: Status) -> list[Moment]:
+        """Note what changed since the status before; that."""
         before, self._before = self._before, status
-        for group, what in _changes(before, status):
-            self._moments.appendleft(Moment(at=time.time(), group=group, what=what))
+        now = time.time()
+        new = [Moment(at=now, group=group, what=what) for group, what in _changes(before, status)]
+        self._moments.extendleft(new)
+        return new
 
     def moments(self) -> tuple[Moment, ...]:
         """Newest first."""
