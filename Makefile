@@ -192,6 +192,7 @@ check: $(MADE_CHECK) ## Lint, types, layers, dependencies, spelling; needs no vL
 
 docs: $(MADE_PACKAGE) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
+	$(BIN)/python -m rufus_serve.metric_table > docs/metrics.md
 
 # Pins what .venv holds; run it after installing newer versions by hand.
 lock: $(MADE_DEV) ## Pin what .venv holds.
