@@ -3,6 +3,7 @@
 import random
 from itertools import count
 
+import msgspec
 import numpy as np
 
 from rufus_serve.protocol.messages import Phase, StepRequest
@@ -45,6 +46,20 @@ class Sequences:
             self.computed[name] += 1
         return self._group.step(request)
 
+    def decode_several(self, name: str, *others: str):
+        """Decode all tokens of `name` that are not computed, with the last one of others."""
+        start, end = self.computed[name], len(self.tokens[name])
+        requests = []
+        for at in range(start, end):
+            self.computed[name] = at
+            requests.append(self.decode_request(name, token=at))
+        if others:
+            requests.append(self.decode_request(*others))
+        for each in others:
+            self.computed[each] += 1
+        self.computed[name] = end
+        return self._group.step(_joined(requests))
+
     def generate(self, names: list[str], num_tokens: int) -> dict[str, list[int]]:
         """Greedy tokens after the prompts, prefills first, then decodes in a varying order."""
         made = {name: [int(np.argmax(self.prefill(name)))] for name in names}
@@ -66,13 +81,13 @@ class Sequences:
             want_logits=want_logits,
         )  # fmt: skip
 
-    def decode_request(self, *names: str) -> StepRequest:
+    def decode_request(self, *names: str, token: int = -1) -> StepRequest:
         computed = [self.computed[name] for name in names]
         ends = [before + 1 for before in computed]
         table = self._table(names, ends)
         return StepRequest(
             step_id=next(self._step_ids), epoch=self._epoch, phase=Phase.DECODE,
-            token_ids=_int32([self.tokens[name][-1] for name in names]),
+            token_ids=_int32([self.tokens[name][token] for name in names]),
             num_computed_tokens=_int32(computed), context_lens=_int32(ends), block_table=table,
             slot_mapping=_int32([self._slot(*pair) for pair in zip(names, computed, strict=True)]),
         )  # fmt: skip
@@ -89,6 +104,20 @@ class Sequences:
 
     def _slot(self, name: str, at: int) -> int:
         return self.blocks[name][at // self._block_size] * self._block_size + at % self._block_size
+
+
+def _joined(requests) -> StepRequest:
+    """Decodes as one, their rows one after the other."""
+    width = max(request.block_table.shape[1] for request in requests)
+    tables = [
+        np.pad(each.block_table, ((0, 0), (0, width - each.block_table.shape[1])))
+        for each in requests
+    ]
+    rows = {
+        field: np.concatenate([getattr(each, field) for each in requests])
+        for field in ("token_ids", "num_computed_tokens", "context_lens", "slot_mapping")
+    }
+    return msgspec.structs.replace(requests[-1], block_table=np.concatenate(tables), **rows)
 
 
 def _int32(values) -> np.ndarray:

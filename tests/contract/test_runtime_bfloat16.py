@@ -49,7 +49,7 @@ def group_of(folder, nodes, wanted="auto", **cpu):
     settings = {
         "model": str(folder), "nodes": nodes, "dtype": "bfloat16", "max_num_seqs": 4,
         "block_size": 8, "buckets": {"prefill": [16, 64], "context": [32, 64]},
-        "cpu": {"kernels": wanted} | cpu,
+        "cpu": {"kernels": wanted} | cpu, "speculation": {"method": "ngram"},
     }  # fmt: skip
     return Group(RUNTIMES["cpu"], settings).start()
 
@@ -107,3 +107,28 @@ def test_torch_has_one_thread_beside_the_threads_of_the_kernels(folder, monkeypa
     for wanted in ("torch", "auto"):
         group_of(folder, 1, wanted, threads=2).close()
     assert counts == [2, 2, 2, 1]
+
+
+def test_kernels_give_several_tokens_in_a_step_the_bits_of_one_by_one(folder):
+    if kernels() == "torch":
+        pytest.skip("no kernels here")
+    group = group_of(folder, 1)
+    try:
+        found = []
+        for drafted in (False, True):
+            sequences = Sequences(group)
+            sequences.add("a", prompt(45, 1))
+            sequences.prefill("a")
+            more = prompt(7, 2)
+            if drafted:
+                sequences.tokens["a"] += more
+                found.append(sequences.decode_several("a"))
+            else:
+                rows = []
+                for token in more:
+                    sequences.tokens["a"].append(token)
+                    rows.append(sequences.decode("a")[0])
+                found.append(np.stack(rows))
+        assert (found[0] == found[1]).all()
+    finally:
+        group.close()

@@ -16,6 +16,7 @@ from rufus_serve.runtime.candidates import pick
 SETTINGS = {
     "dtype": "float32",
     "max_num_seqs": 4,
+    "speculation": {"method": "ngram", "num_speculative_tokens": 3},
     "block_size": 8,
     "buckets": {"prefill": [16, 32, 64], "context": [32, 64]},
 }
@@ -109,6 +110,40 @@ def test_a_long_prompt_is_prefilled_in_segments(case):
     sequences.tokens["long"].append(5)
     logits = sequences.decode("long")[0]
     np.testing.assert_allclose(logits, expected.logits(sequences.tokens["long"]), atol=atol)
+
+
+def test_several_tokens_of_a_sequence_are_decoded_as_one_by_one(case):
+    group, expected, atol = case
+    if not group.info.multi_token_decode:
+        pytest.skip("one token a row")
+    sequences = Sequences(group)
+    for name, length in (("a", 29), ("b", 6)):
+        sequences.add(name, prompt(length, length))
+        sequences.prefill(name)
+    sequences.tokens["b"].append(40)
+    sequences.tokens["a"] += [11, 5, 5, 60]
+    *drafted, other = sequences.decode_several("a", "b")
+    for count, logits in enumerate(drafted, start=30):
+        np.testing.assert_allclose(
+            logits, expected.logits(sequences.tokens["a"][:count]), atol=atol
+        )
+    np.testing.assert_allclose(other, expected.logits(sequences.tokens["b"]), atol=atol)
+
+
+def test_rejected_tokens_leave_nothing_behind(case):
+    group, expected, atol = case
+    if not group.info.multi_token_decode:
+        pytest.skip("one token a row")
+    sequences = Sequences(group)
+    sequences.add("a", prompt(30))
+    sequences.prefill("a")
+    sequences.tokens["a"] += [11, 5, 60, 7]
+    sequences.decode_several("a")
+    del sequences.tokens["a"][31:]
+    sequences.computed["a"] = 31
+    sequences.tokens["a"] += [8, 9]
+    *_, logits = sequences.decode_several("a")
+    np.testing.assert_allclose(logits, expected.logits(sequences.tokens["a"]), atol=atol)
 
 
 def test_candidates_are_the_best_of_the_whole_rows(case):

@@ -19,7 +19,7 @@ class Conflict(NamedTuple):
 def conflicts(config: ServeConfig) -> list[Conflict]:
     """Everything in `config` that cannot work, whatever the model is."""
     found = [*_buckets(config), *_blocks(config), *_deadlines(config), *_artifacts(config)]
-    found += _endpoint(config)
+    found += [*_endpoint(config), *_speculation(config)]
     if config.cluster.token_file or config.cluster.ray_address:
         found += [Conflict(*clash) for clash in clashes(config)]
     if config.runtime == "neuron":
@@ -189,6 +189,30 @@ def _endpoint(config: ServeConfig) -> Iterator[Conflict]:
             "http.tls_key or http.tls_client_ca is set but http.tls_certificate is empty: "
             "name the server's certificate",
             ("http.tls_certificate", "http.tls_key", "http.tls_client_ca"),
+        )
+
+
+def _speculation(config: ServeConfig) -> Iterator[Conflict]:
+    speculation = config.speculation
+    if speculation.method == "none":
+        return
+    if speculation.prompt_lookup_min > speculation.prompt_lookup_max:
+        yield Conflict(
+            f"speculation.prompt_lookup_min {speculation.prompt_lookup_min} > "
+            f"speculation.prompt_lookup_max {speculation.prompt_lookup_max}",
+            ("speculation.prompt_lookup_min", "speculation.prompt_lookup_max"),
+        )
+    if not config.async_scheduling:
+        yield Conflict(
+            f"speculation.method {speculation.method} with async_scheduling false: drafts fill "
+            "places that the asynchronous scheduler keeps free for them; leave async_scheduling on",
+            ("speculation.method", "async_scheduling"),
+        )
+    if config.is_neuron_shaped:
+        yield Conflict(
+            f"speculation.method {speculation.method} with runtime neuron, or with its shapes: its "
+            "decode graphs hold one token a row; set speculation.method to none",
+            ("speculation.method", "runtime", "cpu.strict_neuron"),
         )
 
 

@@ -214,6 +214,19 @@ class ArtifactConfig(Section):
     """Files that are checked or copied at once."""
 
 
+class SpeculationConfig(Section):
+    """Speculative decoding: several tokens of a request in one step, all others unchanged."""
+
+    method: Literal["none", "ngram"] = "none"
+    """`ngram` drafts what followed the last tokens where they stood before; `none` is off."""
+    num_speculative_tokens: Annotated[int, Field(gt=0, le=64)] = 7
+    """Most drafts that one request has checked in one step."""
+    prompt_lookup_min: Annotated[int, Field(gt=0)] = 2
+    """Fewest tokens that must have stood before for drafts to be made."""
+    prompt_lookup_max: Annotated[int, Field(gt=0)] = 5
+    """Most tokens that are compared; of several places the longest match counts."""
+
+
 class CpuRuntimeConfig(Section):
     """The CPU runtime."""
 
@@ -303,6 +316,8 @@ class ServeConfig(Section):
     """Admission limits."""
     batch: BatchConfig = BatchConfig()
     """Files and batches."""
+    speculation: SpeculationConfig = SpeculationConfig()
+    """Speculative decoding."""
     artifacts: ArtifactConfig = ArtifactConfig()
     """Artifacts made ahead of time."""
     cpu: CpuRuntimeConfig = CpuRuntimeConfig()
@@ -316,6 +331,11 @@ class ServeConfig(Section):
     def is_neuron_shaped(self) -> bool:
         """Whether followers keep a Neuron device's rules, be it on a device or on CPU."""
         return self.runtime == "neuron" or self.cpu.strict_neuron
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Most drafts of one request in one step; 0 without speculation."""
+        return 0 if self.speculation.method == "none" else self.speculation.num_speculative_tokens
 
     @property
     def num_followers(self) -> int:
@@ -343,7 +363,7 @@ class ServeConfig(Section):
         """
         fields = {
             "model", "runtime", "nodes", "dtype", "max_model_len", "max_num_seqs",
-            "block_size", "num_blocks", "buckets", "cpu", "neuron",
+            "block_size", "num_blocks", "buckets", "speculation", "cpu", "neuron",
         }  # fmt: skip
         text = json.dumps(self.model_dump(mode="json", include=fields), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

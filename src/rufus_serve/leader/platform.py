@@ -158,6 +158,6 @@ def _refuse_unsupported(vllm_config: Any) -> None:
             f"vllm_args.kv_cache_dtype={vllm_config.cache_config.cache_dtype} is not supported; "
             "the KV cache has the weights' format"
         )
-    for name in ("speculative_config", "lora_config", "kv_transfer_config", "ec_transfer_config"):
+    for name in ("lora_config", "kv_transfer_config", "ec_transfer_config"):
         if getattr(vllm_config, name) is not None:
             raise ConfigError(f"vllm_args: {name} is not supported")

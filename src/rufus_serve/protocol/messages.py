@@ -83,6 +83,8 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
     candidates: bool = False
     """A step may ask for candidates, and for rows in full until the next steps begin."""
+    multi_token_decode: bool = False
+    """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
 
 
 # ---- control: follower <-> supervisor ----

@@ -57,7 +57,11 @@ class Runtime(Protocol):
         """
 
     def decode(self, step: StepRequest) -> StepLogits | None:
-        """Run a decode; logits of R rows. Raises as `prefill`."""
+        """Run a decode; logits of R rows. Raises as `prefill`.
+
+        All keys and values are stored before any row attends, so that rows which continue one
+        another's sequence see each other.
+        """
 
     def abort(self) -> None:
         """Make a running or the next collective raise `CollectiveAborted`; any thread."""

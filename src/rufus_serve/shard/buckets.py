@@ -45,14 +45,15 @@ def smallest_holding(sizes: Sequence[int], count: int, *, what: str) -> int:
     raise RuntimeStepError(f"{count} {what} exceed the largest bucket; buckets are {list(sizes)}")
 
 
-def resolve_buckets(config: BucketConfig, *, max_num_seqs: int, max_model_len: int) -> Buckets:
+def resolve_buckets(config: BucketConfig, *, max_rows: int, max_model_len: int) -> Buckets:
     """The configured buckets; empty lists are filled in and limits are always covered.
 
+    `max_rows` is of a decode, each token counted where rows have several.
     Buckets larger than a limit are cut to it: nothing could ever fill them.
     """
     return Buckets(
         prefill=_cut(config.prefill, max_model_len),
-        decode_batch=_covering(config.decode_batch, max_num_seqs, smallest=1),
+        decode_batch=_covering(config.decode_batch, max_rows, smallest=1),
         context=_covering(config.context, max_model_len, smallest=_SMALLEST_CONTEXT),
     )
 

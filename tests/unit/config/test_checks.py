@@ -117,3 +117,23 @@ def test_a_contiguous_kv_layout_prefills_a_whole_prompt_in_one_step():
     assert message.startswith("largest buckets.prefill 512 < max_model_len 2048")
     assert messages(runtime="neuron", max_model_len=2048, neuron={"kv_layout": "block"}) == []
     assert messages(runtime="cpu", max_model_len=2048) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"async_scheduling": False}, "async_scheduling false"),
+        ({"runtime": "neuron"}, "one token a row"),
+        ({"cpu": {"strict_neuron": True}}, "one token a row"),
+    ],
+)
+def test_speculation_says_where_it_cannot_be(settings, message):
+    (found,) = messages(speculation={"method": "ngram"}, **settings)
+    assert message in found
+
+
+def test_speculation_compares_no_fewer_tokens_than_it_needs():
+    lookup = {"prompt_lookup_min": 4, "prompt_lookup_max": 3}
+    (found,) = messages(speculation=lookup | {"method": "ngram"})
+    assert "prompt_lookup_min 4 > speculation.prompt_lookup_max 3" in found
+    assert messages(speculation=lookup) == []

@@ -32,9 +32,7 @@ def test_the_smallest_holding_bucket_is_chosen(sizes, count):
     ],
 )
 def test_empty_settings_become_powers_of_two(max_num_seqs, max_model_len, rows, context):
-    buckets = resolve_buckets(
-        BucketConfig(), max_num_seqs=max_num_seqs, max_model_len=max_model_len
-    )
+    buckets = resolve_buckets(BucketConfig(), max_rows=max_num_seqs, max_model_len=max_model_len)
     assert buckets.decode_batch == rows
     assert buckets.context == context
 
@@ -42,7 +40,7 @@ def test_empty_settings_become_powers_of_two(max_num_seqs, max_model_len, rows, 
 @given(ascending, ascending, ascending, st.integers(1, 64), st.integers(1, 5000))
 def test_whatever_is_configured_every_legal_step_fits(prefill, rows, context, seqs, length):
     config = BucketConfig(prefill=tuple(prefill), decode_batch=tuple(rows), context=tuple(context))
-    buckets = resolve_buckets(config, max_num_seqs=seqs, max_model_len=length)
+    buckets = resolve_buckets(config, max_rows=seqs, max_model_len=length)
     for sizes in (buckets.prefill, buckets.decode_batch, buckets.context):
         assert list(sizes) == sorted(set(sizes))
     assert buckets.decode_rows(seqs) == seqs

@@ -18,6 +18,8 @@ _OURS = {
     "max_num_seqs": "max_num_seqs", "block_size": "block_size",
     "num_gpu_blocks_override": "num_blocks", "gpu_memory_utilization": "cpu.kv_cache_gib",
     "kv_cache_memory_bytes": "cpu.kv_cache_gib", "enable_prefix_caching": "prefix_caching",
+    "speculative_config": "speculation", "spec_method": "speculation.method",
+    "spec_tokens": "speculation.num_speculative_tokens",
     "async_scheduling": "async_scheduling", "tensor_parallel_size": "nodes",
     "pipeline_parallel_size": "nodes", "distributed_executor_backend": "cluster.kind",
     "max_num_batched_tokens": "buckets.prefill", "enable_chunked_prefill": "buckets.prefill",
@@ -36,10 +38,7 @@ _UNSUPPORTED = {
     "quantization": "followers hold unquantized weights",
     "quantization_config": "followers hold unquantized weights",
     "kv_cache_dtype": "the KV cache has the weights' format",
-    "speculative_config": "speculative decoding is not implemented",
-    "spec_method": "speculative decoding is not implemented",
-    "spec_model": "speculative decoding is not implemented",
-    "spec_tokens": "speculative decoding is not implemented",
+    "spec_model": "drafts come from a request's own text; see `speculation`",
     "enable_lora": "followers hold no adapters",
     "lora_modules": "followers hold no adapters",
     "default_mm_loras": "followers hold no adapters",
@@ -132,6 +131,8 @@ def _own_words(config: ServeConfig) -> Iterator[str]:
     yield from ("--block-size", str(config.block_size))
     yield "--enable-prefix-caching" if config.prefix_caching else "--no-enable-prefix-caching"
     yield "--async-scheduling" if config.async_scheduling else "--no-async-scheduling"
+    if config.num_speculative_tokens:
+        yield from ("--speculative-config", json.dumps(_speculation(config)))
     if "scheduling_policy" not in config.vllm_args and config.api_key_file:
         yield from ("--scheduling-policy", "priority")
     if "structured_outputs_config" not in config.vllm_args:
@@ -149,6 +150,11 @@ def _own_words(config: ServeConfig) -> Iterator[str]:
         yield "--disable-uvicorn-access-log"
     if config.max_model_len:
         yield from ("--max-model-len", str(config.max_model_len))
+
+
+def _speculation(config: ServeConfig) -> dict[str, Any]:
+    # By this name vLLM's asynchronous scheduler keeps places for drafts; it makes none itself.
+    return config.speculation.model_dump() | {"method": "ngram_gpu"}
 
 
 def words_of(action: Any, value: object) -> list[str]:

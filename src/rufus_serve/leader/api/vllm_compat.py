@@ -45,6 +45,14 @@ def allow_several_greedy_answers() -> None:
     SamplingParams._verify_greedy_sampling = lambda _: None  # noqa: SLF001
 
 
+def allow_all_parameters_with_drafts(engine: Any) -> None:
+    """Take min_p and logit_bias with speculation too: drafts are verified by drawing as ever.
+
+    `SamplingParams._validate_spec_decode` refuses what vLLM's rejection sampler lacks.
+    """
+    engine.input_processor.speculative_config = None
+
+
 def skip_sagemaker_handlers() -> None:
     """Keep /opt/ml/model/model.py, if there is one, from being executed.
 

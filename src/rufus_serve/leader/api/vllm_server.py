@@ -53,6 +53,7 @@ async def application(
     vllm_compat.tell_that_nothing_is_stored()
     making = engine_client(args, config, folder)
     async with making as engine, grammar_compiler(engine, config) as grammars:
+        vllm_compat.allow_all_parameters_with_drafts(engine)
         guard(engine, grammars, prioritized=args.scheduling_policy == "priority")
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)

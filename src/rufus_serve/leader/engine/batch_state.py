@@ -3,15 +3,23 @@
 Follows the scheduler's outputs one by one, in order, on the step thread.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rufus_serve.leader.engine import vllm_compat
+from rufus_serve.leader.engine.drafts import Drafter, Text
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.step_builder import IN_FULL, Row
 from rufus_serve.protocol.messages import RuntimeInfo
+
+
+class _Span(NamedTuple):
+    """What a step computes of a request, drafts apart: tokens from `computed` up to `end`."""
+
+    computed: int
+    end: int
 
 
 class BatchState:
@@ -21,7 +29,9 @@ class BatchState:
     prompt is still being prefilled is known, but not in the batch.
     """
 
-    def __init__(self, vllm_config: Any, *, info: RuntimeInfo) -> None:
+    def __init__(
+        self, vllm_config: Any, *, info: RuntimeInfo, drafter: Drafter | None = None
+    ) -> None:
         self._vocab_size = info.vocab_size
         self._always_whole = not info.candidates or vllm_compat.needs_whole_rows(vllm_config)
         self._sampling: dict[str, RequestSampling] = {}
@@ -29,6 +39,9 @@ class BatchState:
             vllm_config, vocab_size=info.vocab_size, block_size=info.block_size
         )
         self._requests: dict[str, Any] = {}
+        self._drafter = drafter
+        self.drafts: dict[str, list[int]] = {}
+        """Tokens that requests of this step's batch are tried with behind their last one."""
 
     @property
     def req_ids(self) -> list[str]:
@@ -50,17 +63,20 @@ class BatchState:
         fresh = self._register(output)
         self._advance(output.scheduled_cached_reqs)
         scheduled: dict[str, int] = output.num_scheduled_tokens
-        ends = {
-            req_id: self._requests[req_id].num_computed_tokens + count
-            for req_id, count in scheduled.items()
-        }
-        complete = [r for r, end in ends.items() if end >= self._requests[r].num_tokens]
-        self._set_batch(complete)
+        spans = {req_id: self._span(req_id, count) for req_id, count in scheduled.items()}
+        self._set_batch([r for r, at in spans.items() if at.end == self._requests[r].num_tokens])
         in_full = self.needs_vllm
+        room = {} if in_full else output.scheduled_spec_decode_tokens
+        self.drafts = self._propose({r: len(kept) for r, kept in room.items() if r not in fresh})
         return {
-            req_id: self._row(req_id, count, is_new=req_id in fresh, in_full=in_full)
-            for req_id, count in scheduled.items()
+            req_id: self._row(req_id, span, is_new=req_id in fresh, in_full=in_full)
+            for req_id, span in spans.items()
         }
+
+    def observe(self, req_id: str, num_accepted: int) -> None:
+        """So many of the request's drafts came true."""
+        if self._drafter is not None and req_id in self.drafts:
+            self._drafter.observe(req_id, len(self.drafts[req_id]), num_accepted)
 
     def append(self, req_ids: Sequence[str], token_ids: Sequence[int]) -> None:
         """Add each request's sampled token to its context."""
@@ -83,6 +99,8 @@ class BatchState:
             self._requests.pop(req_id, None)
             self._sampling.pop(req_id, None)
             self.batch.remove_request(req_id)
+        if self._drafter is not None:
+            self._drafter.forget(output.finished_req_ids)
         for req_id in resumed:
             self.batch.remove_request(req_id)
         for new in output.scheduled_new_reqs:
@@ -122,15 +140,55 @@ class BatchState:
         self.batch.condense()
         self.batch.refresh_metadata()
 
-    def _row(self, req_id: str, count: int, *, is_new: bool, in_full: bool) -> Row:
+    def _span(self, req_id: str, count: int) -> _Span:
+        """What `count` scheduled tokens are by now.
+
+        With drafts the scheduler counts as if the ones of the step before had come true, and
+        keeps room for more behind.
+        """
+        state = self._requests[req_id]
+        known: int = state.num_tokens
+        computed: int = state.num_computed_tokens
+        return _Span(min(computed, known - 1), min(computed + count, known))
+
+    def _propose(self, room: Mapping[str, int]) -> dict[str, list[int]]:
+        """Drafts for requests of the batch, as there is `room`, written behind their tokens."""
+        if self._drafter is None or not room:
+            return {}
+        texts = {
+            req_id: Text(self._tokens(req_id), min(count, self._num_left(req_id) - 1))
+            for req_id, count in room.items()
+            if req_id in self.batch.req_id_to_index and self._sampling[req_id].can_have_drafts
+        }
+        drafts = self._drafter.propose(texts, num_rows=self.batch.num_reqs)
+        for req_id, token_ids in drafts.items():
+            self._sampling[req_id].expect(token_ids)
+            end = len(texts[req_id].tokens)
+            row = self.batch.token_ids_cpu[self.batch.req_id_to_index[req_id]]
+            row[end : end + len(token_ids)] = token_ids
+        return drafts
+
+    def _tokens(self, req_id: str) -> np.ndarray:
+        """[L] prompt and outputs of a request of the batch."""
+        index = self.batch.req_id_to_index[req_id]
+        tokens: np.ndarray = self.batch.token_ids_cpu[index, : self.batch.num_tokens_no_spec[index]]
+        return tokens
+
+    def _num_left(self, req_id: str) -> int:
+        """Tokens that a request may still make."""
+        state = self._requests[req_id]
+        return int(state.sampling_params.max_tokens - len(state.output_token_ids))
+
+    def _row(self, req_id: str, span: _Span, *, is_new: bool, in_full: bool) -> Row:
         state = self._requests[req_id]
         index = self.batch.req_id_to_index.get(req_id)
+        num_new = span.end - span.computed
         return Row(
             token_ids=_context(state) if index is None else self.batch.token_ids_cpu[index],
-            num_computed=state.num_computed_tokens,
-            num_new=count,
+            num_computed=span.computed,
+            num_new=num_new + len(self.drafts.get(req_id, ())),
             block_ids=state.block_ids[0],
-            is_prefill=is_new or count > 1 or index is None,
+            is_prefill=is_new or num_new > 1 or index is None,
             wants_logits=index is not None,
             want=IN_FULL if in_full or index is None else self._sampling[req_id].want(),
         )

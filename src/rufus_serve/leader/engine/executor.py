@@ -19,6 +19,7 @@ from rufus_serve.errors import ConfigError, FollowerError, LeaderError, RufusErr
 from rufus_serve.leader.beat import BEAT
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
+from rufus_serve.leader.engine.drafts import Drafter
 from rufus_serve.leader.engine.group_link import GroupEvents, GroupLink
 from rufus_serve.leader.engine.group_shape import GroupShape
 from rufus_serve.leader.engine.group_steps import GroupSteps
@@ -89,7 +90,8 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             deadline=StepDeadline(config.timeouts.step_floor_s),
             suspect=self._link.suspect,
         )
-        state = BatchState(self.vllm_config, info=ready.info)
+        self._engine.tokens_per_row = self._shape.tokens_per_row
+        state = BatchState(self.vllm_config, info=ready.info, drafter=_drafter(config))
         sampler = TokenSampler(self.vllm_config, state, vocab_size=ready.info.vocab_size)
         self._loop = StepLoop(self._steps, self._engine, state, sampler)
         self._formed.put(ready)
@@ -208,6 +210,9 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         future = self._running_loop().sample(grammar_output)
         return future if non_block else future.result()
 
+    def take_draft_token_ids(self) -> None:
+        """None: the step thread makes drafts when it runs a step, and grammars mask none."""
+
     def _running_loop(self) -> StepLoop:
         if self._loop is None:
             raise AssertionError("steps come after start-up")
@@ -236,6 +241,13 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
 def _identity(config: ServeConfig, engine_id: str) -> HelloInfo:
     return HelloInfo(config_hash=config.group_hash(), sender_id=engine_id)
+
+
+def _drafter(config: ServeConfig) -> Drafter | None:
+    speculation = config.speculation
+    if speculation.method == "none":
+        return None
+    return Drafter(shortest=speculation.prompt_lookup_min, longest=speculation.prompt_lookup_max)
 
 
 def _max_prefills(config: ServeConfig) -> int:

@@ -20,13 +20,15 @@ class GroupShape:
     """KV blocks that vLLM may use, null block included."""
     prefills_per_step: int = 1
     """Prefill steps' worth of new tokens that one scheduler step may bring."""
+    tokens_per_row: int = 1
+    """Most tokens of a running request in a step, drafts included."""
 
     @classmethod
     def of(cls, info: RuntimeInfo, config: ServeConfig) -> "GroupShape":
         """The shape of a group of `info`, within the configured number of blocks."""
         num_blocks = min(info.num_blocks, config.num_blocks or info.num_blocks)
         prefills = config.neuron.max_prefills_per_decode if config.is_neuron_shaped else 1
-        return cls(info, num_blocks, prefills)
+        return cls(info, num_blocks, prefills, 1 + config.num_speculative_tokens)
 
     def longest_context(self, asked: int) -> int:
         """Tokens of one request that every follower step can hold, at most `asked`.
@@ -60,8 +62,14 @@ class GroupShape:
         """Write the limits into vLLM's configuration, before its scheduler is made.
 
         Raises:
-            ConfigError: not even one request of the longest length fits.
+            ConfigError: not even one request of the longest length fits, or followers lack a
+                capability that the configuration needs.
         """
+        if self.tokens_per_row > 1 and not self.info.multi_token_decode:
+            raise ConfigError(
+                "speculation is configured, but these followers' decodes hold one token a row; "
+                "set speculation.method to none"
+            )
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         asked = model.max_model_len
         model.max_model_len = self.longest_context(asked)
@@ -77,7 +85,7 @@ class GroupShape:
             vllm_config.cache_config.enable_prefix_caching = False
         scheduler.enable_chunked_prefill = self.info.segmented_prefill
         budget = self.prefill_tokens_per_step(model.max_model_len)
-        scheduler.max_num_batched_tokens = budget + scheduler.max_num_seqs
+        scheduler.max_num_batched_tokens = budget + scheduler.max_num_seqs * self.tokens_per_row
 
     def mismatch(self, info: RuntimeInfo) -> str:
         """Why a later group cannot serve this leader; empty if it can."""
@@ -93,5 +101,5 @@ def _layout(info: RuntimeInfo) -> tuple[object, ...]:
     return (
         info.num_layers, info.num_kv_heads, info.head_size, info.vocab_size, info.block_size,
         info.prefill_buckets, info.decode_batch_buckets, info.context_buckets,
-        info.prefix_caching, info.segmented_prefill,
+        info.prefix_caching, info.segmented_prefill, info.multi_token_decode,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from rufus_serve.channel.base import FollowerGone, LeaderChannel
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.epoch_gate import EpochGate
 from rufus_serve.leader.engine.progress import Progress
-from rufus_serve.leader.engine.step_builder import PlannedStep, Row, StepBuilder
+from rufus_serve.leader.engine.step_builder import LogitsOf, PlannedStep, Row, StepBuilder
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.leader.engine.step_tally import Answered
 from rufus_serve.protocol.messages import Array, GroupReady, LogitsRequest, StepOrder, StepReply
@@ -87,13 +87,13 @@ class GroupSteps:
             return None
 
     def look_up(
-        self, answers: Sequence[Answer], wanted: Collection[int]
-    ) -> dict[int, Array] | None:
-        """[V] logits of `wanted` rows, as planned in `answers`, by row; None if the group is lost.
+        self, answers: Sequence[Answer], wanted: Collection[LogitsOf]
+    ) -> dict[LogitsOf, Array] | None:
+        """[V] logits of what is `wanted` of `answers`; None if the group is lost.
 
         Only until the next `run`.
         """
-        found: dict[int, Array] = {}
+        found: dict[LogitsOf, Array] = {}
         for step, _ in answers:
             places = [place for place, row in enumerate(step.rows) if row in wanted]
             if places:

@@ -45,6 +45,19 @@ class RequestSampling:
         """The request's seed, and how many tokens it has drawn."""
         return self._seed, len(self._outputs)
 
+    @property
+    def can_have_drafts(self) -> bool:
+        """Whether tokens after the next one can be drawn in the same step.
+
+        A grammar's mask is known for the next token alone, and a row in full costs more than a
+        draft spares.
+        """
+        return not self.has_grammar and self._num_candidates() >= 0
+
+    def expect(self, drafts: Sequence[int]) -> None:
+        """The next tokens may be these; what is wanted then serves the ones after them as well."""
+        self.edits.expect(drafts)
+
     def want(self) -> Want:
         """What the next token needs."""
         token_ids = self.edits.token_ids

@@ -1,7 +1,11 @@
-"""From followers' replies to sampled tokens: by candidates, by rows in full, or by vLLM."""
+"""From followers' replies to sampled tokens: by candidates, by rows in full, or by vLLM.
+
+Drafts are verified by drawing: each position's token is drawn as ever, from the logits behind the
+tokens before it, for as long as those are what the drafts said. So drafts change no token.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +17,24 @@ from rufus_serve.leader.engine.dice import Dice
 from rufus_serve.leader.engine.full_row import draw_full_row
 from rufus_serve.leader.engine.group_steps import Answer
 from rufus_serve.leader.engine.known_rows import RowReply, split
+from rufus_serve.leader.engine.step_builder import LogitsOf, PlannedStep
+from rufus_serve.protocol.messages import StepReply
 from rufus_serve.runtime.candidates import whole_rows
 
 Array = np.ndarray
-LookUp = Callable[[Sequence[Answer], Collection[int]], dict[int, Array] | None]
+LookUp = Callable[[Sequence[Answer], Collection[LogitsOf]], dict[LogitsOf, Array] | None]
 """As `GroupSteps.look_up`."""
 
 
+class _Reply(NamedTuple):
+    """What came of one row of logits: candidates, or the row [V] itself."""
+
+    candidates: RowReply | None
+    logits: Array | None
+
+
 class TokenSampler:
-    """Samples one token for each row of the batch; step thread only.
+    """Samples the tokens of the batch's rows; step thread only.
 
     `_logits` [max rows, V] is owned here and overwritten each step: received arrays are
     read-only, and vLLM's sampler works in place.
@@ -45,77 +58,122 @@ class TokenSampler:
 
         None if rows had to be asked for in full, and the group is lost.
         """
-        req_ids = self._state.req_ids
-        uniforms = self._dice.roll([each.seed for each in self._state.sampling])
-        token_ids: list[int] = []
+        state = self._state
+        req_ids = state.req_ids
         logprobs = None
         if not req_ids:
-            pass
-        elif self._state.needs_vllm:
-            token_ids, logprobs = self._by_vllm(scheduler_output, grammar_output, uniforms)
+            token_ids: list[list[int]] = []
+        elif state.needs_vllm:
+            drawn, logprobs = self._by_vllm(scheduler_output, grammar_output)
+            token_ids = [[token_id] for token_id in drawn]
         else:
-            drawn = self._by_rows(vllm_compat.bitmasks(grammar_output), uniforms, look_up)
-            if drawn is None:
+            rows = self._by_rows(vllm_compat.bitmasks(grammar_output), look_up)
+            if rows is None:
                 return None
-            token_ids = [each.token_id for each in drawn]
-            logprobs = vllm_compat.logprobs_lists([each.logprobs for each in drawn])
-        self._state.append(req_ids, token_ids)
+            token_ids = [[each.token_id for each in row] for row in rows]
+            logprobs = vllm_compat.logprobs_lists([[each.logprobs for each in row] for row in rows])
         return vllm_compat.runner_output(
-            req_ids, token_ids, logprobs, still_prefilling=_rest(scheduler_output, req_ids)
+            req_ids,
+            token_ids,
+            logprobs,
+            still_prefilling=_rest(scheduler_output, req_ids),
+            num_drafts={req_id: len(drafts) for req_id, drafts in state.drafts.items()},
         )
 
-    def _by_vllm(
-        self, scheduler_output: Any, grammar_output: Any, uniforms: Array
-    ) -> tuple[list[int], Any]:
+    def _by_vllm(self, scheduler_output: Any, grammar_output: Any) -> tuple[list[int], Any]:
         batch = self._state.batch
         logits = self._logits[: batch.num_reqs]
         rows = logits.numpy()
-        for index, _, full_row in self._replies():
-            rows[index] = full_row
+        for of, reply in self._replies().items():
+            rows[of.row] = reply.logits
         if grammar_output is not None:
             vllm_compat.apply_grammar(scheduler_output, grammar_output, batch, logits)
-        return vllm_compat.sample_whole_rows(
-            self._sampler, logits, batch.sampling_metadata, uniforms
+        token_ids, logprobs = vllm_compat.sample_whole_rows(
+            self._sampler, logits, batch.sampling_metadata, self._roll(range(batch.num_reqs))
         )
+        self._state.append(self._state.req_ids, token_ids)
+        return token_ids, logprobs
 
-    def _by_rows(
-        self, bitmasks: Mapping[str, Array], uniforms: Array, look_up: LookUp
-    ) -> list[Drawn] | None:
-        """Each row's token in batch order; None if the group is lost."""
-        sampling, req_ids = self._state.sampling, self._state.req_ids
-        masks = [bitmasks.get(req_id) for req_id in req_ids]
-        full: dict[int, Array] = {}
-        tasks: dict[int, Task] = {}
-        for index, reply, full_row in self._replies():
-            if full_row is not None:
-                full[index] = full_row
-            elif reply is not None:
-                tasks[index] = Task(sampling[index], reply, uniforms[index], masks[index])
-        drawn = dict(zip(tasks, draw(list(tasks.values())), strict=True))
-        undecided = {req_ids[index] for index, found in drawn.items() if found is None}
-        if undecided:
-            planned = {row for row, owner in enumerate(self._req_ids) if owner in undecided}
-            found = look_up(self._answers, planned)
-            if found is None:
+    def _by_rows(self, bitmasks: Mapping[str, Array], look_up: LookUp) -> list[list[Drawn]] | None:
+        """Each row's tokens in batch order; None if the group is lost."""
+        state, req_ids = self._state, self._state.req_ids
+        replies = self._replies()
+        rows: list[list[Drawn]] = [[] for _ in req_ids]
+        going = list(range(len(req_ids)))
+        while going:
+            offset = len(rows[going[0]])
+            drawn = self._draw([LogitsOf(row, offset) for row in going], replies, bitmasks, look_up)
+            if drawn is None:
                 return None
-            index_of = self._state.batch.req_id_to_index
-            full |= {index_of[self._req_ids[row]]: logits for row, logits in found.items()}
-        for index, logits in full.items():
-            drawn[index] = draw_full_row(logits, sampling[index], uniforms[index], masks[index])
-        return [drawn[index] for index in range(len(req_ids))]  # type: ignore[misc]
+            state.append([req_ids[row] for row in going], [each.token_id for each in drawn])
+            for row, each in zip(going, drawn, strict=True):
+                rows[row].append(each)
+            going = [
+                row
+                for row, each in zip(going, drawn, strict=True)
+                if state.drafts.get(req_ids[row], [])[offset : offset + 1] == [each.token_id]
+            ]
+        for req_id, tokens in zip(req_ids, rows, strict=True):
+            state.observe(req_id, len(tokens) - 1)
+        return rows
 
-    def _replies(self) -> Iterator[tuple[int, RowReply | None, Array | None]]:
-        """For each answered row its place in the batch, and candidates or logits [V]."""
+    def _draw(
+        self,
+        wanted: Sequence[LogitsOf],
+        replies: Mapping[LogitsOf, _Reply],
+        bitmasks: Mapping[str, Array],
+        look_up: LookUp,
+    ) -> list[Drawn] | None:
+        """A token for each of the `wanted` rows of logits; None if the group is lost."""
+        sampling, req_ids = self._state.sampling, self._state.req_ids
+        uniforms = dict(zip(wanted, self._roll([each.row for each in wanted]), strict=True))
+        masks = {each: bitmasks.get(req_ids[each.row]) for each in wanted}
+        tasks = {
+            each: Task(sampling[each.row], found, uniforms[each], masks[each])
+            for each in wanted
+            if (found := replies[each].candidates) is not None
+        }
+        drawn = dict(zip(tasks, draw(list(tasks.values())), strict=True))
+        full = {each: row for each in wanted if (row := replies[each].logits) is not None}
+        undecided = {self._planned(each): each for each, found in drawn.items() if found is None}
+        if undecided:
+            asked = look_up(self._answers, undecided)
+            if asked is None:
+                return None
+            full |= {undecided[planned]: logits for planned, logits in asked.items()}
+        for each, logits in full.items():
+            drawn[each] = draw_full_row(logits, sampling[each.row], uniforms[each], masks[each])
+        return [drawn[each] for each in wanted]  # type: ignore[misc]
+
+    def _roll(self, rows: Sequence[int]) -> Array:
+        """The numbers that these rows of the batch draw their next tokens by."""
+        sampling = self._state.sampling
+        return self._dice.roll([sampling[row].seed for row in rows])
+
+    def _planned(self, of: LogitsOf) -> LogitsOf:
+        """From a row of the batch to the one that was planned."""
+        return LogitsOf(self._req_ids.index(self._state.req_ids[of.row]), of.offset)
+
+    def _replies(self) -> dict[LogitsOf, _Reply]:
+        """What was answered, by rows of the batch."""
         index_of: Mapping[str, int] = self._state.batch.req_id_to_index
-        for step, reply in self._answers:
-            wants = step.request.wants
-            parts: Sequence[RowReply | None] = [None] * len(step.rows)
-            if wants is not None and reply.candidates is not None:
-                parts = list(split(reply.candidates, wants))
-            places = whole_rows(wants, len(step.rows)).tolist()
-            full = {} if reply.logits is None else dict(zip(places, reply.logits, strict=True))
-            for place, (row, part) in enumerate(zip(step.rows, parts, strict=True)):
-                yield index_of[self._req_ids[row]], part, full.get(place)
+        return {
+            LogitsOf(index_of[self._req_ids[of.row]], of.offset): reply
+            for step, reply_to in self._answers
+            for of, reply in zip(step.rows, _split(step, reply_to), strict=True)
+        }
+
+
+def _split(step: PlannedStep, reply: StepReply) -> Iterator[_Reply]:
+    """A step's reply, row by row of its logits."""
+    wants, num_rows = step.request.wants, len(step.rows)
+    parts: Sequence[RowReply | None] = [None] * num_rows
+    if wants is not None and reply.candidates is not None:
+        parts = list(split(reply.candidates, wants))
+    places = whole_rows(wants, num_rows).tolist()
+    full = {} if reply.logits is None else dict(zip(places, reply.logits, strict=True))
+    for place, part in enumerate(parts):
+        yield _Reply(part, full.get(place))
 
 
 def _rest(scheduler_output: Any, req_ids: Sequence[str]) -> list[str]:

@@ -77,6 +77,7 @@ class _Recovering:
                 self._void_cache()
             model_runner_output = vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
         output = model_runner_output
+        vllm_compat.tell_drafts(scheduler_output, output)
         for req_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=False):
             if token_ids:
                 suspects.delivered(req_id)
@@ -84,6 +85,13 @@ class _Recovering:
             return super().update_from_output(  # type: ignore[misc]
                 scheduler_output, model_runner_output
             )
+
+    def make_spec_decoding_stats(self, stats: Any, *counts: Any, **named: Any) -> Any:
+        """As vLLM's; a row that had no drafts is no attempt."""
+        req_id, places = named["request_id"], named["num_draft_tokens"]
+        if named["num_invalid_spec_tokens"].get(req_id, 0) == places:
+            return stats
+        return super().make_spec_decoding_stats(stats, *counts, **named)  # type: ignore[misc]
 
     def get_grammar_bitmask(self, scheduler_output: Any) -> Any:
         """As vLLM's; what it returns is not overwritten later."""

@@ -22,7 +22,9 @@ class Engine:
     suspects: Suspects = field(default_factory=Suspects)
     trace: StepTrace = field(default_factory=StepTrace)
     prefill_tokens_per_step: int = 0
-    """New prompt tokens scheduled per step, beside the running requests' one each."""
+    """New prompt tokens scheduled per step, beside those of the running requests."""
+    tokens_per_row: int = 1
+    """Most tokens of a running request in a step, drafts included."""
     max_prefills_per_step: int = 0
     """New prompts admitted per step beside running requests; 0 leaves it to vLLM."""
     request_counts: Callable[[], tuple[int, int]] = _no_requests
@@ -30,7 +32,7 @@ class Engine:
 
     def token_limit(self, running: Sequence[Any]) -> int:
         """Tokens that one step may hold beside or with the `running` requests of vLLM."""
-        return self.prefill_tokens_per_step + len(running)
+        return self.prefill_tokens_per_step + len(running) * self.tokens_per_row
 
     def request_limit(self, running: Sequence[Any]) -> int:
         """Requests that may run in a step; a prompt that is not through is one of the prefills."""

@@ -5,6 +5,7 @@ Pure numpy: knows no vLLM, no sockets, no requests. Shape legend as in `protocol
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,11 +33,13 @@ class Row:
     """int32, the context; at least `end` entries."""
     num_computed: int
     num_new: int
+    """In a decode more than 1 with drafts, which stand behind the context's last token."""
     block_ids: Sequence[int]
     is_prefill: bool
     wants_logits: bool = True
     """False for a prefill that does not reach the end of its prompt yet."""
     want: Want = IN_FULL
+    """Of each row of logits; a decode has as many as new tokens."""
     alone: bool = False
     """Whether it shares a decode step with no other row."""
 
@@ -46,15 +49,24 @@ class Row:
         return self.num_computed + self.num_new
 
 
+class LogitsOf(NamedTuple):
+    """Whose a row of logits is."""
+
+    row: int
+    """Index into the rows given to `StepBuilder.build`."""
+    offset: int = 0
+    """How many new tokens of a decode stand before its token."""
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """A step request and where its logits belong."""
 
     request: StepRequest
-    rows: tuple[int, ...]
-    """Indexes into the rows given to `StepBuilder.build`, one per row of logits."""
+    rows: tuple[LogitsOf, ...]
+    """One per row of logits."""
     members: tuple[int, ...] = ()
-    """Likewise, of all rows that the step computes."""
+    """Indexes into the rows given to `StepBuilder.build`, of all that the step computes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class StepBuilder:
     largest_prefill: int
     """New tokens that one prefill step holds."""
     largest_decode_batch: int
-    """Rows that one decode step holds."""
+    """New tokens that one decode step holds; no row has more."""
 
     @classmethod
     def for_runtime(cls, info: RuntimeInfo) -> "StepBuilder":
@@ -81,8 +93,7 @@ class StepBuilder:
         """Steps for `rows`, in the order in which followers must run them."""
         decodes = [index for index, row in enumerate(rows) if not row.is_prefill]
         shared = [index for index in decodes if not rows[index].alone]
-        size = self.largest_decode_batch
-        groups = [shared[start : start + size] for start in range(0, len(shared), size)]
+        groups = self._decode_groups(rows, shared)
         groups += [[index] for index in decodes if rows[index].alone]
         planned = [self._decode(rows, group) for group in groups]
         for index, row in enumerate(rows):
@@ -94,7 +105,7 @@ class StepBuilder:
                     step.request,
                     step_id=first_step_id + offset,
                     epoch=epoch,
-                    wants=row_wants([rows[index].want for index in step.rows]),
+                    wants=row_wants([rows[each.row].want for each in step.rows]),
                     keep_since=first_step_id,
                 ),
                 step.rows,
@@ -103,22 +114,38 @@ class StepBuilder:
             for offset, step in enumerate(planned)
         ]
 
+    def _decode_groups(self, rows: Sequence[Row], shared: Sequence[int]) -> list[list[int]]:
+        """`shared` rows in their order, as many to a step as it holds tokens of."""
+        groups: list[list[int]] = []
+        room = 0
+        for index in shared:
+            if rows[index].num_new > room:
+                groups.append([])
+                room = self.largest_decode_batch
+            groups[-1].append(index)
+            room -= rows[index].num_new
+        return groups
+
     def _decode(self, rows: Sequence[Row], group: list[int]) -> PlannedStep:
-        chosen = [rows[index] for index in group]
-        positions = np.array([row.num_computed for row in chosen], dtype=np.int32)
+        of = [LogitsOf(index, at) for index in group for at in range(rows[index].num_new)]
+        chosen = [rows[each.row] for each in of]
+        positions = np.array([rows[row].num_computed + at for row, at in of], dtype=np.int32)
         tables = block_table([row.block_ids for row in chosen], positions + 1, self.block_size)
         blocks = tables[np.arange(len(chosen)), positions // self.block_size]
         request = StepRequest(
             step_id=0,
             epoch=0,
             phase=Phase.DECODE,
-            token_ids=np.array([row.token_ids[row.end - 1] for row in chosen], dtype=np.int32),
+            token_ids=np.array(
+                [row.token_ids[at] for row, at in zip(chosen, positions, strict=True)],
+                dtype=np.int32,
+            ),
             num_computed_tokens=positions,
             context_lens=positions + 1,
             block_table=tables,
             slot_mapping=blocks * self.block_size + positions % self.block_size,
         )
-        return PlannedStep(request, tuple(group), tuple(group))
+        return PlannedStep(request, tuple(of), tuple(group))
 
     def _prefill(self, row: Row, index: int) -> list[PlannedStep]:
         starts = range(row.num_computed, row.end, self.largest_prefill)
@@ -140,7 +167,7 @@ class StepBuilder:
             slot_mapping=slots(tables[0], start, stop, self.block_size),
             want_logits=want_logits,
         )
-        return PlannedStep(request, (index,) if want_logits else (), (index,))
+        return PlannedStep(request, (LogitsOf(index),) if want_logits else (), (index,))
 
 
 def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:

@@ -42,8 +42,18 @@ class TokenEdits:
         self._count_outputs()
         return self._ids
 
+    def expect(self, tokens: Sequence[int]) -> None:
+        """These may be the next outputs: what is asked for now holds once they have come."""
+        self._count_outputs()
+        if self._penalizes and not self.only_these:
+            self._touch(tokens)
+
     def apply(self, logits: Array, *, stops_may_come: bool = False) -> Array:
-        """Changed `logits` [E] of `token_ids`, as last asked for."""
+        """Changed `logits` [E] of `token_ids`, as last asked for.
+
+        No outputs may have come since but the expected ones.
+        """
+        self._count_outputs()
         logits = logits.copy()
         for word in self._bad_words:
             *before, last = word
@@ -86,13 +96,14 @@ class TokenEdits:
         fresh = self._outputs[self._num_counted :]
         self._num_counted += len(fresh)
         if not self.only_these:
-            self._grow([token for token in dict.fromkeys(fresh) if token not in self._place])
+            self._touch(fresh)
         for token in fresh:
             if token in self._place:
                 self._counts[self._place[token]] += 1
 
-    def _grow(self, tokens: list[int]) -> None:
-        """Touch `tokens` as well, which nothing but penalties knows."""
+    def _touch(self, tokens: Sequence[int]) -> None:
+        """Name `tokens` as well, which nothing but penalties knows."""
+        tokens = [token for token in dict.fromkeys(tokens) if token not in self._place]
         if not tokens:
             return
         size = len(self._ids)

@@ -3,7 +3,9 @@
 Each function names what it stands in for, so that a new vLLM version is met here alone.
 """
 
+import copy
 import dataclasses
+import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,13 @@ _DTYPES = {
 }
 
 
+@dataclasses.dataclass
+class StepTokens(ModelRunnerOutput):  # type: ignore[misc]
+    """The output of a step, and how many drafts its rows had."""
+
+    num_drafts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
 class StepLost(ModelRunnerOutput):  # type: ignore[misc]
     """Stands for the output of a step whose group was lost before it was sampled."""
 
@@ -61,6 +70,29 @@ def fail_request(scheduler: Any, req_id: str, message: str) -> None:
     scheduler.grammar_compile_error_reqs[req_id] = RequestError("runtime_refused", message)
 
 
+def tell_drafts(scheduler_output: Any, output: Any) -> None:
+    """Have the scheduler's statistics count the drafts that a step had, not the places for them.
+
+    It keeps places for the most drafts behind every running request; those of which a grammar
+    refused tokens it counts in `SchedulerOutput.num_invalid_spec_tokens`.
+    """
+    num_drafts = getattr(output, "num_drafts", {})
+    scheduler_output.num_invalid_spec_tokens = {
+        req_id: len(places) - num_drafts.get(req_id, 0)
+        for req_id, places in scheduler_output.scheduled_spec_decode_tokens.items()
+    }
+
+
+def without_speculation(vllm_config: Any) -> Any:
+    """`vllm_config` for what samples single tokens.
+
+    `build_logitsprocs` leaves min-p and logit biases out where drafts are verified by vLLM.
+    """
+    config = copy.copy(vllm_config)
+    config.speculative_config = None
+    return config
+
+
 def make_input_batch(vllm_config: Any, *, vocab_size: int, block_size: int) -> Any:
     """The batch as vLLM's model runner V1 keeps it, on the CPU."""
     scheduler = vllm_config.scheduler_config
@@ -74,7 +106,7 @@ def make_input_batch(vllm_config: Any, *, vocab_size: int, block_size: int) -> A
         vocab_size=vocab_size,
         block_sizes=[block_size],
         max_num_blocks_per_req=[-(-max_model_len // block_size) + 1],
-        logitsprocs=build_logitsprocs(vllm_config, _CPU, False, False, custom),
+        logitsprocs=build_logitsprocs(without_speculation(vllm_config), _CPU, False, False, custom),
         logitsprocs_need_output_token_ids=bool(custom),
         reasoning_config=vllm_config.reasoning_config,
     )
@@ -178,8 +210,9 @@ def sample_whole_rows(
     return token_ids, None if logprobs is None else logprobs.tolists()
 
 
-def logprobs_lists(rows: Sequence[Logprobs | None]) -> LogprobsLists | None:
-    """The logprobs of a batch as vLLM hands them on; None if no row has any."""
+def logprobs_lists(batch: Sequence[Sequence[Logprobs | None]]) -> LogprobsLists | None:
+    """The logprobs of a batch's tokens, row by row, as vLLM hands them on; None if none has any."""
+    rows = [each for row in batch for each in row]
     width = max((len(row.ids) for row in rows if row is not None), default=0)
     if not width:
         return None
@@ -191,7 +224,8 @@ def logprobs_lists(rows: Sequence[Logprobs | None]) -> LogprobsLists | None:
             ids[place, : len(row.ids)] = row.ids
             logprobs[place, : len(row.ids)] = row.logprobs
             ranks[place] = row.rank
-    return LogprobsLists(ids, logprobs, ranks)
+    ends = itertools.accumulate((len(row) for row in batch), initial=0)
+    return LogprobsLists(ids, logprobs, ranks, list(ends))
 
 
 def bitmasks(grammar_output: Any) -> dict[str, np.ndarray]:
@@ -203,37 +237,41 @@ def bitmasks(grammar_output: Any) -> dict[str, np.ndarray]:
 
 
 def own_bitmask(grammar_output: Any) -> Any:
-    """`grammar_output` with a bitmask of its own; None stays None.
+    """`grammar_output` with a bitmask of its own, of each request's next token; None stays None.
 
     `StructuredOutputManager.grammar_bitmask` returns a view of one buffer, which the next
-    step's masks overwrite while this step still waits to be sampled.
+    step's masks overwrite while this step still waits to be sampled. With speculation it has
+    masks for the places of drafts too.
     """
     if grammar_output is None:
         return None
-    return dataclasses.replace(
-        grammar_output, grammar_bitmask=grammar_output.grammar_bitmask.copy()
-    )
+    masks = grammar_output.grammar_bitmask
+    stride = len(masks) // len(grammar_output.structured_output_request_ids)
+    return dataclasses.replace(grammar_output, grammar_bitmask=masks[::stride].copy())
 
 
 def apply_grammar(scheduler_output: Any, grammar_output: Any, batch: Any, logits: Any) -> None:
-    """Forbid the tokens that structured output rules out, in place."""
-    apply_grammar_bitmask(scheduler_output, grammar_output, batch, logits)
+    """Forbid the tokens that structured output rules out, in place, of rows without drafts."""
+    single = dataclasses.replace(scheduler_output, scheduled_spec_decode_tokens={})
+    apply_grammar_bitmask(single, grammar_output, batch, logits)
 
 
 def runner_output(
     req_ids: Sequence[str],
-    token_ids: Sequence[int],
+    token_ids: Sequence[list[int]],
     logprobs: Any,
     *,
     still_prefilling: Sequence[str],
+    num_drafts: Mapping[str, int],
 ) -> Any:
-    """What a model runner returns of a step: a token a row, none for unfinished prompts."""
+    """What a model runner returns of a step: each row's tokens, none for unfinished prompts."""
     everyone = [*req_ids, *still_prefilling]
-    return ModelRunnerOutput(
+    return StepTokens(
         req_ids=everyone,
         req_id_to_index={req_id: index for index, req_id in enumerate(everyone)},
-        sampled_token_ids=[[token_id] for token_id in token_ids] + [[] for _ in still_prefilling],
+        sampled_token_ids=[*token_ids, *([] for _ in still_prefilling)],
         logprobs=logprobs,
+        num_drafts=num_drafts,
     )
 
 

@@ -87,7 +87,7 @@ class CpuRuntime:
             source.close()
         buckets = resolve_buckets(
             self._config.buckets,
-            max_num_seqs=self._config.max_num_seqs,
+            max_rows=self._config.max_num_seqs * (1 + self._config.num_speculative_tokens),
             max_model_len=max_model_len,
         )
         info = RuntimeInfo(
@@ -107,6 +107,7 @@ class CpuRuntime:
             kernels=loaded.kernels,
             load_s=time.monotonic() - started,
             candidates=True,
+            multi_token_decode=True,
         )
         self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info

@@ -67,6 +67,18 @@ def test_several_prefills_between_decodes_take_as_many_tokens() -> None:
         assert config.scheduler_config.max_num_batched_tokens == tokens + 8
 
 
+def test_running_requests_may_bring_their_drafts_as_well() -> None:
+    able = msgspec.structs.replace(INFO, multi_token_decode=True)
+    config = vllm_config(1024)
+    shape(able, speculation={"method": "ngram", "num_speculative_tokens": 3}).apply_to(config)
+    assert config.scheduler_config.max_num_batched_tokens == 256 + 8 * (1 + 3)
+
+
+def test_speculation_is_refused_by_name_where_followers_decode_one_token_a_row() -> None:
+    with pytest.raises(ConfigError, match=r"speculation\.method"):
+        shape(speculation={"method": "ngram"}).apply_to(vllm_config(1024))
+
+
 def test_prefix_caching_ends_where_followers_cannot_do_it() -> None:
     config = vllm_config(1024)
     shape(msgspec.structs.replace(INFO, prefix_caching=False)).apply_to(config)

@@ -8,7 +8,7 @@ from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.group_steps import GroupSteps
 from rufus_serve.leader.engine.progress import Progress
 from rufus_serve.leader.engine.shared import Engine
-from rufus_serve.leader.engine.step_builder import Row, StepBuilder
+from rufus_serve.leader.engine.step_builder import LogitsOf, Row, StepBuilder
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.protocol.messages import (
     GroupReady,
@@ -168,9 +168,9 @@ def test_rows_in_full_are_asked_of_the_steps_that_answered_them() -> None:
     group.connect(1)
     token = Row(np.arange(9, dtype=np.int32), 4, 1, [1, 2], False)
     answers = group.steps.run([token, prompt(10), token, token], 1)
-    found = group.steps.look_up(answers, {1, 2, 3})
+    found = group.steps.look_up(answers, {LogitsOf(1), LogitsOf(2), LogitsOf(3)})
     # Two rows a decode: steps 0 and 1; the prompt's last segment is step 4.
-    assert {row: logits.tolist() for row, logits in found.items()} == {
+    assert {each.row: logits.tolist() for each, logits in found.items()} == {
         1: [4, 0], 2: [0, 1], 3: [1, 0],
     }  # fmt: skip
     assert [order.step_id for order in group.channel.steps] == list(range(8))
@@ -182,5 +182,5 @@ def test_a_group_that_is_lost_while_rows_are_asked_for_is_reported() -> None:
     group.connect(1)
     answers = group.steps.run([prompt(4)], 1)
     group.channel.error = FollowerGone(0, "connection closed")
-    assert group.steps.look_up(answers, {0}) is None
+    assert group.steps.look_up(answers, {LogitsOf(0)}) is None
     assert group.suspected == [(1, "follower 0: connection closed")]

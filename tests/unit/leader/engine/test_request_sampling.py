@@ -45,3 +45,16 @@ def test_what_only_vllm_knows_is_left_to_it(fields):
 
 def test_a_seed_is_told_with_the_number_of_tokens_drawn():
     assert sampling(outputs=[4, 5], seed=9).seed == (9, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "can"),
+    [
+        ({}, True),
+        ({"temperature": 0.0, "logprobs": 5, "repetition_penalty": 1.1}, True),
+        ({"structured_outputs": object()}, False),
+        ({"top_k": 1500}, False),
+    ],
+)
+def test_rows_with_grammars_or_in_full_have_no_drafts(fields, can):
+    assert sampling(**fields).can_have_drafts is can

@@ -40,3 +40,8 @@ def test_without_running_requests_or_a_limit_vllm_decides(
 
 def test_running_requests_have_their_token_beside_the_prompts() -> None:
     assert Engine(prefill_tokens_per_step=64).token_limit([DECODING] * 3) == 64 + 3
+
+
+def test_running_requests_may_bring_drafts_beside_the_prompts() -> None:
+    engine = Engine(prefill_tokens_per_step=64, tokens_per_row=5)
+    assert engine.token_limit([DECODING] * 3) == 64 + 15

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rufus_serve.leader.engine.step_builder import (
     IN_FULL,
+    LogitsOf,
     PlannedStep,
     Row,
     StepBuilder,
@@ -31,12 +32,12 @@ def batches(draw: st.DrawFn) -> Batch:
     builder = StepBuilder(
         block_size=block_size,
         largest_prefill=draw(st.integers(1, 40)),
-        largest_decode_batch=draw(st.integers(1, 4)),
+        largest_decode_batch=draw(st.integers(3, 6)),
     )
     rows, next_block = [], 1
     for index in range(draw(st.integers(0, 7))):
         computed, is_prefill = draw(st.integers(0, 60)), draw(st.booleans())
-        new = draw(st.integers(1, 70)) if is_prefill else 1
+        new = draw(st.integers(1, 70)) if is_prefill else draw(st.integers(1, 3))
         num_blocks = -(-(computed + new) // block_size) + draw(st.integers(0, 2))
         tokens = np.arange(computed + new + 3, dtype=np.int32) + 1000 * (index + 1)
         blocks = list(range(next_block, next_block + num_blocks))
@@ -74,13 +75,32 @@ def test_followers_find_every_context_in_their_cache(batch: Batch) -> None:
 
 @settings(max_examples=40)
 @given(batches())
-def test_each_row_that_wants_logits_gets_one_row_of_them_for_its_last_token(batch: Batch) -> None:
-    answered = [row for step in plan(batch) for row in step.rows]
-    assert sorted(answered) == [i for i, row in enumerate(batch.rows) if row.wants_logits]
+def test_a_prompts_last_token_and_all_tokens_of_a_decode_get_logits(batch: Batch) -> None:
+    answered = [each for step in plan(batch) for each in step.rows]
+    assert sorted(answered) == [
+        LogitsOf(index, offset)
+        for index, row in enumerate(batch.rows)
+        if row.wants_logits
+        for offset in range(1 if row.is_prefill else row.num_new)
+    ]
     for step in plan(batch):
         assert len(step.rows) == (step.request.num_rows if step.request.want_logits else 0)
-        for index, length in zip(step.rows, step.request.context_lens, strict=False):
-            assert length == batch.rows[index].end
+        for (index, offset), length in zip(step.rows, step.request.context_lens, strict=False):
+            row = batch.rows[index]
+            assert length == (row.end if row.is_prefill else row.num_computed + offset + 1)
+
+
+@settings(max_examples=40)
+@given(batches())
+def test_a_rows_tokens_stay_together_and_in_order(batch: Batch) -> None:
+    for step in plan(batch):
+        if step.request.phase is Phase.DECODE:
+            whole = [
+                LogitsOf(index, offset)
+                for index in step.members
+                for offset in range(batch.rows[index].num_new)
+            ]
+            assert list(step.rows) == whole
 
 
 @settings(max_examples=40)
@@ -108,7 +128,7 @@ def test_prefills_keep_the_order_of_the_rows() -> None:
     tokens = np.arange(20, dtype=np.int32)
     rows = [Row(tokens, 0, 9, [4, 5, 6], True), Row(tokens, 8, 3, [4, 5, 7], True)]
     steps = StepBuilder(4, 16, 8).build(rows, epoch=1, first_step_id=0)
-    assert [step.rows for step in steps] == [(0,), (1,)]
+    assert [step.members for step in steps] == [(0,), (1,)]
 
 
 def test_what_rows_want_travels_with_the_step_that_answers_them() -> None:
@@ -154,7 +174,6 @@ def test_a_row_set_apart_decodes_in_a_step_of_its_own() -> None:
         for index in range(5)
     ]
     steps = builder.build(rows, epoch=1, first_step_id=0)
-    assert [step.rows for step in steps] == [(0, 2, 4), (1,), (3,)]
     assert [step.members for step in steps] == [(0, 2, 4), (1,), (3,)]
 
 
@@ -162,4 +181,22 @@ def test_a_step_without_logits_names_its_row_as_well() -> None:
     builder = StepBuilder(block_size=4, largest_prefill=8, largest_decode_batch=4)
     row = Row(np.arange(12, dtype=np.int32), 0, 12, [1, 2, 3], True)
     steps = builder.build([row], epoch=1, first_step_id=0)
-    assert [(step.rows, step.members) for step in steps] == [((), (0,)), ((0,), (0,))]
+    assert [step.rows for step in steps] == [(), (LogitsOf(0),)]
+    assert [step.members for step in steps] == [(0,), (0,)]
+
+
+def test_drafts_are_rows_of_their_own_in_one_block_table() -> None:
+    builder = StepBuilder(block_size=4, largest_prefill=8, largest_decode_batch=8)
+    rows = [
+        Row(np.arange(20, dtype=np.int32), 6, 3, [5, 6, 7], False, want=Want(1)),
+        Row(np.arange(100, 120, dtype=np.int32), 2, 1, [9], False, want=Want(2)),
+    ]
+    (step,) = builder.build(rows, epoch=1, first_step_id=0)
+    request = step.request
+    assert step.rows == (LogitsOf(0, 0), LogitsOf(0, 1), LogitsOf(0, 2), LogitsOf(1, 0))
+    assert request.token_ids.tolist() == [6, 7, 8, 102]
+    assert request.num_computed_tokens.tolist() == [6, 7, 8, 2]
+    assert request.context_lens.tolist() == [7, 8, 9, 3]
+    assert request.block_table.tolist() == [[5, 6, 0], [5, 6, 0], [5, 6, 7], [9, 0, 0]]
+    assert request.slot_mapping.tolist() == [26, 27, 28, 38]
+    assert request.wants.num_candidates.tolist() == [1, 1, 1, 2]

@@ -54,3 +54,21 @@ def test_of_allowed_tokens_alone_others_are_not_even_looked_at():
     )
     assert edits.only_these
     assert changed(edits) == {2: 1.0, 4: 2.0}
+
+
+def test_expected_tokens_are_named_before_they_come_and_changed_once_they_have():
+    outputs = [8]
+    edits = TokenEdits(parameters(presence_penalty=0.5), [5], outputs)
+    edits.expect([9, 8, 7])
+    ids = edits.token_ids.tolist()
+    assert sorted(ids) == [7, 8, 9]
+    logits = np.full(3, 2.0, np.float32)
+    assert dict(zip(ids, edits.apply(logits), strict=True)) == {8: 1.5, 9: 2.0, 7: 2.0}
+    outputs.append(9)
+    assert dict(zip(ids, edits.apply(logits), strict=True)) == {8: 1.5, 9: 1.5, 7: 2.0}
+
+
+def test_without_penalties_expected_tokens_are_not_named():
+    edits = TokenEdits(parameters(logit_bias={5: 1.5}), [], [])
+    edits.expect([9])
+    assert edits.token_ids.tolist() == [5]

@@ -58,7 +58,9 @@ class StrictCpuRuntime(CpuRuntime):
                 "num_blocks": self._device.num_cells,
             }
         )
-        info = msgspec.structs.replace(super().load(progress), **shape.of_info())
+        info = msgspec.structs.replace(
+            super().load(progress), **shape.of_info(), multi_token_decode=False
+        )
         self._loaded = replace(self._require_loaded(), info=info)
         return info
 

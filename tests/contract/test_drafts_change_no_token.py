@@ -1,0 +1,197 @@
+"""Requests of every kind get the same tokens and logprobs with drafts as without.
+
+A model made of numbers stands in for followers: its logits depend on the last tokens alone, so
+that texts repeat themselves and drafts come true now and then. Steps go through the engine's own
+batch, step builder and sampler, as vLLM's asynchronous scheduler would plan them.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import leader_vllm  # noqa: F401 - before anything of vLLM's
+import numpy as np
+import pytest
+
+from rufus_serve.leader.engine import vllm_compat
+from rufus_serve.leader.engine.batch_state import BatchState
+from rufus_serve.leader.engine.drafts import Drafter
+from rufus_serve.leader.engine.sampling import TokenSampler
+from rufus_serve.leader.engine.step_builder import StepBuilder
+from rufus_serve.protocol.messages import RuntimeInfo, StepReply
+from rufus_serve.runtime.candidates import whole_rows
+from rufus_serve.runtime.logits import WholeLogits
+
+VOCAB, LENGTH, MOST_DRAFTS = 400, 40, 5
+INFO = RuntimeInfo(
+    model_type="numbers", num_layers=1, num_kv_heads=1, head_size=8, vocab_size=VOCAB,
+    dtype="float32", block_size=16, num_blocks=100, max_model_len=256, prefill_buckets=(256,),
+    decode_batch_buckets=(64,), context_buckets=(256,), candidates=True, multi_token_decode=True,
+)  # fmt: skip
+PROMPT = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 3
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "seeded": {"temperature": 1.0},
+    "top-k": {"top_k": 20, "temperature": 0.7},
+    "top-p": {"top_p": 0.8},
+    "min-p": {"min_p": 0.05},
+    "presence": {"temperature": 0.0, "presence_penalty": 1.0},
+    "frequency": {"frequency_penalty": 0.8},
+    "repetition": {"temperature": 0.0, "repetition_penalty": 1.2},
+    "bias": {"logit_bias": {3: 2.0, 17: -100.0}},
+    "allowed": {"allowed_token_ids": list(range(12)), "presence_penalty": 0.5},
+    "min tokens": {"temperature": 0.0, "min_tokens": 20, "stop_token_ids": [5]},
+    "logprobs": {"temperature": 0.0, "logprobs": 3},
+    "seeded logprobs": {"temperature": 0.8, "logprobs": 2, "repetition_penalty": 1.1},
+    "bad words": {"temperature": 0.0, "bad": [[3, 4], [6]]},
+}
+
+
+def logits_after(tokens: np.ndarray) -> np.ndarray:
+    """[V] float32 of a text: it likes to go on as it began."""
+    last = int(tokens[-1])
+    row = np.random.default_rng([7, last]).standard_normal(VOCAB).astype(np.float32)
+    row[last % 9 + 1] += 6.0
+    return row
+
+
+class Eager(Drafter):
+    """Tries all that it finds, in every step."""
+
+    def propose(self, texts: Any, *, num_rows: int) -> dict[str, list[int]]:
+        super().propose(texts, num_rows=num_rows)
+        found = {req_id: self._look_up(text) for req_id, text in texts.items()}
+        return {req_id: drafts for req_id, drafts in found.items() if drafts}
+
+
+class Engine:
+    """The step thread's part of an engine, over the model of numbers."""
+
+    def __init__(self, requests: dict[str, Any], *, drafter: Drafter | None) -> None:
+        config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=32, max_num_batched_tokens=512),
+            model_config=SimpleNamespace(
+                max_model_len=256, logits_processors=None, logprobs_mode="raw_logprobs"
+            ),
+            reasoning_config=None, speculative_config=None,
+        )  # fmt: skip
+        self.state = BatchState(config, info=INFO, drafter=drafter)
+        self.sampler = TokenSampler(config, self.state, vocab_size=VOCAB)
+        self.requests = requests
+        self.tokens: dict[str, list[int]] = {req_id: list(PROMPT) for req_id in requests}
+        self.logprobs: dict[str, list[Any]] = {req_id: [] for req_id in requests}
+        self.counted = dict.fromkeys(requests, 0)
+        self.num_steps = self.num_accepted = 0
+
+    def run(self) -> None:
+        self._step(new=list(self.requests))
+        while open_ := [r for r in self.requests if len(self.tokens[r]) < len(PROMPT) + LENGTH]:
+            self._step(running=open_)
+
+    def _step(self, *, new: list[str] = [], running: list[str] = []) -> None:  # noqa: B006
+        """As the scheduler plans it: it counts places for drafts as if all came true."""
+        places = {req_id: [-1] * MOST_DRAFTS for req_id in running}
+        planned = dict.fromkeys(new, len(PROMPT)) | dict.fromkeys(running, 1 + MOST_DRAFTS)
+        output = SimpleNamespace(
+            finished_req_ids=set(),
+            scheduled_new_reqs=[self._new(req_id) for req_id in new],
+            scheduled_cached_reqs=SimpleNamespace(
+                req_ids=running, resumed_req_ids=set(), all_token_ids={},
+                num_computed_tokens=[len(self.tokens[r]) - 1 + MOST_DRAFTS for r in running],
+                new_block_ids=[None] * len(running),
+            ),
+            num_scheduled_tokens=planned, scheduled_spec_decode_tokens=places,
+        )  # fmt: skip
+        rows = self.state.apply(output)
+        steps = StepBuilder.for_runtime(INFO).build(list(rows.values()), epoch=1, first_step_id=0)
+        written = {r: np.array(row.token_ids[: row.end]) for r, row in rows.items()}
+        answers = [(step, self._reply(step, list(written.values()))) for step in steps]
+        self.sampler.collect(answers, list(rows))
+        result = self.sampler.sample(output, None, self._look_up(list(written.values())))
+        self._take(result)
+
+    def _new(self, req_id: str) -> Any:
+        blocks = [1 + 8 * list(self.requests).index(req_id) + at for at in range(8)]
+        return SimpleNamespace(
+            req_id=req_id, prompt_token_ids=list(PROMPT), sampling_params=self.requests[req_id],
+            block_ids=(blocks,), num_computed_tokens=0, prefill_token_ids=None,
+        )  # fmt: skip
+
+    def _logits(self, step: Any, contexts: list[np.ndarray]) -> np.ndarray:
+        """[rows of logits, V], each behind its own token alone."""
+        ends = step.request.context_lens
+        return np.stack([
+            logits_after(contexts[of.row][:end]) for of, end in zip(step.rows, ends, strict=True)
+        ])  # fmt: skip
+
+    def _reply(self, step: Any, contexts: list[np.ndarray]) -> StepReply:
+        logits, wants = WholeLogits(self._logits(step, contexts)), step.request.wants
+        rows = whole_rows(wants, step.request.num_rows)
+        return StepReply(
+            step_id=0, epoch=1, node_rank=0, compute_s=0.0,
+            logits=logits.rows(rows) if len(rows) else None,
+            candidates=None if wants is None else logits.candidates(wants),
+        )  # fmt: skip
+
+    def _look_up(self, contexts: list[np.ndarray]) -> Callable[..., Any]:
+        def look_up(answers: Any, wanted: Any) -> Any:
+            return {
+                of: row
+                for step, _ in answers
+                for of, row in zip(step.rows, self._logits(step, contexts), strict=True)
+                if of in wanted
+            }
+
+        return look_up
+
+    def _take(self, result: Any) -> None:
+        self.num_steps += 1
+        for place, req_id in enumerate(result.req_ids):
+            token_ids = result.sampled_token_ids[place]
+            self.tokens[req_id] += token_ids
+            self.num_accepted += len(token_ids) - 1
+            if result.logprobs is not None and self.requests[req_id].logprobs:
+                part = result.logprobs.slice_request(place, len(token_ids))
+                width = 1 + self.requests[req_id].logprobs
+                ids, values = part.logprob_token_ids[:, :width], part.logprobs[:, :width]
+                self.logprobs[req_id] += zip(ids.tolist(), values.tolist(), strict=True)
+
+
+def parameters(seed: int, *, bad: Any = None, **fields: Any) -> Any:
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=LENGTH, ignore_eos=True, seed=seed, **fields)
+    params.update_from_generation_config({}, None)
+    params._bad_words_token_ids = bad
+    return params
+
+
+def requests(names: list[str]) -> dict[str, Any]:
+    return {name: parameters(seed, **KINDS[name]) for seed, name in enumerate(names)}
+
+
+def texts(engine: Engine) -> dict[str, list[int]]:
+    return {r: tokens[: len(PROMPT) + LENGTH] for r, tokens in engine.tokens.items()}
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+def test_tokens_and_logprobs_are_those_without_drafts(together: bool) -> None:
+    for names in [list(KINDS)] if together else [[name] for name in KINDS]:
+        plain = Engine(requests(names), drafter=None)
+        plain.run()
+        drafted = Engine(requests(names), drafter=Eager(shortest=1, longest=4))
+        drafted.run()
+        assert drafted.num_accepted > 0, names
+        assert texts(drafted) == texts(plain), names
+        for name in names:
+            assert drafted.logprobs[name][:LENGTH] == plain.logprobs[name], name
+
+
+def test_statistics_count_drafts_and_not_the_places_for_them() -> None:
+    scheduled = SimpleNamespace(scheduled_spec_decode_tokens={"a": [-1] * 5, "b": [-1] * 5})
+    output = vllm_compat.runner_output(
+        ["a", "b"], [[1, 2], [3]], None, still_prefilling=[], num_drafts={"a": 2}
+    )
+    vllm_compat.tell_drafts(scheduled, output)
+    assert scheduled.num_invalid_spec_tokens == {"a": 3, "b": 5}
+    assert output.sampled_token_ids == [[1, 2], [3]]
