@@ -155,6 +155,7 @@ bench: $(MADE_PEER) demo-model ## Speed and losses beside vLLM's CPU build.
 	$(BIN)/python benchmarks/peer_loss.py --write
 	$(BIN)/python benchmarks/engine_loss.py --write
 	$(BIN)/python -m benchmarks.recovery --write
+	$(BIN)/python benchmarks/speculation.py --write
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/channel_latency.py
 

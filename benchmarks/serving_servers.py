@@ -32,6 +32,7 @@ class Contender:
     command: list[str]
     ready_path: str
     environ: dict[str, str] = field(default_factory=dict)
+    port: int = PORT
 
 
 def contenders(peer_python: Path, cache: str) -> list[Contender]:
@@ -89,16 +90,17 @@ class Running:
                 start_new_session=True,
             )
         try:
-            self._wait_ready(contender.ready_path, deadline=began + START_DEADLINE_S)
+            address = f"http://127.0.0.1:{contender.port}{contender.ready_path}"
+            self._wait_ready(address, deadline=began + START_DEADLINE_S)
         except BaseException:
             self.stop()
             raise
         self.start_s = time.monotonic() - began
 
-    def _wait_ready(self, path: str, *, deadline: float) -> None:
+    def _wait_ready(self, address: str, *, deadline: float) -> None:
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"http://127.0.0.1:{PORT}{path}", timeout=5).status_code == 200:
+                if httpx.get(address, timeout=5).status_code == 200:
                     return
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
