@@ -10,7 +10,7 @@ PASSAGES = (
     "A sourdough starter needs flour, water and patience. Mix 50 grams of rye flour with 50 grams "
     "of water, cover it, and leave it at room temperature for a day. Throw half away, feed it with "
     "the same amounts again, and repeat this every day until it doubles within six hours.",
-    "The committee met on Tuesday in room 214. Present were Ines Aldana, Per Holm, Wu Jing and the "
+    "The committee met on Tuesday in room 214. Present were Ana Aldana, Per Holm, Wu Jing and the "
     "secretary. The minutes of the last meeting were accepted. The budget for the reading room was "
     "raised from 4,200 to 4,800 euros, and the roof will be inspected before the first of October.",
     "Glaciers carve valleys with a round bottom and steep sides, while rivers cut valleys in the "

@@ -60,6 +60,13 @@ class Sequences:
         self.computed[name] = end
         return self._group.step(_joined(requests))
 
+    def prefill_together(self, *names: str):
+        """Prefill all of each; logits [R, V] of the last tokens."""
+        requests = [self.prefill_request(name, len(self.tokens[name])) for name in names]
+        for name in names:
+            self.computed[name] = len(self.tokens[name])
+        return self._group.step(_joined(requests))
+
     def generate(self, names: list[str], num_tokens: int) -> dict[str, list[int]]:
         """Greedy tokens after the prompts, prefills first, then decodes in a varying order."""
         made = {name: [int(np.argmax(self.prefill(name)))] for name in names}
@@ -107,7 +114,7 @@ class Sequences:
 
 
 def _joined(requests) -> StepRequest:
-    """Decodes as one, their rows one after the other."""
+    """Steps as one, their rows one after the other."""
     width = max(request.block_table.shape[1] for request in requests)
     tables = [
         np.pad(each.block_table, ((0, 0), (0, width - each.block_table.shape[1])))

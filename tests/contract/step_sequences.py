@@ -48,8 +48,8 @@ class Sequences:
         logits = {}
         for step in planned:
             result = self._run(step.request)
-            for position, row in enumerate(step.rows):
-                logits[names[row]] = result[position]
+            for position, of in enumerate(step.rows):
+                logits[names[of.row]] = result[position]
         for name in names:
             self.computed[name] = len(self.tokens[name])
         return logits

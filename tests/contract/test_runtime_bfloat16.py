@@ -132,3 +132,28 @@ def test_kernels_give_several_tokens_in_a_step_the_bits_of_one_by_one(folder):
         assert (found[0] == found[1]).all()
     finally:
         group.close()
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_prompts_prefilled_together_have_the_bits_of_each_alone(folder, nodes):
+    if kernels() == "torch":
+        pytest.skip("no kernels here")
+    group = group_of(folder, nodes)
+    try:
+        prompts = {"a": prompt(21, 1), "b": prompt(1, 2), "c": prompt(16, 3) + prompt(9, 4)}
+        alone = []
+        for name, tokens in prompts.items():
+            sequences = Sequences(group)
+            sequences.add(name, tokens)
+            alone.append(sequences.prefill(name))
+        sequences = Sequences(group)
+        for name, tokens in prompts.items():
+            sequences.add(name, tokens)
+        assert (sequences.prefill_together(*prompts) == np.stack(alone)).all()
+        # One of them may go on from blocks that another fills in the same step.
+        sequences.add("first", prompt(16, 3))
+        sequences.prefill_request("first", 16)  # It has its blocks then.
+        sequences.add("second", prompts["c"], shared_with="first", computed=16)
+        assert (sequences.prefill_together("first", "second")[1] == alone[2]).all()
+    finally:
+        group.close()

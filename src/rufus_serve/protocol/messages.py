@@ -85,6 +85,8 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A step may ask for candidates, and for rows in full until the next steps begin."""
     multi_token_decode: bool = False
     """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
+    batched_prefill: bool = False
+    """A prefill may have several rows; one may share blocks that another completes."""
 
 
 # ---- control: follower <-> supervisor ----

@@ -88,9 +88,12 @@ class StepRequest(Message, frozen=True):
     """One call of the runtime, identical on every follower.
 
     A prefill has one row: `token_ids` [L] is the context up to this step's end, of which the
-    first `num_computed_tokens[0]` are in the KV cache already. A decode has R rows of one new
-    token each: `token_ids` [R]. With `RuntimeInfo.multi_token_decode` several of them may belong
-    to one sequence, at successive positions, with the same block table.
+    first `num_computed_tokens[0]` are in the KV cache already. With `RuntimeInfo.batched_prefill`
+    it may have several, whose contexts and slots lie one after the other.
+
+    A decode has R rows of one new token each: `token_ids` [R]. With
+    `RuntimeInfo.multi_token_decode` several of them may belong to one sequence, at successive
+    positions, with the same block table.
     """
 
     step_id: int

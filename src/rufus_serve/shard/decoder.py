@@ -72,7 +72,7 @@ class Decoder:
             hidden = hidden + all_reduce(self._mlp(hidden, layer))
         if not want_logits:
             return None
-        outputs = self._norm(hidden[step.output_rows], self._weights.final_norm)
+        outputs = self._norm(hidden[step.last_tokens], self._weights.final_norm)
         return self._weights.lm_head(outputs).float()
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:

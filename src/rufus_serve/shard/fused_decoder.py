@@ -9,6 +9,7 @@ Shape legend: T new tokens, S sequences, W blocks per sequence, M hidden size, V
 import ctypes
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the customary name
 
 from rufus_serve.errors import RuntimeStepError
 from rufus_serve.kernels import structs
@@ -112,7 +113,7 @@ class FusedDecoder:
         return self._logits(step, call) if want_logits else None
 
     def _logits(self, step: StepInputs, call: "_Call") -> torch.Tensor:
-        tokens = torch.arange(step.output_rows.start, step.output_rows.stop)
+        tokens = step.last_tokens
         logits = torch.empty(len(tokens), self._partition.vocab_rows.size)
         self._functions.logits(
             self._context, self._model, address_of(self._final_norm), self._lm_head_struct,
@@ -145,11 +146,9 @@ class _Call:
     def __init__(self, step: StepInputs, embedded: torch.Tensor) -> None:
         self.delta = embedded
         """[T, M]: what each half answers with."""
-        num_tokens = _num_tokens(step)
-        num_sequences = 1 if step.is_prefill else num_tokens
         blocks = step.blocks.view(step.num_rows, -1)
         self._arrays = (
-            torch.tensor([0, num_tokens]) if step.is_prefill else torch.arange(num_tokens + 1),
+            F.pad(step.last_tokens + 1, (1, 0)),
             step.positions,
             step.slots,
             blocks,
@@ -157,15 +156,14 @@ class _Call:
         )
         starts, positions, slots, blocks, hidden = self._arrays
         self.struct = structs.Step(
-            num_tokens, num_sequences, address_of(starts), address_of(positions),
+            _num_tokens(step), len(step.last_tokens), address_of(starts), address_of(positions),
             address_of(slots), address_of(blocks), blocks.shape[1], address_of(hidden),
             address_of(embedded),
         )  # fmt: skip
 
 
 def _num_tokens(step: StepInputs) -> int:
-    num_tokens: int = step.output_rows.stop
-    return num_tokens
+    return 1 + int(step.last_tokens[-1])
 
 
 def _model_struct(model: ModelConfig, partition: Partition, inner_size: int) -> structs.Model:

@@ -23,7 +23,7 @@ class StepInputs:
 
     is_prefill: bool
     num_rows: int
-    """R; 1 in a prefill."""
+    """R."""
     token_ids: torch.Tensor
     """[T] ids of the new tokens."""
     positions: torch.Tensor
@@ -34,8 +34,8 @@ class StepInputs:
     """[R * W] blocks that hold the context."""
     context_size: int
     """C = W * block_size."""
-    output_rows: slice
-    """Which of the T tokens have their logits computed."""
+    last_tokens: torch.Tensor
+    """Each row's last token among the T, padded rows left out: those whose logits are computed."""
 
 
 def pad_step(
@@ -52,21 +52,23 @@ def pad_step(
     _check_range(step, "block", [step.block_table, slot_blocks], limit=num_blocks)
     num_new = step.num_new_tokens
     is_prefill = step.phase is Phase.PREFILL
-    num_rows = 1 if is_prefill else buckets.decode_rows(num_new)
+    num_rows = step.num_rows if is_prefill else buckets.decode_rows(num_new)
     num_padded = buckets.prefill_size(num_new) if is_prefill else num_rows
     context_size = buckets.context_size(int(step.context_lens.max()))
     width = -(-context_size // block_size)
-    first = int(step.num_computed_tokens[0])
-    positions = np.arange(first, first + num_new) if is_prefill else step.num_computed_tokens
+    first, ends = step.num_computed_tokens, step.context_lens
+    positions = np.concatenate([np.arange(*row) for row in zip(first, ends, strict=True)])
+    contexts = np.cumsum(ends) - ends
+    new = np.repeat(contexts, ends - first) + positions if is_prefill else slice(None)
     return StepInputs(
         is_prefill=is_prefill,
         num_rows=num_rows,
-        token_ids=_padded(step.token_ids[first:] if is_prefill else step.token_ids, num_padded),
+        token_ids=_padded(step.token_ids[new], num_padded),
         positions=_padded(positions, num_padded),
         slots=_padded(step.slot_mapping, num_padded),
         blocks=_padded_table(step.block_table, num_rows, width),
         context_size=width * block_size,
-        output_rows=slice(num_new - 1, num_new) if is_prefill else slice(0, num_new),
+        last_tokens=torch.from_numpy(np.cumsum(ends - first, dtype=np.int64) - 1),
     )
 
 
@@ -85,16 +87,14 @@ def _padded_table(table: np.ndarray, num_rows: int, width: int) -> torch.Tensor:
 
 def _check_shapes(step: StepRequest, block_size: int) -> None:
     num_rows, num_new = step.num_rows, step.num_new_tokens
-    if step.phase is Phase.PREFILL:
-        allowed_rows, num_ids = 1, int(step.context_lens.sum())
-        num_expected = num_ids - int(step.num_computed_tokens.sum())
-    else:
-        allowed_rows, num_ids, num_expected = num_rows, num_rows, num_rows
+    is_prefill = step.phase is Phase.PREFILL
     shapes_fit = (
-        num_rows == allowed_rows
-        and num_new == num_expected > 0
-        and step.token_ids.shape[0] == num_ids
-        and step.num_computed_tokens.shape[0] == num_rows == step.block_table.shape[0]
+        step.num_computed_tokens.shape == step.context_lens.shape
+        and (step.num_computed_tokens < step.context_lens).all()
+        and num_new == int((step.context_lens - step.num_computed_tokens).sum()) > 0
+        and (is_prefill or num_new == num_rows)
+        and step.token_ids.shape[0] == (step.context_lens.sum() if is_prefill else num_rows)
+        and num_rows == step.block_table.shape[0]
         and step.block_table.shape[1] * block_size >= int(step.context_lens.max())
     )
     if not shapes_fit:

@@ -41,7 +41,22 @@ def test_a_prefill_takes_the_tokens_not_yet_computed():
     assert inputs.slots.tolist() == [12, 13, 14, 0]
     assert inputs.blocks.tolist() == [5, 3, 0]
     assert (inputs.num_rows, inputs.context_size) == (1, 12)
-    assert inputs.output_rows == slice(2, 3)
+    assert inputs.last_tokens.tolist() == [2]
+
+
+def test_prefills_of_a_step_lie_one_after_the_other():
+    second = StepRequest(
+        step_id=7, epoch=1, phase=Phase.PREFILL, token_ids=int32(*range(10, 17), 70, 71),
+        num_computed_tokens=int32(4, 0), context_lens=int32(7, 2),
+        block_table=int32(5, 3, 8, 0).reshape(2, 2), slot_mapping=int32(12, 13, 14, 32, 33),
+    )  # fmt: skip
+    inputs = pad(second)
+    assert inputs.token_ids.tolist() == [14, 15, 16, 70, 71, *[0] * 11]
+    assert inputs.positions.tolist() == [4, 5, 6, 0, 1, *[0] * 11]
+    assert inputs.slots.tolist()[:5] == [12, 13, 14, 32, 33]
+    assert inputs.blocks.tolist() == [5, 3, 0, 8, 0, 0]
+    assert inputs.num_rows == 2
+    assert inputs.last_tokens.tolist() == [2, 4]
 
 
 def test_a_decode_has_a_row_for_each_sequence_and_pads_the_rest():
@@ -53,7 +68,7 @@ def test_a_decode_has_a_row_for_each_sequence_and_pads_the_rest():
     assert inputs.blocks.view(4, 6).tolist() == [
         [1, 0, 0, 0, 0, 0], [2, 4, 6, 8, 0, 0], [0] * 6, [0] * 6,
     ]  # fmt: skip
-    assert inputs.output_rows == slice(0, 2)
+    assert inputs.last_tokens.tolist() == [0, 1]
 
 
 def test_a_table_wider_than_the_bucket_is_cut():

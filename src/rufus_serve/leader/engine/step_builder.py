@@ -69,6 +69,18 @@ class PlannedStep:
     """Indexes into the rows given to `StepBuilder.build`, of all that the step computes."""
 
 
+class _Part(NamedTuple):
+    """New tokens of a row that one prefill step computes: context positions `start` to `stop`."""
+
+    row: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
 @dataclass(frozen=True)
 class StepBuilder:
     """Cuts rows into steps that fit the compiled buckets.
@@ -83,11 +95,18 @@ class StepBuilder:
     """New tokens that one prefill step holds."""
     largest_decode_batch: int
     """New tokens that one decode step holds; no row has more."""
+    batches_prefills: bool = False
+    """Whether a prefill step may have several rows, as many as its tokens hold."""
 
     @classmethod
     def for_runtime(cls, info: RuntimeInfo) -> "StepBuilder":
         """The builder for followers that describe themselves by `info`."""
-        return cls(info.block_size, max(info.prefill_buckets), max(info.decode_batch_buckets))
+        return cls(
+            block_size=info.block_size,
+            largest_prefill=max(info.prefill_buckets),
+            largest_decode_batch=max(info.decode_batch_buckets),
+            batches_prefills=info.batched_prefill,
+        )
 
     def build(self, rows: Sequence[Row], *, epoch: int, first_step_id: int) -> list[PlannedStep]:
         """Steps for `rows`, in the order in which followers must run them."""
@@ -96,9 +115,7 @@ class StepBuilder:
         groups = self._decode_groups(rows, shared)
         groups += [[index] for index in decodes if rows[index].alone]
         planned = [self._decode(rows, group) for group in groups]
-        for index, row in enumerate(rows):
-            if row.is_prefill:
-                planned += self._prefill(row, index)
+        planned += [self._prefill(rows, parts) for parts in self._prefill_parts(rows)]
         return [
             PlannedStep(
                 msgspec.structs.replace(
@@ -147,27 +164,50 @@ class StepBuilder:
         )
         return PlannedStep(request, tuple(of), tuple(group))
 
-    def _prefill(self, row: Row, index: int) -> list[PlannedStep]:
-        starts = range(row.num_computed, row.end, self.largest_prefill)
-        return [self._segment(row, start, index) for start in starts]
+    def _prefill_parts(self, rows: Sequence[Row]) -> list[list[_Part]]:
+        """What each prefill step computes, in the rows' order.
 
-    def _segment(self, row: Row, start: int, index: int) -> PlannedStep:
-        stop = min(start + self.largest_prefill, row.end)
-        want_logits = row.wants_logits and stop == row.end
-        context_lens = np.array([stop], dtype=np.int32)
-        tables = block_table([row.block_ids], context_lens, self.block_size)
+        Parts that want logits share a step if they may, as many as it holds tokens of.
+        """
+        steps: list[list[_Part]] = []
+        room = 0
+        for index, row in enumerate(rows):
+            if not row.is_prefill:
+                continue
+            for start in range(row.num_computed, row.end, self.largest_prefill):
+                part = _Part(index, start, min(start + self.largest_prefill, row.end))
+                wants_logits = row.wants_logits and part.stop == row.end
+                may_share = self.batches_prefills and wants_logits and not row.alone
+                if not may_share or part.size > room:
+                    steps.append([])
+                    room = self.largest_prefill if may_share else 0
+                steps[-1].append(part)
+                room -= part.size
+        return steps
+
+    def _prefill(self, rows: Sequence[Row], parts: Sequence[_Part]) -> PlannedStep:
+        chosen = [rows[part.row] for part in parts]
+        stops = np.array([part.stop for part in parts], dtype=np.int32)
+        tables = block_table([row.block_ids for row in chosen], stops, self.block_size)
+        places = [
+            slots(table, part.start, part.stop, self.block_size)
+            for table, part in zip(tables, parts, strict=True)
+        ]
+        contexts = [row.token_ids[:stop] for row, stop in zip(chosen, stops, strict=True)]
+        want_logits = chosen[-1].wants_logits and parts[-1].stop == chosen[-1].end
         request = StepRequest(
             step_id=0,
             epoch=0,
             phase=Phase.PREFILL,
-            token_ids=np.array(row.token_ids[:stop], dtype=np.int32),
-            num_computed_tokens=np.array([start], dtype=np.int32),
-            context_lens=context_lens,
+            token_ids=np.concatenate(contexts, dtype=np.int32),
+            num_computed_tokens=np.array([part.start for part in parts], dtype=np.int32),
+            context_lens=stops,
             block_table=tables,
-            slot_mapping=slots(tables[0], start, stop, self.block_size),
+            slot_mapping=np.concatenate(places),
             want_logits=want_logits,
         )
-        return PlannedStep(request, (LogitsOf(index),) if want_logits else (), (index,))
+        members = tuple(part.row for part in parts)
+        return PlannedStep(request, tuple(map(LogitsOf, members)) if want_logits else (), members)
 
 
 def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:

@@ -252,7 +252,8 @@ def own_bitmask(grammar_output: Any) -> Any:
 
 def apply_grammar(scheduler_output: Any, grammar_output: Any, batch: Any, logits: Any) -> None:
     """Forbid the tokens that structured output rules out, in place, of rows without drafts."""
-    single = dataclasses.replace(scheduler_output, scheduled_spec_decode_tokens={})
+    single = copy.copy(scheduler_output)
+    single.scheduled_spec_decode_tokens = {}
     apply_grammar_bitmask(single, grammar_output, batch, logits)
 
 

@@ -108,6 +108,7 @@ class CpuRuntime:
             load_s=time.monotonic() - started,
             candidates=True,
             multi_token_decode=True,
+            batched_prefill=loaded.kernels != TORCH,
         )
         self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info
@@ -159,6 +160,10 @@ class CpuRuntime:
         """Run a prefill; logits of the last position, None unless the step wants them."""
         if step.phase is not Phase.PREFILL:
             raise RuntimeStepError(f"step {step.step_id} is a {step.phase.value}, not a prefill")
+        if step.num_rows > 1 and not self._require_loaded().info.batched_prefill:
+            raise RuntimeStepError(
+                f"step {step.step_id} prefills {step.num_rows} rows, but this runtime one at a time"
+            )
         return self._run(step)
 
     def decode(self, step: StepRequest) -> StepLogits | None:

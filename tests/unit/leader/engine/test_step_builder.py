@@ -33,6 +33,7 @@ def batches(draw: st.DrawFn) -> Batch:
         block_size=block_size,
         largest_prefill=draw(st.integers(1, 40)),
         largest_decode_batch=draw(st.integers(3, 6)),
+        batches_prefills=draw(st.booleans()),
     )
     rows, next_block = [], 1
     for index in range(draw(st.integers(0, 7))):
@@ -63,14 +64,21 @@ def test_followers_find_every_context_in_their_cache(batch: Batch) -> None:
     for step in plan(batch):
         request = step.request
         prefill = request.phase is Phase.PREFILL
-        new = request.token_ids[request.num_computed_tokens[0] :] if prefill else request.token_ids
-        cache[request.slot_mapping] = new
-        for table, length in zip(request.block_table, request.context_lens, strict=True):
+        if prefill:
+            texts = np.split(request.token_ids, np.cumsum(request.context_lens)[:-1])
+            computed = request.num_computed_tokens
+            new = [text[start:] for text, start in zip(texts, computed, strict=True)]
+            cache[request.slot_mapping] = np.concatenate(new)
+        else:
+            cache[request.slot_mapping] = request.token_ids
+        for row, (table, length) in enumerate(
+            zip(request.block_table, request.context_lens, strict=True)
+        ):
             positions = np.arange(length)
             context = cache[table[positions // size] * size + positions % size]
             first = context[0]
             assert (context == np.arange(first, first + length)).all()
-            assert not prefill or (context == request.token_ids).all()
+            assert not prefill or (context == texts[row]).all()
 
 
 @settings(max_examples=40)
@@ -108,7 +116,7 @@ def test_a_rows_tokens_stay_together_and_in_order(batch: Batch) -> None:
 def test_no_step_is_larger_than_its_largest_bucket(batch: Batch) -> None:
     for step in plan(batch):
         if step.request.phase is Phase.PREFILL:
-            assert step.request.num_rows == 1
+            assert step.request.num_rows == 1 or batch.builder.batches_prefills
             assert 1 <= step.request.num_new_tokens <= batch.builder.largest_prefill
         else:
             assert step.request.num_rows <= batch.builder.largest_decode_batch
@@ -200,3 +208,20 @@ def test_drafts_are_rows_of_their_own_in_one_block_table() -> None:
     assert request.block_table.tolist() == [[5, 6, 0], [5, 6, 0], [5, 6, 7], [9, 0, 0]]
     assert request.slot_mapping.tolist() == [26, 27, 28, 38]
     assert request.wants.num_candidates.tolist() == [1, 1, 1, 2]
+
+
+def test_short_prompts_share_a_prefill_where_followers_can() -> None:
+    def row(new: int, *, computed: int = 0, wants_logits: bool = True, alone: bool = False) -> Row:
+        tokens = np.arange(computed + new, dtype=np.int32)
+        return Row(tokens, computed, new, list(range(1, 9)), True, wants_logits, alone=alone)
+
+    rows = [
+        row(6), row(5), row(3), row(20), row(3, computed=4), row(9, wants_logits=False),
+        row(2), row(2, alone=True), row(2),
+    ]  # fmt: skip
+    one_by_one = StepBuilder(block_size=4, largest_prefill=16, largest_decode_batch=4)
+    together = StepBuilder(4, 16, 4, batches_prefills=True)
+    assert [step.members for step in together.build(rows, epoch=1, first_step_id=0)] == [
+        (0, 1, 2), (3,), (3, 4), (5,), (6,), (7,), (8,),
+    ]  # fmt: skip
+    assert all(len(s.members) == 1 for s in one_by_one.build(rows, epoch=1, first_step_id=0))

@@ -174,7 +174,7 @@ def test_a_decode_writes_where_the_table_says_whatever_its_slot():
 
 def test_logits_are_those_of_the_last_position():
     prompt = LINES.inputs(LINES.prepare(line_prefill(10)))
-    assert prompt.output_rows == slice(9, 10)
+    assert prompt.last_tokens.tolist() == [9]
     assert prompt.token_ids.numel() == 16
 
 

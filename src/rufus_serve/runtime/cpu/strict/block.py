@@ -85,7 +85,7 @@ class BlockDevice:
             slots=_int64(np.where(slots < 0, self._shape.num_blocks * size, slots)),
             blocks=_int64(blocks),
             context_size=blocks.shape[1] * size,
-            output_rows=slice(last, last + 1) if call.is_prefill else slice(0, tokens.shape[0]),
+            last_tokens=torch.tensor([last]) if call.is_prefill else torch.arange(tokens.shape[0]),
         )
 
     def _prefill(self, arguments: Arguments) -> GraphCall:

@@ -71,7 +71,7 @@ class ContiguousDevice:
             slots=_int64(slots),
             blocks=_int64(cells),
             context_size=num_cells * self.cell_size,
-            output_rows=slice(last, last + 1) if call.is_prefill else slice(0, lines.size),
+            last_tokens=torch.tensor([last]) if call.is_prefill else torch.arange(lines.size),
         )
 
     def _prefill(self, arguments: Arguments) -> GraphCall:

@@ -59,7 +59,10 @@ class StrictCpuRuntime(CpuRuntime):
             }
         )
         info = msgspec.structs.replace(
-            super().load(progress), **shape.of_info(), multi_token_decode=False
+            super().load(progress),
+            **shape.of_info(),
+            multi_token_decode=False,
+            batched_prefill=False,
         )
         self._loaded = replace(self._require_loaded(), info=info)
         return info
