@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL := .models/smollm2-135m-instruct
 PORT ?= 8000
+GROUPS ?= 1
 # Length of `make chaos`.
 MINUTES ?= 30
 E2E_ON_HOSTS := $(addprefix tests/e2e/test_,chat.py identity.py sampling.py structured_output.py recovery.py chaos.py)
 LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_configuration.py) \
 	$(addprefix tests/e2e/test_,adoption.py restart_budget.py) \
-	$(addprefix tests/e2e/test_,engine_loss.py ray_losses.py ray_matrix.py) tests/contract/test_bfloat16_agreement.py
+	$(addprefix tests/e2e/test_,engine_loss.py groups_moving.py ray_losses.py ray_matrix.py) tests/contract/test_bfloat16_agreement.py
 
 # Contract tests that want ports which nobody else takes meanwhile.
 ALONE := tests/contract/test_doctor_probes.py
@@ -54,8 +55,8 @@ MADE_TOOLS := .tools/.made
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
-run: install demo-model ## Serve the demo model on port 8000, until Ctrl-C.
-	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT)
+run: install demo-model ## Serve the demo model (PORT=8000 GROUPS=1), until Ctrl-C.
+	@exec $(BIN)/rufus-serve serve --config configs/cpu-demo.yaml --port $(PORT) --groups $(GROUPS)
 
 install: $(MADE_PACKAGE) ## Make .venv with all that a server needs.
 
@@ -156,6 +157,7 @@ bench: $(MADE_PEER) demo-model ## Speed and losses beside vLLM's CPU build.
 	$(BIN)/python benchmarks/engine_loss.py --write
 	$(BIN)/python -m benchmarks.recovery --write
 	$(BIN)/python benchmarks/speculation.py --write
+	$(BIN)/python benchmarks/group_loss.py --write
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/channel_latency.py
 

@@ -24,8 +24,10 @@ from rufus_serve.leader.api.fleet import client
 from rufus_serve.leader.api.fleet.client import FleetClient
 from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.leader.zygote import Zygotes
+from rufus_serve.protocol.messages import GroupNews
 
 CONFIG = ServeConfig(model="m", recovery={"backoff_s": 0.01, "max_restarts": 4})
+SEVERAL = CONFIG.model_copy(update={"groups": 2})
 Scenario = Callable[["Fleet"], Awaitable[None]]
 
 
@@ -40,7 +42,10 @@ class Fleet:
 
     @property
     def pid(self) -> int:
-        link = self.client._keeper.link
+        return self.pid_of(0)
+
+    def pid_of(self, group: int) -> int:
+        link = self.client._keepers[group].link
         assert link is not None
         return link.pid
 
@@ -74,12 +79,15 @@ class Fleet:
 
 
 def run(
-    scenario: Scenario, folder: Path, become_engine: Callable[[EngineSpec], None] = count
+    scenario: Scenario,
+    folder: Path,
+    become_engine: Callable[[EngineSpec], None] = count,
+    config: ServeConfig = CONFIG,
 ) -> None:
     zygotes = Zygotes(become_engine)
 
     async def whole() -> None:
-        fleet = FleetClient(zygotes, CONFIG, str(folder))
+        fleet = FleetClient(zygotes, config, str(folder))
         try:
             assert await fleet.start() == READY
             await scenario(Fleet(fleet))
@@ -102,7 +110,7 @@ async def terminate(fleet: Fleet) -> None:
 
 
 async def raise_in_the_loop(fleet: Fleet) -> None:
-    link = fleet.client._keeper.link
+    link = fleet.client._keepers[0].link
     assert link is not None
     with pytest.raises(LeaderError, match="is gone"):
         await link.call("raise_in_the_loop")
@@ -111,8 +119,8 @@ async def raise_in_the_loop(fleet: Fleet) -> None:
 async def hang(fleet: Fleet) -> None:
     """As a supervisor finds it that hears nothing of the engine any more."""
     os.kill(fleet.pid, signal.SIGSTOP)
-    fleet.client.replace_engine("silent for 10 s")
-    fleet.client.replace_engine("silent for 10 s")
+    fleet.client.replace_engine(0, "silent for 10 s")
+    fleet.client.replace_engine(0, "silent for 10 s")
 
 
 @pytest.mark.parametrize("blow", [kill, terminate, raise_in_the_loop, hang])
@@ -245,3 +253,86 @@ def test_it_gives_up_when_no_engine_can_be_forked_any_more(tmp_path: Path) -> No
         assert "the processes that fork them are gone" in str(fleet.client.failure())
 
     run(scenario, tmp_path)
+
+
+async def both_ready(fleet: Fleet) -> None:
+    await fleet.until(lambda: len(fleet.client._dispatcher._ports) == 2)
+
+
+def lost(group: int) -> GroupNews:
+    return GroupNews(group=group, state="lost", reason="killed by signal 9")
+
+
+@pytest.mark.parametrize("state", ["lost", "out", "failed"])
+def test_requests_of_a_closed_group_go_on_in_another(state: str, tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await both_ready(fleet)
+        await fleet.ask("a", "b", "c", "d")
+        await fleet.until_each_began("a", "b", "c", "d")
+        assert fleet.client.num_in(0) == 2
+        fleet.client.take_news(GroupNews(group=0, state=state, reason="a test"))
+        assert fleet.client.num_in(0) == 0
+        await fleet.assert_all_whole("a", "b", "c", "d")
+
+    run(scenario, tmp_path, config=SEVERAL)
+
+
+def test_without_room_elsewhere_a_request_waits_for_its_group(tmp_path: Path) -> None:
+    names = [str(number) for number in range(2 * READY.max_num_seqs)]
+
+    async def scenario(fleet: Fleet) -> None:
+        await both_ready(fleet)
+        await fleet.ask(*names)
+        await fleet.until_each_began(*names)
+        fleet.client.take_news(lost(0))
+        assert fleet.client.num_in(0) == READY.max_num_seqs
+        fleet.client.take_news(GroupNews(group=0, state="open"))
+        await fleet.assert_all_whole(*names)
+
+    run(scenario, tmp_path, config=SEVERAL)
+
+
+def test_an_engines_death_takes_its_group_alone_out(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await both_ready(fleet)
+        await fleet.ask("a", "b")
+        await fleet.until_each_began("a", "b")
+        other, before = fleet.pid_of(0), fleet.pid_of(1)
+        os.kill(before, signal.SIGKILL)
+        await fleet.assert_all_whole("a", "b")
+        assert fleet.pid_of(0) == other
+        await both_ready(fleet)
+        assert fleet.pid_of(1) != before
+
+    run(scenario, tmp_path, config=SEVERAL)
+
+
+def test_calls_reach_every_engine(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await both_ready(fleet)
+        assert await fleet.client._call("x") == [["x"], ["x"]]
+        assert fleet.client.engine_ranks_managed == [0, 1]
+        for group in (0, 1):
+            await fleet.client.beat(group)
+
+    run(scenario, tmp_path, config=SEVERAL)
+
+
+def test_it_serves_when_the_first_engine_is_ready_and_fails_when_none_will_be(
+    tmp_path: Path,
+) -> None:
+    def count_in_one(spec: EngineSpec) -> None:
+        if spec.group == 0:
+            time.sleep(0.5)
+            note_and_end(spec)
+        count(spec)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.ask("a")
+        await fleet.assert_all_whole("a")
+        await fleet.until(lambda: fleet.client._keepers[0].failure() is not None)
+        assert fleet.client.failure() is None
+        fleet.client.take_news(GroupNews(group=1, state="failed", reason="no node"))
+        assert fleet.client.failure() is not None
+
+    run(scenario, tmp_path, count_in_one, SEVERAL)

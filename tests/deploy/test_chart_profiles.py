@@ -146,6 +146,8 @@ def test_the_settings_of_a_profile_are_accepted_by_serve(helm, profile, tmp_path
         ("trn1.32xlarge", [], 2, 16, 8),
         ("trn1.32xlarge", ["config.nodes=4"], 4, 16, 8),
         ("trn1.32xlarge", ["config.nodes=1"], 1, 16, None),
+        ("trn1.32xlarge", ["config.nodes=1", "config.groups=2"], 2, 16, None),
+        ("trn1.32xlarge", ["config.nodes=2", "config.groups=2"], 4, 16, 8),
         ("trn1n.32xlarge", [], 2, 16, 16),
         ("trn1.2xlarge", [], 1, 1, None),
         ("trn1.32xlarge-halves", [], 1, 16, None),

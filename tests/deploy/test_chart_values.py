@@ -57,8 +57,8 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
         (
             TRN1,
             ["group.size=3"],
-            "group.size 3 != (config.nodes 2 + config.recovery.standby_nodes 0) / "
-            "group.followersPerPod 1 = 2",
+            "group.size 3 != (config.groups 1 x config.nodes 2 + config.recovery.standby_nodes 0) "
+            "/ group.followersPerPod 1 = 2",
         ),
         (
             TRN1,
@@ -81,10 +81,14 @@ def test_unknown_and_impossible_values_are_refused_by_the_schema(major, value):
         (
             HALVES,
             ["config.nodes=3"],
-            "(config.nodes 3 + config.recovery.standby_nodes 0) % group.followersPerPod 2 = 1, "
-            "must be 0",
+            "(config.groups 1 x config.nodes 3 + config.recovery.standby_nodes 0) % "
+            "group.followersPerPod 2 = 1, must be 0",
         ),
-        (TRN1, ["accelerator.efaInterfaces=0"], "accelerator.efaInterfaces 0, but a group has 2"),
+        (
+            TRN1,
+            ["accelerator.efaInterfaces=0"],
+            "accelerator.efaInterfaces 0, but 2 nodes compute together",
+        ),
         (
             TRN1,
             ["drain.terminationGracePeriodSeconds=135"],

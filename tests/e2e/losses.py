@@ -202,9 +202,15 @@ def assert_recovered_in_time(what: str, blow: "Strike") -> None:
 
 
 def engine_of(server: Server) -> psutil.Process:
-    """The engine process, by the title that vLLM gives it; it may have outlived its zygote."""
-    (engine,) = (p for p in server.tagged() if p.cmdline()[0].startswith("VLLM::EngineCore"))
+    """The engine process of a server with one group."""
+    (engine,) = engines_of(server)
     return engine
+
+
+def engines_of(server: Server) -> list[psutil.Process]:
+    """Engines, the oldest first, by the title that vLLM gives them; they may outlive a zygote."""
+    found = (p for p in server.tagged() if p.cmdline()[0].startswith("VLLM::EngineCore"))
+    return sorted(found, key=lambda process: process.create_time())
 
 
 def zygotes_of(server: Server) -> list[psutil.Process]:

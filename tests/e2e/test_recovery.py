@@ -102,7 +102,9 @@ def test_streams_go_on_when_a_follower_is_restarted_on_request(group: Group) -> 
     before, restarts = pids(group.server), status_of(group.server).restarts
     streams = group.start()
     streams.wait_until_each_began()
-    orders.restart_follower(port=group.server.port, folder="", node_rank=1, deadline_s=60.0)
+    orders.restart_follower(
+        port=group.server.port, folder="", group=0, node_rank=1, deadline_s=60.0
+    )
     group.assert_undisturbed(streams.finish())
     after = pids(group.server)
     assert (after[0], status_of(group.server).restarts) == (before[0], restarts)

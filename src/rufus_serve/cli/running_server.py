@@ -14,3 +14,10 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="cluster.state_dir of the server [~/.local/state/rufus-serve]",
     )
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """--timeout, of what is restarted."""
+    parser.add_argument(
+        "--timeout", type=float, default=1800.0, metavar="S", help="seconds to wait [1800]"
+    )

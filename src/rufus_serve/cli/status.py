@@ -1,8 +1,13 @@
-"""Show the group of a running server: its state, epoch, and each follower."""
+"""Show the groups of a running server: their states, epochs, and each follower."""
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rufus_serve.cli.running_server import add_server_arguments
+
+if TYPE_CHECKING:
+    from rufus_serve.protocol.messages import FollowerStatus, Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +31,33 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(status)).decode())
     else:
-        print(f"{status.state}, epoch {status.epoch}, {status.restarts} restarts {status.detail}")
-        if status.recovery_s:
-            print(f"  the last recovery took {status.recovery_s:.1f} s")
-        if status.cluster_detail:
-            print(f"  {status.cluster_detail}; followers go on, but none can be started")
-        for follower in status.followers:
-            print(
-                f"  follower {follower.node_rank} on {follower.host}, process {follower.pid}: "
-                f"{follower.phase} for {follower.phase_s:.0f} s, "
-                f"weights loaded {follower.load_count} times"
-                + (f", computing with {follower.kernels}" if follower.kernels else "")
-            )
+        print("\n".join(_lines(status)))
     return 0 if status.ready else 1
+
+
+def _lines(status: "Status") -> Iterator[str]:
+    several = len(status.groups) > 1
+    if several:
+        yield f"{status.state}, {sum(each.ready for each in status.groups)} of " + (
+            f"{len(status.groups)} groups take requests"
+        )
+    if status.cluster_detail:
+        yield f"  {status.cluster_detail}; followers go on, but none can be started"
+    for group in status.groups:
+        name = f"group {group.group}: " if several else ""
+        state = group.state if several else status.state
+        yield f"{name}{state}, epoch {group.epoch}, {group.restarts} restarts {group.detail}"
+        if group.recovery_s:
+            yield f"  the last recovery took {group.recovery_s:.1f} s"
+        for follower in status.followers:
+            if follower.group == group.group:
+                yield f"  {_line(follower)}"
+
+
+def _line(follower: "FollowerStatus") -> str:
+    kernels = f", computing with {follower.kernels}" if follower.kernels else ""
+    return (
+        f"follower {follower.node_rank} on {follower.host}, process {follower.pid}: "
+        f"{follower.phase} for {follower.phase_s:.0f} s, "
+        f"weights loaded {follower.load_count} times{kernels}"
+    )

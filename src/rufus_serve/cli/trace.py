@@ -12,6 +12,9 @@ from rufus_serve.cli.running_server import add_server_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How many steps of which server, and where to write them."""
     add_server_arguments(parser)
+    parser.add_argument(
+        "--group", type=int, default=0, metavar="G", help="whose engine is traced [0]"
+    )
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="steps to record [100]")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("trace.json"), help="file to write [trace.json]"
@@ -28,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     orders.trace(
         port=args.port,
         folder=args.state_dir,
+        group=args.group,
         num_steps=args.steps,
         path=args.output.absolute(),
         deadline_s=args.timeout,

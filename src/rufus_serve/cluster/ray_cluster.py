@@ -80,7 +80,7 @@ class RayCluster:
             ConfigError: `cluster.python` is no interpreter there.
         """
         deadline = time.monotonic() + self._settings.join_s
-        follower = self._sit(spec.follower_id, deadline, rank=spec.node_rank)
+        follower = self._sit(spec.follower_id, deadline, place=spec.place)
         try:
             agent = follower.agent = self._await_agent(follower, deadline)
             call = agent.launch.remote(self._encoded(spec, follower.seat), self._settings.python)
@@ -137,13 +137,13 @@ class RayCluster:
             "the others, or raise timeouts.join_s"
         )
 
-    def _sit(self, follower_id: str, deadline: float, *, rank: int) -> _Follower:
+    def _sit(self, follower_id: str, deadline: float, *, place: int) -> _Follower:
         """Take a free seat; that of one just killed is free a moment later."""
         while True:
             found = self._seats()
             with self._lock:
                 taken = occupied(found, [other.seat for other in self._followers.values()])
-                seat = choose(found, taken, rank=rank)
+                seat = choose(found, taken, place=place)
                 if seat is not None:
                     follower = self._followers[follower_id] = _Follower(follower_id, seat)
                     return follower

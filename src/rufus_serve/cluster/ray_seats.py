@@ -25,7 +25,7 @@ def seats(
 ) -> tuple[Seat, ...]:
     """The seats of all live nodes (as `ray.nodes()` tells of them), nearest to `here` first.
 
-    Ranks go by this order: rank 0 sends the logits, and had best sit beside the leader. With
+    Places go by this order: rank 0 sends the logits, and had best sit beside the leader. With
     `spread`, a node has one follower at most.
     """
     found = [
@@ -49,17 +49,17 @@ def seats(
     )  # fmt: skip
 
 
-def choose(found: Sequence[Seat], taken: Collection[Seat], *, rank: int) -> Seat | None:
-    """The seat of node rank `rank`, its own if it is free; None if none is.
+def choose(found: Sequence[Seat], taken: Collection[Seat], *, place: int) -> Seat | None:
+    """The seat at `place` if it is free, else another; None if none is.
 
-    Stand-bys (rank -1) take the last one, so as to leave the near ones to ranks.
+    Stand-bys (place -1) take the last one, so as to leave the near ones to ranks.
     """
     free = [seat for seat in found if seat not in taken]
     if not free:
         return None
-    if 0 <= rank < len(found) and found[rank] in free:
-        return found[rank]
-    return free[0] if rank >= 0 else free[-1]
+    if 0 <= place < len(found) and found[place] in free:
+        return found[place]
+    return free[0] if place >= 0 else free[-1]
 
 
 def choose_at(found: Sequence[Seat], taken: Collection[Seat], *, address: str) -> Seat | None:

@@ -44,7 +44,7 @@ def _buckets(config: ServeConfig) -> Iterator[Conflict]:
             ("buckets.decode_batch", "max_num_seqs"),
         )
     ragged = [size for size in buckets.context if size % config.block_size]
-    if ragged and not _one_line_per_sequence(config):
+    if ragged and not config.has_kv_lines:
         yield Conflict(
             f"buckets.context {ragged[0]} % block_size {config.block_size} = "
             f"{ragged[0] % config.block_size}, must be 0: contexts are read in whole blocks",
@@ -53,7 +53,7 @@ def _buckets(config: ServeConfig) -> Iterator[Conflict]:
 
 
 def _blocks(config: ServeConfig) -> Iterator[Conflict]:
-    if not config.num_blocks or not config.max_model_len or _one_line_per_sequence(config):
+    if not config.num_blocks or not config.max_model_len or config.has_kv_lines:
         return
     needed = -(-config.max_model_len // config.block_size) + 1
     if config.num_blocks < needed:
@@ -166,7 +166,7 @@ def _prompts_cut(config: ServeConfig, cp: int, degree: int) -> Iterator[Conflict
 
 def _neuron_prefill(config: ServeConfig) -> Iterator[Conflict]:
     largest, length = config.buckets.prefill[-1], config.max_model_len
-    if _one_line_per_sequence(config) and length and largest < length:
+    if config.has_kv_lines and length and largest < length:
         yield Conflict(
             f"largest buckets.prefill {largest} < max_model_len {length}: the contiguous KV layout "
             "prefills a prompt, or a request resumed after a loss, in one step; "
@@ -231,7 +231,3 @@ def _artifacts(config: ServeConfig) -> Iterator[Conflict]:
             "name the folder or URL that 'rufus-serve compile' wrote",
             ("artifacts.required", "artifacts.location"),
         )
-
-
-def _one_line_per_sequence(config: ServeConfig) -> bool:
-    return config.is_neuron_shaped and config.neuron.kv_layout == "contiguous"

@@ -110,7 +110,7 @@ class RecoveryConfig(Section):
     on_leader_loss: Literal["wait", "exit"] = "exit"
     """What followers do when the leader is gone: keep their weights and wait, or exit."""
     standby_nodes: Annotated[int, Field(ge=0)] = 0
-    """Followers held ready beside `nodes`, to take a lost node's place."""
+    """Followers held ready beside all groups', to take a lost node's place in any."""
 
 
 class HttpConfig(Section):
@@ -273,7 +273,10 @@ class ServeConfig(Section):
     runtime: Literal["cpu", "neuron"] = "cpu"
     """What followers compute on."""
     nodes: Annotated[int, Field(gt=0, le=64)] = 1
-    """Number of followers, one per node."""
+    """Followers of one group, one per node."""
+    groups: Annotated[int, Field(gt=0, le=64)] = 1
+    """Groups behind the endpoint, of `nodes` followers each; requests go on in another if one is
+    lost."""
     host: str = "127.0.0.1"
     """Address the endpoint listens on."""
     port: Port = 8000
@@ -287,7 +290,7 @@ class ServeConfig(Section):
     max_model_len: Annotated[int, Field(ge=0)] = 0
     """Longest prompt plus output in tokens. 0: the model's own limit."""
     max_num_seqs: Annotated[int, Field(gt=0)] = 8
-    """Sequences decoded together."""
+    """Sequences decoded together by one group."""
     block_size: Annotated[int, Field(gt=0)] = 32
     """Tokens per KV block."""
     num_blocks: Annotated[int, Field(ge=0)] = 0
@@ -338,9 +341,19 @@ class ServeConfig(Section):
         return 0 if self.speculation.method == "none" else self.speculation.num_speculative_tokens
 
     @property
+    def has_kv_lines(self) -> bool:
+        """Whether each sequence has one line of KV cache, not blocks, and no prefix is cached."""
+        return self.is_neuron_shaped and self.neuron.kv_layout == "contiguous"
+
+    @property
+    def num_ranked(self) -> int:
+        """Followers of all groups together, stand-bys apart."""
+        return self.groups * self.nodes
+
+    @property
     def num_followers(self) -> int:
-        """Follower processes in all: one per node, and the stand-bys."""
-        return self.nodes + self.recovery.standby_nodes
+        """Follower processes in all: one per group and node, and the stand-bys."""
+        return self.num_ranked + self.recovery.standby_nodes
 
     @property
     def recovery_deadline_s(self) -> float:

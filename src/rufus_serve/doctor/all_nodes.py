@@ -104,8 +104,8 @@ def examine_nodes(config: ServeConfig, *, quick: bool) -> DoctorReport:
     if not plan.spread:
         report = examine_host(config, quick=quick)
         note = Findings("nodes").note(
-            f"all {config.nodes} followers run on this host, as neither cluster.token_file nor "
-            "cluster.ray_address is set",
+            f"all {config.num_ranked} followers run on this host, as neither cluster.token_file "
+            "nor cluster.ray_address is set",
             why="there are no other hosts to examine",
         )
         return DoctorReport.of(report.nodes, [*report.findings, *on_node(report.nodes[0], [note])])

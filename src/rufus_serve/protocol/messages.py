@@ -207,6 +207,8 @@ class LeaderHello(Message, frozen=True):
     leader_id: str
     role: str
     """engine (steps followers) or api (serves HTTP)."""
+    group: int = 0
+    """Of an engine: whose followers it steps."""
 
 
 class Serving(Message, frozen=True):
@@ -283,23 +285,45 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Smoothed seconds of compute per step."""
     kernels: str = ""
     """As in `RuntimeInfo`."""
+    group: int = 0
 
 
-class Status(Message, frozen=True):
-    """The group as the supervisor sees it."""
+class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One group as the supervisor sees it."""
 
+    group: int
     state: str
-    """starting, ready, recovering, draining, failed."""
+    """starting, ready, recovering, draining, drained, failed, stopped."""
     epoch: int
     healthy: bool
+    """It serves, or may still come to serve within its deadline."""
     ready: bool
+    """It would take a request now."""
     detail: str = ""
     restarts: int = 0
-    followers: tuple[FollowerStatus, ...] = ()
     recovery_s: float = 0.0
     """How long the last recovery took; 0 if there was none."""
     engine_fault: str = ""
     """Why the engine counts as wedged; empty if it does not."""
+
+
+class Status(Message, frozen=True):
+    """The server as the supervisor sees it; of several groups, what the best of them is."""
+
+    state: str
+    """starting, ready, recovering, draining, drained, failed, stopped."""
+    epoch: int
+    """The highest of any group."""
+    healthy: bool
+    ready: bool
+    detail: str = ""
+    """What is wrong, of several groups with which."""
+    restarts: int = 0
+    """Of all groups together."""
+    followers: tuple[FollowerStatus, ...] = ()
+    recovery_s: float = 0.0
+    """The longest of the groups' last recoveries; 0 if there was none."""
+    groups: tuple[GroupStatus, ...] = ()
     cluster_up: bool = True
     """Whether followers could be started now; those that run need nothing of it."""
     cluster_restarts: int = 0
@@ -307,18 +331,47 @@ class Status(Message, frozen=True):
     cluster_detail: str = ""
 
 
+class GroupNews(Message, frozen=True):
+    """Of several groups, one may have come or gone: the API process sends requests accordingly."""
+
+    group: int
+    state: str
+    """open (takes requests), lost (its epoch is over), out (kept out of rotation), failed."""
+    reason: str = ""
+
+
+class GroupIdle(Message, frozen=True):
+    """The API process has no request left on a group that is out of rotation."""
+
+    group: int
+
+
 class RestartFollower(Message, frozen=True):
     """Ask the supervisor to replace one follower, keeping every request."""
 
     node_rank: int
+    group: int = 0
+
+
+class RestartGroup(Message, frozen=True):
+    """Ask the supervisor to replace a group's followers and take it into rotation afterwards."""
+
+    group: int
+
+
+class DrainGroup(Message, frozen=True):
+    """Ask the supervisor to keep a group out of rotation; its requests go to the others."""
+
+    group: int
 
 
 class TraceSteps(Message, frozen=True):
-    """Ask the engine to record its next steps."""
+    """Ask a group's engine to record its next steps."""
 
     num_steps: int
     path: str
     """File to write on the leader's host."""
+    group: int = 0
 
 
 class Drain(Message, frozen=True):
@@ -340,11 +393,11 @@ ControlMessage = (
     | FollowerForming | FollowerGaveUp | FollowerReady | FollowerFailed | Heartbeat | HeartbeatAck
     | Stop
 )  # fmt: skip
-Order = StatusRequest | RestartFollower | TraceSteps | Drain
+Order = StatusRequest | RestartFollower | RestartGroup | DrainGroup | TraceSteps | Drain
 """What a command asks of a running supervisor."""
 LinkMessage = (
     LeaderHello | GroupReady | GroupLost | GroupFailed | FollowerSuspected | LeaderProgress
-    | Serving | StatusRequest | Status | RestartFollower | TraceSteps | Drain
-    | Ack
+    | Serving | StatusRequest | Status | GroupNews | GroupIdle | RestartFollower | RestartGroup
+    | DrainGroup | TraceSteps | Drain | Ack
 )  # fmt: skip
 AnyMessage = StepMessage | ControlMessage | LinkMessage

@@ -46,3 +46,12 @@ class FollowerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Port for step inputs; 0 takes a free one."""
     cause_file: str = ""
     """Where the follower writes, in one paragraph, why it ends; empty for nowhere."""
+    group: int = 0
+    """Number of its group."""
+
+    @property
+    def place(self) -> int:
+        """Which seat it prefers, counted from the leader's; a group's ranks sit side by side."""
+        if self.node_rank == STANDBY:
+            return STANDBY
+        return self.group * int(self.config["nodes"]) + self.node_rank

@@ -22,7 +22,8 @@ def serve(config: "ServeConfig") -> int:
     early: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: early.append(number))
-    _log.info("rufus-serve %s: %s, followers: %d", __version__, config.model, config.nodes)
+    followers = f"{config.groups} x {config.nodes}" if config.groups > 1 else f"{config.nodes}"
+    _log.info("rufus-serve %s: %s, followers: %s", __version__, config.model, followers)
     from rufus_serve.supervisor.service import Supervisor
 
     return asyncio.run(Supervisor(config, early_signals=early).run())

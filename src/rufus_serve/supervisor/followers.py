@@ -1,6 +1,7 @@
 """`FollowerDesk`: follower messages into events, and orders to the right connection."""
 
 import logging
+from collections.abc import Sequence
 
 from rufus_serve import __version__
 from rufus_serve.channel.peer import PeerServer
@@ -36,10 +37,15 @@ class FollowerDesk:
     """Knows which connection belongs to which follower process."""
 
     def __init__(
-        self, server: PeerServer, config: ServeConfig, state: GroupState, report: Report
+        self,
+        server: PeerServer,
+        config: ServeConfig,
+        states: Sequence[GroupState],
+        report: Report,
     ) -> None:
+        """Of all groups, whose states are `states`."""
         self._server, self._config = server, config
-        self._state, self._report = state, report
+        self._states, self._report = states, report
         self._peers: dict[str, bytes] = {}
         self._ids: dict[bytes, str] = {}
         self._replaced: set[bytes] = set()
@@ -48,7 +54,7 @@ class FollowerDesk:
         self._waiting: dict[str, ev.Joined] = {}
         self.exits: list[FollowerExit] = []
 
-    async def take(self, peer: bytes, message: AnyMessage) -> list[ev.Event]:
+    async def take(self, peer: bytes, message: AnyMessage) -> list[ev.MemberEvent]:
         """The events in `message`; a hello of the wrong kind is refused here."""
         if isinstance(message, FollowerHello):
             return await self._hello(peer, message)
@@ -56,7 +62,7 @@ class FollowerDesk:
             # It is alive all the same: its agent died, or the kill did not reach it.
             await self._server.send(peer, Refused(reason="this follower has been replaced"))
             return []
-        member = self._state.members.get(self._ids.get(peer, ""))
+        member = self._member(self._ids.get(peer, ""))
         if member is None:
             return []
         if isinstance(message, Heartbeat):
@@ -64,10 +70,10 @@ class FollowerDesk:
         event = self._event(member, message)
         return [event] if event is not None else []
 
-    def _event(self, member: ev.Member, message: AnyMessage) -> ev.Event | None:
+    def _event(self, member: ev.Member, message: AnyMessage) -> ev.MemberEvent | None:
         """What `message` of `member` means to the state machine."""
         who = member.follower_id
-        event: ev.Event | None = ev.Heard(follower_id=who)
+        event: ev.MemberEvent | None = ev.Heard(follower_id=who)
         match message:
             case Heartbeat():
                 pass
@@ -93,7 +99,7 @@ class FollowerDesk:
                 event = None
         return event
 
-    async def _hello(self, peer: bytes, hello: FollowerHello) -> list[ev.Event]:
+    async def _hello(self, peer: bytes, hello: FollowerHello) -> list[ev.MemberEvent]:
         refusal = self._refusal(hello)
         if refusal:
             _log.warning("refused a follower: %s", refusal)
@@ -128,23 +134,32 @@ class FollowerDesk:
                 f"{who} has configuration {hello.config_hash}, the leader {expected}; "
                 "start both with the same settings"
             )
-        if hello.follower_id not in self._state.members | self._kept:
+        if self._member(hello.follower_id) is None and hello.follower_id not in self._kept:
             return f"{who} is not (or no longer) part of this group"
         return ""
 
-    async def find_connected(self, now: float) -> list[ev.Event]:
+    async def find_connected(self, now: float) -> list[ev.MemberEvent]:
         """What speaks for followers that have said nothing for a while.
 
         A follower that loads may hold its interpreter for long; libzmq keeps its connection.
         """
         silent_s = self._config.timeouts.heartbeat_lost_s / 4
-        found: list[ev.Event] = []
-        for member in list(self._state.members.values()):
+        found: list[ev.MemberEvent] = []
+        for member in [each for state in self._states for each in state.members.values()]:
             peer = self._peers.get(member.follower_id)
             silent = now - member.heard > silent_s
             if silent and peer and await self._server.send(peer, HeartbeatAck()):
                 found.append(ev.Connected(follower_id=member.follower_id))
         return found
+
+    def _member(self, follower_id: str) -> ev.Member | None:
+        found = (state.members.get(follower_id) for state in self._states)
+        return next((member for member in found if member is not None), None)
+
+    def forgive(self) -> None:
+        """What ended before is of no interest any more, once every group serves."""
+        if all(state.phase is ev.GroupPhase.READY for state in self._states):
+            self.exits.clear()
 
     def expect(self, kept: tuple[KeptFollower, ...]) -> None:
         """Let followers that wait for a leader say hello before the group is started."""

@@ -10,6 +10,7 @@ Phases of the group:
     STARTING -> READY <-> RECOVERING,  and from anywhere  FAILED  or  STOPPED
 """
 
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
@@ -47,6 +48,8 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     nodes: int
     standby_nodes: int = 0
+    name: str = ""
+    """Of the group, where there are several: what its followers' names begin with."""
     join_s: float = 60.0
     load_s: float = 1800.0
     regroup_s: float = 5.0
@@ -63,12 +66,29 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_follows_start: bool = False
     """Whether it grows to twice what the last start or recovery took."""
 
+    def follower_id(self, rank: int, serial: int) -> str:
+        """Name of the group's process number `serial`; unique among all groups'."""
+        words = [self.name, "standby" if rank == STANDBY else str(rank)]
+        return f"{'-'.join(filter(None, words))}.{serial}"
+
+    def limit_s(self, phase: MemberPhase) -> float | None:
+        """How long a member may be in `phase`; None for as long as it likes."""
+        limits = {
+            MemberPhase.STARTING: self.join_s,
+            MemberPhase.LOADING: self.load_s,
+            MemberPhase.GROUPING: self.regroup_s,
+            MemberPhase.WARMING: self.warm_up_s,
+        }
+        return limits.get(phase)
+
 
 class Member(msgspec.Struct, kw_only=True):
     """One follower process; owned and mutated by `GroupState` alone."""
 
     follower_id: str
     node_rank: int
+    group: str = ""
+    """Name of its group, where there are several."""
     since: float
     heard: float
     """When its interpreter last said something."""
@@ -90,6 +110,13 @@ class Member(msgspec.Struct, kw_only=True):
         if not isinstance(event, Connected):
             self.heard = now
 
+    def overdue(self, now: float, limit_s: float | None) -> str:
+        """Why it has been in its phase for too long, if it has."""
+        spent_s = now - self.since
+        if limit_s is None or spent_s <= limit_s:
+            return ""
+        return f"still {self.phase.value} after {spent_s:.1f} s (limit {limit_s:g} s)"
+
     def silence(self, now: float, *, lost_s: float) -> str:
         """Why it counts as dead, if it does.
 
@@ -107,7 +134,13 @@ class Member(msgspec.Struct, kw_only=True):
     @property
     def title(self) -> str:
         """What people call it."""
-        return "stand-by" if self.node_rank == STANDBY else f"follower {self.node_rank}"
+        if self.node_rank == STANDBY:
+            return "stand-by"
+        return (
+            f"follower {self.group}/{self.node_rank}"
+            if self.group
+            else (f"follower {self.node_rank}")
+        )
 
     @property
     def name(self) -> str:
@@ -212,10 +245,17 @@ class Stepped(Event, frozen=True):
     steps_done: int
 
 
-class RestartAsked(Event, frozen=True):
-    """Somebody wants the follower of this rank replaced."""
+class EngineFailed(Event, frozen=True):
+    """The engine can step no group any more, for an error of class `kind`."""
 
-    node_rank: int
+    reason: str
+    kind: type[RufusError]
+
+
+class RestartAsked(Event, frozen=True):
+    """Somebody wants the followers of these ranks replaced."""
+
+    node_ranks: tuple[int, ...]
 
 
 class Stopping(Event, frozen=True):
@@ -263,6 +303,17 @@ class Form(Action, frozen=True):
     addresses: tuple[str, ...]
     warm_up: bool
     """Whether all members are new."""
+
+    @classmethod
+    def of(cls, epoch: int, members: Sequence[Member], *, warm_up: bool) -> "Form":
+        """For `members` with weights, in the order of their ranks."""
+        return cls(
+            epoch=epoch,
+            members=tuple((member.follower_id, member.node_rank) for member in members),
+            num_blocks=min(member.info.num_blocks for member in members if member.info),
+            addresses=tuple(member.address for member in members),
+            warm_up=warm_up,
+        )
 
 
 class AnnounceReady(Action, frozen=True):

@@ -21,10 +21,11 @@ class KeptFollower(msgspec.Struct, frozen=True, kw_only=True):
     node_rank: int
     pid: int
     address: str
+    group: int = 0
 
 
 class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The group that serves, or served, on one port of this host. Holds the token: mode 0600."""
+    """The groups that serve, or served, on one port of this host. Holds the token: mode 0600."""
 
     supervisor_pid: int
     link_endpoint: str
@@ -32,6 +33,7 @@ class GroupFile(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     run_dir: str
     epoch: int = 0
+    """The highest of any group."""
     followers: tuple[KeptFollower, ...] = ()
     supervisor_began: float = 0.0
     """When that process was started: its id may be another's by now."""

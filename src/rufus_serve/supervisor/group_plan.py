@@ -69,7 +69,7 @@ def plan_group(config: ServeConfig, kept: GroupFile | None) -> GroupPlan:
 
     cluster = config.cluster
     spread = bool(cluster.token_file or cluster.ray_address) and cluster.kind == "ray"
-    spread = spread and (config.nodes > 1 or not cluster.follower_on_leader_host)
+    spread = spread and (config.num_ranked > 1 or not cluster.follower_on_leader_host)
     if spread and cluster.token_file is None:
         raise ConfigError("cluster.token_file is needed when followers run on other hosts")
     address = choose_address(interface=cluster.interface) if spread else "127.0.0.1"
@@ -128,12 +128,16 @@ def kept_group(config: ServeConfig) -> GroupFile | None:
     return group
 
 
-def group_settings(config: ServeConfig) -> GroupSettings:
-    """What the state machine needs of `config`."""
+def group_settings(config: ServeConfig, number: int) -> GroupSettings:
+    """What the state machine of group `number` needs of `config`.
+
+    Stand-bys are the first group's, which lends them.
+    """
     timeouts, recovery = config.timeouts, config.recovery
     return GroupSettings(
         nodes=config.nodes,
-        standby_nodes=recovery.standby_nodes,
+        standby_nodes=0 if number else recovery.standby_nodes,
+        name=str(number) if config.groups > 1 else "",
         join_s=timeouts.join_s,
         load_s=timeouts.load_s,
         warm_up_s=timeouts.warm_up_s,
@@ -148,12 +152,12 @@ def group_settings(config: ServeConfig) -> GroupSettings:
 
 
 def form_orders(
-    config: ServeConfig, plan: GroupRun, action: Form
+    config: ServeConfig, plan: GroupRun, number: int, action: Form
 ) -> tuple[tuple[str, FormGroup], ...]:
-    """What each member, by its id, is told of an epoch."""
+    """What each member of group `number`, by its id, is told of an epoch."""
     same_host = len(set(action.addresses)) == 1
     if same_host:
-        rendezvous = f"{plan.run_dir.name}-{action.epoch}"
+        rendezvous = f"{plan.run_dir.name}-{number}-{action.epoch}"
     else:
         ports = rendezvous_ports(config)
         port = ports[action.epoch % len(ports)]

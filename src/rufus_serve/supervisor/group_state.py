@@ -10,6 +10,7 @@ keep their weights and form the next epoch, with void KV caches.
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,6 +22,7 @@ from rufus_serve.supervisor.group_events import (
     Action,
     AnnounceLost,
     AnnounceReady,
+    EngineFailed,
     EngineJoined,
     Event,
     Failed,
@@ -57,10 +59,17 @@ class GroupState:
     """The group's members, epoch and phase; `handle` is its only way in."""
 
     def __init__(
-        self, settings: GroupSettings, *, now: float, epoch: int = 0, serial: int = 0
+        self,
+        settings: GroupSettings,
+        *,
+        now: float,
+        epoch: int = 0,
+        serial: int = 0,
+        borrow: Callable[[float], Member | None] = lambda _: None,
     ) -> None:
-        """Go on after `epoch` and follower number `serial` of an earlier supervisor."""
+        """Go on after `epoch` and follower number `serial`; `borrow` brings others' stand-bys."""
         self.settings = settings
+        self._borrow = borrow
         self.phase = GroupPhase.STARTING
         self.phase_since = now
         self.epoch = epoch
@@ -104,11 +113,8 @@ class GroupState:
     def info(self) -> RuntimeInfo | None:
         """What the group can do: rank 0's report with the fewest blocks of any member."""
         infos = [member.info for member in self.by_rank().values() if member.info is not None]
-        if not infos:
-            return None
-        blocks = min(info.num_blocks for info in infos)
-        info: RuntimeInfo = msgspec.structs.replace(infos[0], num_blocks=blocks)
-        return info
+        blocks = min((info.num_blocks for info in infos), default=0)
+        return msgspec.structs.replace(infos[0], num_blocks=blocks) if infos else None
 
     # ---- events ----
 
@@ -135,8 +141,10 @@ class GroupState:
             self._on_suspected(event, now)
         elif isinstance(event, EngineJoined):
             self._on_engine(event, now)
+        elif isinstance(event, EngineFailed):
+            self._fail(event.kind, event.reason, now)
         elif isinstance(event, RestartAsked):
-            self._on_restart_asked(event.node_rank, now)
+            self._on_restart_asked(event.node_ranks, now)
         elif isinstance(event, Stepped):
             self._budget.took_steps(event.steps_done)
         elif isinstance(event, Stopping):
@@ -230,14 +238,16 @@ class GroupState:
         else:
             self._announce()
 
-    def _on_restart_asked(self, rank: int, now: float) -> None:
-        member = self.by_rank().get(rank)
-        if member is None:
+    def _on_restart_asked(self, ranks: tuple[int, ...], now: float) -> None:
+        asked = [member for rank, member in self.by_rank().items() if rank in ranks]
+        if not asked:
             return
-        self._remove(member)
+        for member in asked:
+            self._remove(member)
         self._regroup = None
-        self._end_epoch(f"{member.name} is being restarted on request", now)
-        self._replace([rank, *self._retire()], now)
+        names = ", ".join(member.name for member in asked)
+        self._end_epoch(f"restarted on request: {names}", now)
+        self._replace([*(member.node_rank for member in asked), *self._retire()], now)
 
     def _on_lost(self, member: Member, reason: str, now: float) -> None:
         self._remove(member)
@@ -258,10 +268,6 @@ class GroupState:
             self._start_due(now)
             self._regroup_if_due(now)
 
-    def _start_due(self, now: float) -> None:
-        for rank in self._replacements.due(now):
-            self._start(rank, now)
-
     def _regroup_if_due(self, now: float) -> None:
         if self._regroup is None or self._regroup[0] > now:
             return
@@ -270,16 +276,9 @@ class GroupState:
             self._form_if_complete(now)
 
     def _check_deadline(self, member: Member, now: float) -> None:
-        limits = {
-            MemberPhase.STARTING: self.settings.join_s,
-            MemberPhase.LOADING: self.settings.load_s,
-            MemberPhase.GROUPING: self.settings.regroup_s,
-            MemberPhase.WARMING: self._warming_limit_s,
-        }
-        limit = limits.get(member.phase)
-        spent = now - member.since
-        if limit is not None and spent > limit:
-            reason = f"still {member.phase.value} after {spent:.1f} s (limit {limit:g} s)"
+        warming = member.phase is MemberPhase.WARMING
+        limit_s = self._warming_limit_s if warming else self.settings.limit_s(member.phase)
+        if reason := member.overdue(now, limit_s):
             hung = member.phase is MemberPhase.GROUPING
             if not hung and self._is_fatal(StartupTimeout):
                 self._fail(StartupTimeout, f"{member.name} {reason}", now)
@@ -318,17 +317,7 @@ class GroupState:
             self._move(member, MemberPhase.GROUPING, now)
         warm_up = all(m.epochs == 1 for m in with_weights)
         self._warming_limit_s = self.settings.warm_up_s if warm_up else self.settings.join_s
-        info = self.info
-        assert info is not None
-        self._do(
-            Form(
-                epoch=self.epoch,
-                members=tuple((m.follower_id, m.node_rank) for m in with_weights),
-                num_blocks=info.num_blocks,
-                addresses=tuple(m.address for m in with_weights),
-                warm_up=warm_up,
-            )
-        )
+        self._do(Form.of(self.epoch, with_weights, warm_up=warm_up))
 
     def _retire(self) -> list[int]:
         """End members that can form no other epoch, so that all load side by side; their ranks."""
@@ -355,26 +344,37 @@ class GroupState:
 
     def _take_standby(self, rank: int, now: float) -> bool:
         """Give `rank` to a stand-by, if there is one, and start another."""
-        standbys = (m for m in self.members.values() if m.phase is MemberPhase.IDLE)
-        chosen = None if rank == STANDBY else next(standbys, None)
+        chosen = None if rank == STANDBY else self.lend_standby(now) or self._borrow(now)
         if chosen is None:
             return False
-        chosen.node_rank = rank
+        self.members[chosen.follower_id] = chosen
+        chosen.node_rank, chosen.group = rank, self.settings.name
         self._move(chosen, MemberPhase.LOADING, now)
         self._do(Welcomed(follower_id=chosen.follower_id, node_rank=rank))
-        self._start(STANDBY, now)
+        self._start_due(now)
         return True
+
+    def lend_standby(self, now: float) -> Member | None:
+        """Give a stand-by away, if there is one; another is started with the next event."""
+        for member in self.members.values():
+            if member.phase is MemberPhase.IDLE:
+                self._replacements.pending.append((now, STANDBY))
+                return self.members.pop(member.follower_id)
+        return None
+
+    def _start_due(self, now: float) -> None:
+        for rank in self._replacements.due(now):
+            self._start(rank, now)
 
     def _start(self, rank: int, now: float) -> None:
         self._serial += 1
-        name = "standby" if rank == STANDBY else str(rank)
-        follower_id = f"{name}.{self._serial}"
+        follower_id = self.settings.follower_id(rank, self._serial)
         self._add(follower_id, rank, now)
         self._do(StartFollower(follower_id=follower_id, node_rank=rank))
 
     def _add(self, follower_id: str, rank: int, now: float) -> None:
         self.members[follower_id] = Member(
-            follower_id=follower_id, node_rank=rank, since=now, heard=now
+            follower_id=follower_id, node_rank=rank, group=self.settings.name, since=now, heard=now
         )
 
     def _remove(self, member: Member) -> None:

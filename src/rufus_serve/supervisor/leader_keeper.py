@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Callable, Sequence
 
 from rufus_serve import errors
 from rufus_serve.config import ServeConfig
@@ -13,7 +14,6 @@ from rufus_serve.errors import LeaderError, StartupTimeout
 from rufus_serve.supervisor.group_events import GroupPhase
 from rufus_serve.supervisor.group_plan import GroupRun
 from rufus_serve.supervisor.group_state import GroupState
-from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.leader_process import LeaderProcess
 from rufus_serve.supervisor.report import Report
 
@@ -30,15 +30,19 @@ class LeaderKeeper:
         config: ServeConfig,
         plan: GroupRun,
         *,
-        state: GroupState,
-        link: LeaderLink,
+        states: Sequence[GroupState],
+        on_death: Callable[[], None],
         report: Report,
     ) -> None:
-        self._config, self._state, self._link, self._report = config, state, link, report
+        """`states`: of the groups that it is to serve."""
+        self._config, self._states, self._report = config, states, report
+        self._on_death = on_death
         self._process = LeaderProcess(config, plan)
         self._restarts = 0
         self._given_up = False
         self._serving = asyncio.Event()
+        self.has_served = False
+        """Whether a leader ever took requests."""
 
     @property
     def running(self) -> bool:
@@ -54,6 +58,7 @@ class LeaderKeeper:
         """The API process of `leader_id` says that it takes requests."""
         if self.running and leader_id == self._process.leader_id:
             self._serving.set()
+            self.has_served = True
 
     def give_up(self) -> None:
         """Start no further leader."""
@@ -87,7 +92,7 @@ class LeaderKeeper:
     def _after_death(self, code: int) -> None:
         served = self.serving
         self._serving.clear()
-        self._link.forget()
+        self._on_death()
         if self._given_up:
             return
         self._restarts += 1
@@ -112,7 +117,8 @@ class LeaderKeeper:
 
     def _takes_over(self) -> bool:
         """Whether this endpoint had a leader before: ours, or an earlier supervisor's."""
-        adopted = any(member.load_count for member in self._state.members.values())
+        members = (member for state in self._states for member in state.members.values())
+        adopted = any(member.load_count for member in members)
         return bool(self._restarts) or adopted
 
     async def _watch_start(self) -> None:
@@ -122,7 +128,7 @@ class LeaderKeeper:
         while not self.serving:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._serving.wait(), _POLL_S)
-            if self._state.phase is GroupPhase.READY:
+            if any(state.phase is GroupPhase.READY for state in self._states):
                 ready_since = ready_since or time.monotonic()
             if ready_since and time.monotonic() - ready_since > limit:
                 raise StartupTimeout(f"the leader did not serve within {limit:g} s")

@@ -1,58 +1,38 @@
-"""The supervisor's side of the link to the leader's two processes."""
-
-import logging
-from collections.abc import Mapping
+"""The supervisor's side of the link to the leader's processes."""
 
 from rufus_serve.channel.peer import PeerServer
-from rufus_serve.protocol.messages import AnyMessage, LeaderHello, LeaderProgress
-from rufus_serve.supervisor.lag import LagWatch
+from rufus_serve.protocol.messages import AnyMessage, LeaderHello
 
-_log = logging.getLogger(__name__)
+_API = -1
 
 
 class LeaderLink:
-    """Remembers which peer is the engine and which is the API process, and how steps go."""
+    """Remembers which peer is the API process, and which is which group's engine."""
 
     def __init__(self, server: PeerServer) -> None:
         self._server = server
-        self._peers: dict[str, bytes] = {}
-        self.progress: LeaderProgress | None = None
-        self.progress_at = 0.0
-        self.moved_at = 0.0
-        """When the engine last did a step, had one under way, or had nothing to do."""
-        self.turned_at = 0.0
-        """When its main loop last turned, or had a step under way."""
-        self.lag = LagWatch()
+        self._peers: dict[int, bytes] = {}
+        """By group, and the API process."""
 
     def hello(self, peer: bytes, message: LeaderHello) -> None:
         """A leader process connected (again)."""
-        self._peers[message.role] = peer
-        if message.role == "engine":
-            self.progress = None
+        self._peers[_API if message.role == "api" else message.group] = peer
 
-    def took_progress(self, message: LeaderProgress, now: float, hosts: Mapping[int, str]) -> None:
-        """The engine's heartbeat; `hosts` are the followers' by rank."""
-        before, self.progress, self.progress_at = self.progress, message, now
-        stuck = message.num_running > 0 and not message.steps_in_flight
-        if before is None or before.steps_done != message.steps_done or not stuck:
-            self.moved_at = now
-        asked = before is not None and message.turns and message.turns == before.turns
-        if not asked or message.steps_in_flight:
-            self.turned_at = now
-        for warning in self.lag.take(message.follower_step_s, hosts):
-            _log.warning("%s", warning)
+    def group_of(self, peer: bytes) -> int | None:
+        """The group whose engine `peer` is; None if it is none, or was succeeded by another."""
+        found = (group for group, each in self._peers.items() if each == peer and group != _API)
+        return next(found, None)
 
     def forget(self) -> None:
-        """The leader process ended."""
+        """The leader process ended, and its engines with it."""
         self._peers.clear()
-        self.progress = None
 
-    async def to_engine(self, message: AnyMessage) -> None:
-        """Send to the engine, if there is one."""
-        if "engine" in self._peers:
-            await self._server.send(self._peers["engine"], message)
+    async def to_engine(self, group: int, message: AnyMessage) -> None:
+        """Send to a group's engine, if there is one."""
+        if group in self._peers:
+            await self._server.send(self._peers[group], message)
 
     async def to_api(self, message: AnyMessage) -> bool:
         """Send to the API process; False if there is none."""
-        peer = self._peers.get("api")
+        peer = self._peers.get(_API)
         return peer is not None and await self._server.send(peer, message)

@@ -11,8 +11,10 @@ from rufus_serve.protocol.messages import (
     Ack,
     AnyMessage,
     Drain,
+    DrainGroup,
     Order,
     RestartFollower,
+    RestartGroup,
     Status,
     StatusRequest,
     TraceSteps,
@@ -40,23 +42,57 @@ def drain(*, port: int | None, folder: str, grace_s: float, keep_followers: bool
         time.sleep(_POLL_S)
 
 
-def restart_follower(*, port: int | None, folder: str, node_rank: int, deadline_s: float) -> Status:
-    """Replace one follower of the server on `port`; the status once it serves again.
+def restart_follower(
+    *, port: int | None, folder: str, group: int, node_rank: int, deadline_s: float
+) -> None:
+    """Replace one follower of the server on `port`; returns once its group serves again.
 
     Raises:
         ClusterError: no such server or follower, or it does not come back in time.
     """
-    group = _running(port, folder)
-    answer = _ask(group, RestartFollower(node_rank=node_rank))
+    server = _running(port, folder)
+    _obey(server, RestartFollower(node_rank=node_rank, group=group))
+    _await_group(server, group, "ready", deadline_s=deadline_s)
+
+
+def restart_group(*, port: int | None, folder: str, group: int, deadline_s: float) -> None:
+    """Replace all followers of a group; returns once it serves again.
+
+    Raises:
+        ClusterError: no such server or group, or it does not come back in time.
+    """
+    server = _running(port, folder)
+    _obey(server, RestartGroup(group=group))
+    _await_group(server, group, "ready", deadline_s=deadline_s)
+
+
+def drain_group(*, port: int | None, folder: str, group: int, grace_s: float) -> None:
+    """Take a group out of rotation; returns once it has no request left.
+
+    Raises:
+        ClusterError: no such server or group, or it still has requests after `grace_s`.
+    """
+    server = _running(port, folder)
+    _obey(server, DrainGroup(group=group))
+    _await_group(server, group, "drained", deadline_s=grace_s)
+
+
+def _obey(server: GroupFile, order: Order) -> None:
+    answer = _ask(server, order)
     if isinstance(answer, Ack) and answer.error:
         raise ClusterError(answer.error)
-    deadline = time.monotonic() + deadline_s
+
+
+def _await_group(server: GroupFile, group: int, state: str, *, deadline_s: float) -> None:
+    deadline, last = time.monotonic() + deadline_s, ""
     while time.monotonic() < deadline:
-        status = _ask(group, StatusRequest())
-        if isinstance(status, Status) and status.ready:
-            return status
+        answer = _ask(server, StatusRequest())
+        assert isinstance(answer, Status)
+        last = answer.groups[group].state
+        if last == state and (answer.ready or state != "ready"):
+            return
         time.sleep(_POLL_S)
-    raise ClusterError(f"follower {node_rank} is not back after {deadline_s:g} s")
+    raise ClusterError(f"group {group} is {last}, not {state}, after {deadline_s:g} s")
 
 
 def status(*, port: int | None, folder: str) -> Status:
@@ -70,14 +106,16 @@ def status(*, port: int | None, folder: str) -> Status:
     return answer
 
 
-def trace(*, port: int | None, folder: str, num_steps: int, path: Path, deadline_s: float) -> None:
-    """Have the server on `port` write a trace of its next steps; returns once it is written.
+def trace(
+    *, port: int | None, folder: str, group: int, num_steps: int, path: Path, deadline_s: float
+) -> None:
+    """Have a group of the server on `port` write a trace of its next steps; returns once it is.
 
     Raises:
         ClusterError: there is no such server here, or it takes no steps.
     """
     path.unlink(missing_ok=True)
-    _ask(_running(port, folder), TraceSteps(num_steps=num_steps, path=str(path)))
+    _ask(_running(port, folder), TraceSteps(num_steps=num_steps, path=str(path), group=group))
     deadline = time.monotonic() + deadline_s
     while not path.exists():
         if time.monotonic() > deadline:

@@ -14,35 +14,16 @@ import psutil
 
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerServer
-from rufus_serve.cluster.base import FollowerExit, NodeInfo
+from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.config import ServeConfig
-from rufus_serve.config.ports import step_port
-from rufus_serve.errors import ClusterError, RufusError
-from rufus_serve.protocol.messages import (
-    Ack,
-    AnyMessage,
-    Drain,
-    FollowerSuspected,
-    GroupFailed,
-    GroupLost,
-    GroupReady,
-    LeaderHello,
-    LeaderProgress,
-    Order,
-    RestartFollower,
-    Serving,
-    Status,
-    StatusRequest,
-    TraceSteps,
-    Welcome,
-)
-from rufus_serve.protocol.specs import FollowerSpec
+from rufus_serve.errors import RufusError
+from rufus_serve.protocol.messages import Drain, GroupFailed, Status
 from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.followers import FollowerDesk
+from rufus_serve.supervisor.group import Group, Shared
 from rufus_serve.supervisor.group_file import GroupFile, KeptFollower, path_for
 from rufus_serve.supervisor.group_plan import (
     begin_run,
-    form_orders,
     group_settings,
     kept_group,
     make_cluster,
@@ -50,6 +31,7 @@ from rufus_serve.supervisor.group_plan import (
 from rufus_serve.supervisor.group_state import GroupState
 from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
+from rufus_serve.supervisor.link_desk import LinkDesk, LinkEvents
 from rufus_serve.supervisor.report import Report
 from rufus_serve.supervisor.status import status_of
 
@@ -60,7 +42,7 @@ _LEADER_STOP_S = 10.0
 
 
 class Supervisor:
-    """Owns the group and the leader; everything but cluster calls runs on one event loop."""
+    """Owns the groups and the leader; everything but cluster calls runs on one event loop."""
 
     def __init__(self, config: ServeConfig, *, early_signals: Sequence[int] = ()) -> None:
         self._config = config
@@ -75,32 +57,72 @@ class Supervisor:
         self._control = PeerServer(control, keys=keys, ping_s=beat_s, silence_s=lost_s / 2)
         self._link_server = PeerServer(self._plan.link_endpoint, keys=keys)
         self._link = LeaderLink(self._link_server)
-        self._state = GroupState(
-            group_settings(config),
-            now=time.monotonic(),
-            epoch=self._kept.epoch if self._kept else 0,
-            serial=self._kept.last_serial if self._kept else 0,
-        )
+        self._states = [self._new_state(number) for number in range(config.groups)]
         self._report = Report()
-        self._desk = FollowerDesk(self._control, config, self._state, self._report)
-        self._desk.expect(self._kept.followers if self._kept else ())
+        self._desk = FollowerDesk(self._control, config, self._states, self._report)
+        kept = self._kept.followers if self._kept else ()
+        self._desk.expect(tuple(each for each in kept if each.group < config.groups))
         self._cluster = make_cluster(config, self._plan)
         # Launches wait, side by side, as long as what starts followers is away; kills do not.
         self._cluster_threads = ThreadPoolExecutor(
             2 * config.num_followers + 2, thread_name_prefix="cluster"
         )
-        self._leader = LeaderKeeper(
-            config, self._plan, state=self._state, link=self._link, report=self._report
-        )
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._ended = asyncio.Event()
         self._drained = asyncio.Event()
+        self._leader = LeaderKeeper(
+            config,
+            self._plan,
+            states=self._states,
+            on_death=self._leader_died,
+            report=self._report,
+        )
+        self._shared = self._share()
+        self._groups = [Group(n, state, self._shared) for n, state in enumerate(self._states)]
+        self._link_desk = LinkDesk(
+            self._link_server,
+            self._link,
+            self._groups,
+            LinkEvents(
+                serving=self._leader.took_serving,
+                drain=self._on_drain,
+                drained=self._drained.set,
+                status=self._status,
+            ),
+        )
+        self._ended = asyncio.Event()
         self._failure: RufusError | None = None
-        self._nodes: tuple[NodeInfo, ...] = ()
         self._draining = False
         self._keep_followers = False
         self._signals = 0
-        self._acting = asyncio.Lock()
+        self._stopped = False
+
+    def _new_state(self, number: int) -> GroupState:
+        return GroupState(
+            group_settings(self._config, number),
+            now=time.monotonic(),
+            epoch=self._kept.epoch if self._kept else 0,
+            serial=self._kept.last_serial if self._kept else 0,
+            borrow=self._lend_standby,
+        )
+
+    def _lend_standby(self, now: float) -> ev.Member | None:
+        found = (state.lend_standby(now) for state in self._states)
+        return next((member for member in found if member is not None), None)
+
+    def _share(self) -> Shared:
+        return Shared(
+            config=self._config,
+            plan=self._plan,
+            control_endpoint=self._control.endpoint,
+            desk=self._desk,
+            link=self._link,
+            cluster=self._cluster,
+            threads=self._cluster_threads,
+            report=self._report,
+            spawn=self._spawn,
+            note=self._note_groups,
+            on_failed=self._group_failed,
+        )
 
     async def run(self) -> int:
         """Serve until stopped or failed; the exit code.
@@ -127,7 +149,7 @@ class Supervisor:
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._note_group()
+        self._note_groups()
         for receive in (self._receive_control, self._receive_link, self._tick):
             self._spawn(receive())
 
@@ -135,32 +157,38 @@ class Supervisor:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._follower_ended, news)
 
-        self._spawn(self._await_cluster(self._in_cluster(self._cluster.start, on_exit)))
+        self._spawn(self._await_cluster(self._shared.in_cluster(self._cluster.start, on_exit)))
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
-        self._nodes = nodes = await starting
+        self._shared.nodes = nodes = await starting
         if self._ended.is_set():
             return
         self._report.step(f"cluster: {', '.join(f'{n.host} ({n.address})' for n in nodes)}")
-        for action in list(self._state.start(await self._adopted(), time.monotonic())):
-            await self._do(action)
+        adopted = await self._adopted()
+        for group in self._groups:
+            await group.start(
+                tuple(
+                    (joined, kept.node_rank)
+                    for joined, kept in adopted
+                    if kept.group == group.number
+                )
+            )
         self._spawn(self._leader.keep())
 
-    async def _adopted(self) -> tuple[tuple[ev.Joined, int], ...]:
-        """Followers of an earlier supervisor that found us, with their ranks."""
+    async def _adopted(self) -> list[tuple[ev.Joined, KeptFollower]]:
+        """Followers of an earlier supervisor that found us."""
         if self._kept is None:
-            return ()
+            return []
         await asyncio.sleep(_ADOPTION_BEATS * self._config.timeouts.heartbeat_s)
         found = self._desk.waiting()
         for joined, kept in found:
             self._cluster.adopt(kept.follower_id, joined.pid, joined.address)
             _log.info("adopting follower %d, process %d", kept.node_rank, joined.pid)
-        return tuple((joined, kept.node_rank) for joined, kept in found)
+        return found
 
-    def _note_group(self) -> None:
-        """Leave word of the group for commands and for the next supervisor."""
+    def _note_groups(self) -> None:
+        """Leave word of the groups for commands and for the next supervisor."""
         waits = self._config.recovery.on_leader_loss == "wait"
-        ranked = self._state.by_rank().values() if waits else ()
         GroupFile(
             supervisor_pid=os.getpid(),
             supervisor_began=psutil.Process().create_time(),
@@ -168,15 +196,18 @@ class Supervisor:
             control_endpoint=self._control.endpoint,
             token=self._plan.token,
             run_dir=str(self._plan.run_dir),
-            epoch=self._state.epoch,
+            epoch=max(state.epoch for state in self._states),
             followers=tuple(
                 KeptFollower(
                     follower_id=member.follower_id,
                     node_rank=member.node_rank,
                     pid=member.pid,
                     address=member.address,
+                    group=number,
                 )
-                for member in ranked
+                for number, state in enumerate(self._states)
+                for member in state.by_rank().values()
+                if waits
             ),
         ).save(path_for(self._config))
 
@@ -189,133 +220,53 @@ class Supervisor:
 
     async def _receive_link(self) -> None:
         while True:
-            await self._take_link(*await self._link_server.receive())
-
-    async def _take_link(self, peer: bytes, message: AnyMessage) -> None:
-        match message:
-            case LeaderHello():
-                self._link.hello(peer, message)
-                if message.role == "engine":
-                    await self._handle(ev.EngineJoined(leader_id=message.leader_id))
-            case LeaderProgress():
-                hosts = {rank: member.host for rank, member in self._state.by_rank().items()}
-                self._link.took_progress(message, time.monotonic(), hosts)
-                await self._handle(ev.Stepped(steps_done=message.steps_done))
-            case FollowerSuspected():
-                _log.warning("the leader gave up epoch %d: %s", message.epoch, message.reason)
-                await self._handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
-            case Serving():
-                self._leader.took_serving(message.leader_id)
-            case Ack():
-                self._drained.set()
-            case StatusRequest() | RestartFollower() | TraceSteps() | Drain():
-                await self._link_server.send(peer, await self._obey(message))
-            case _:
-                _log.debug("ignored %s on the link", type(message).__name__)
-
-    async def _obey(self, order: Order) -> AnyMessage:
-        match order:
-            case StatusRequest():
-                return self._status()
-            case RestartFollower():
-                if order.node_rank not in self._state.by_rank():
-                    return Ack(error=f"there is no follower {order.node_rank} to restart")
-                await self._handle(ev.RestartAsked(node_rank=order.node_rank))
-            case TraceSteps():
-                await self._link.to_engine(order)
-            case Drain():
-                self._keep_followers = order.keep_followers
-                self._begin_drain(order.grace_s)
-        return Ack()
+            await self._link_desk.take(*await self._link_server.receive())
 
     def _status(self) -> Status:
+        silent_s = 2 * self._config.timeouts.heartbeat_lost_s
         return status_of(
-            self._state,
-            self._link,
+            [group.status(engine_silent_s=silent_s) for group in self._groups],
+            [follower for group in self._groups for follower in group.followers()],
             draining=self._draining,
             serving=self._leader.serving,
-            engine_silent_s=2 * self._config.timeouts.heartbeat_lost_s,
             cluster=self._cluster.health,
         )
 
+    def _leader_died(self) -> None:
+        self._link.forget()
+        for group in self._groups:
+            group.engine.forget()
+
     def _follower_ended(self, news: FollowerExit) -> None:
-        if not self._ended.is_set() and self._state.phase is not ev.GroupPhase.STOPPED:
+        if not self._ended.is_set() and not self._stopped:
             self._spawn(self._handle(self._desk.ended(news)))
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            found = await self._desk.find_connected(time.monotonic())
-            for event in (*found, ev.Tick()):
+            for event in await self._desk.find_connected(time.monotonic()):
                 await self._handle(event)
+            for group in self._groups:
+                await group.handle(ev.Tick())
 
-    # ---- what is done about it ----
+    async def _handle(self, event: ev.MemberEvent) -> None:
+        """Have the follower's group take it in, if it still belongs to one."""
+        for group in self._groups:
+            if event.follower_id in group.state.members:
+                await group.handle(event)
+                return
 
-    async def _handle(self, event: ev.Event) -> None:
-        async with self._acting:  # Orders must reach a follower in the order they were decided.
-            for action in list(self._state.handle(event, time.monotonic())):
-                await self._do(action)
-        for member in self._state.members.values():
-            self._report.member(member)
+    # ---- failure ----
 
-    async def _do(self, action: ev.Action) -> None:
-        match action:
-            case ev.StartFollower():
-                self._spawn(self._launch(action))
-            case ev.KillFollower():
-                self._desk.forget(action.follower_id)
-                self._in_cluster(self._cluster.kill, action.follower_id)
-            case ev.Welcomed():
-                on_host = self._followers_beside(action.follower_id)
-                welcome = Welcome(node_rank=action.node_rank, num_followers_on_host=on_host)
-                await self._desk.send(action.follower_id, welcome)
-            case ev.Form():
-                await self._form(action)
-            case ev.AnnounceReady():
-                await self._announce(action.epoch)
-            case ev.AnnounceLost():
-                _log.warning("epoch %d is over: %s", action.epoch, action.reason)
-                await self._link.to_engine(GroupLost(epoch=action.epoch, reason=action.reason))
-            case ev.FailGroup():
-                self._fail(action.kind(action.reason))
-
-    async def _launch(self, action: ev.StartFollower) -> None:
-        spec = FollowerSpec(
-            config=self._config.for_followers(),
-            node_rank=action.node_rank,
-            follower_id=action.follower_id,
-            control_endpoint=self._control.endpoint,
-            token=self._plan.token,
-            address=self._plan.address,
-            # Fixed where firewalls stand between hosts; followers of one host take free ones.
-            step_port=step_port(self._config) if self._plan.spread else 0,
-        )
-        try:
-            await self._in_cluster(self._cluster.launch, spec)
-            await self._handle(ev.Launched(follower_id=action.follower_id))
-        except ClusterError as error:
-            await self._handle(ev.Lost(follower_id=action.follower_id, reason=str(error)))
-
-    def _followers_beside(self, follower_id: str) -> int:
-        """Followers on the same host, this one included: they share its cores."""
-        address = self._state.members[follower_id].address
-        return max(1, sum(node.slots for node in self._nodes if node.address == address))
-
-    async def _form(self, action: ev.Form) -> None:
-        self._report.step(f"weights loaded, forming epoch {action.epoch}")
-        self._note_group()
-        for follower_id, order in form_orders(self._config, self._plan, action):
-            await self._desk.send(follower_id, order)
-
-    async def _announce(self, epoch: int) -> None:
-        members = self._state.by_rank().values()
-        endpoints = tuple(m.endpoint for m in members if m.endpoint is not None)
-        info = self._state.info
-        assert info is not None
-        loads = ", ".join(f"{m.node_rank}: {m.load_count}" for m in members)
-        self._report.step(f"epoch {epoch} ready; weights loaded by follower (times) {loads}")
-        await self._link.to_engine(GroupReady(epoch=epoch, endpoints=endpoints, info=info))
-        self._desk.exits.clear()
+    def _group_failed(self, group: Group, error: RufusError) -> None:
+        """Go on without it if the others serve; else fail."""
+        alive = any(each.state.phase is not ev.GroupPhase.FAILED for each in self._groups)
+        if not alive or not self._leader.has_served:
+            self._fail(error)
+            return
+        _log.error("group %d has failed and is out for good: %s", group.number, error)
+        group.end()
+        self._spawn(group.tell_api(str(error)))
 
     def _fail(self, error: RufusError) -> None:
         if self._failure is None:
@@ -344,6 +295,10 @@ class Supervisor:
         else:
             self._begin_drain(self._config.timeouts.shutdown_grace_s)
 
+    def _on_drain(self, order: Drain) -> None:
+        self._keep_followers = order.keep_followers
+        self._begin_drain(order.grace_s)
+
     def _begin_drain(self, grace_s: float) -> None:
         if not self._draining:
             self._draining = True
@@ -360,7 +315,9 @@ class Supervisor:
     async def _stop(self) -> None:
         self._ended.set()
         self._leader.give_up()
-        self._state.handle(ev.Stopping(), time.monotonic())
+        self._stopped = True
+        for state in self._states:
+            state.handle(ev.Stopping(), time.monotonic())
         self._cluster.interrupt()
         await self._leader.stop(deadline_s=_LEADER_STOP_S if self._signals < 2 else 0.5)
         if self._keep_followers:
@@ -368,7 +325,7 @@ class Supervisor:
         else:
             await self._desk.stop_all("the leader stops")
             await asyncio.sleep(0.3 if self._signals < 2 else 0.0)
-        await self._in_cluster(self._cluster.stop)
+        await self._shared.in_cluster(self._cluster.stop)
         for task in self._tasks:
             task.cancel()
         self._control.close()
@@ -378,9 +335,6 @@ class Supervisor:
             self._plan.remove(keep_logs=self._config.keep_logs)
             path_for(self._config).unlink(missing_ok=True)
         _log.info("stopped")
-
-    def _in_cluster(self, call: Any, *args: Any) -> "asyncio.Future[Any]":
-        return asyncio.get_running_loop().run_in_executor(self._cluster_threads, call, *args)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)

@@ -2,6 +2,7 @@ from typing import Any
 
 from rufus_serve.cluster.base import NodeInfo
 from rufus_serve.cluster.ray_seats import Seat, choose, choose_at, nodes_of, occupied, seats
+from rufus_serve.protocol.specs import STANDBY, FollowerSpec
 
 HERE = "10.0.0.1"
 
@@ -37,19 +38,19 @@ def test_a_node_has_one_seat_if_followers_are_to_be_spread_and_all_it_offers_oth
 
 def test_each_rank_has_a_seat_of_its_own():
     found = seats_of(node("a", HERE), node("b", "10.0.0.2"), node("c", "10.0.0.3"))
-    assert [choose(found, (), rank=rank) for rank in range(3)] == list(found)
+    assert [choose(found, (), place=rank) for rank in range(3)] == list(found)
 
 
 def test_a_rank_whose_seat_is_taken_or_gone_takes_the_nearest_free_one():
     found = seats_of(node("a", HERE), node("b", "10.0.0.2"))
-    assert choose(found, found[:1], rank=0) == found[1]
-    assert choose(found, (), rank=5) == found[0]
-    assert choose(found, found, rank=0) is None
+    assert choose(found, found[:1], place=0) == found[1]
+    assert choose(found, (), place=5) == found[0]
+    assert choose(found, found, place=0) is None
 
 
 def test_a_stand_by_leaves_the_near_seats_to_ranks():
     found = seats_of(node("a", HERE), node("b", "10.0.0.2"), node("c", "10.0.0.3"))
-    assert choose(found, (), rank=-1) == found[2]
+    assert choose(found, (), place=-1) == found[2]
 
 
 def test_a_running_follower_is_found_on_its_host_only():
@@ -72,3 +73,14 @@ def test_followers_that_share_a_host_occupy_different_seats_of_it():
     found = seats_of(node("a", HERE, slots=2), spread=False)
     assert occupied(found, [unknown, unknown]) == list(found)
     assert occupied(found, [unknown, found[0]]) == [found[0], found[1]]
+
+
+def test_a_groups_ranks_sit_side_by_side_and_groups_apart():
+    def place(group: int, rank: int) -> int:
+        return FollowerSpec(
+            config={"nodes": 2}, node_rank=rank, group=group, follower_id="x",
+            control_endpoint="", token="",
+        ).place  # fmt: skip
+
+    assert [place(group, rank) for group in range(2) for rank in range(2)] == [0, 1, 2, 3]
+    assert place(0, STANDBY) == place(1, STANDBY) == STANDBY

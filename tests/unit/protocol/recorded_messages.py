@@ -140,6 +140,10 @@ _SAMPLES: list[m.AnyMessage] = [
         ),
     ),
     m.RestartFollower(node_rank=1),
+    m.RestartGroup(group=1),
+    m.DrainGroup(group=1),
+    m.GroupNews(group=1, state="lost", reason="follower 1/0: killed by signal 9"),
+    m.GroupIdle(group=1),
     m.Drain(grace_s=30.0),
     m.Ack(error="not while recovering"),
 ]

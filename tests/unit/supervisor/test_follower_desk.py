@@ -33,7 +33,7 @@ class Desk:
         self.server = FakePeerServer()
         self.state = GroupState(ev.GroupSettings(nodes=2), now=0.0)
         self.state.start((), 0.0)
-        self.desk = FollowerDesk(self.server, CONFIG, self.state, Report())
+        self.desk = FollowerDesk(self.server, CONFIG, [self.state], Report())
         self.ids = {rank: member.follower_id for rank, member in self.state.by_rank().items()}
 
     def take(self, peer: bytes, message) -> list[ev.Event]:

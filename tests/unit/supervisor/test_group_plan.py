@@ -83,13 +83,34 @@ def test_settings_reach_the_state_machine():
                 "max_restarts": 5, "window_s": 6, "backoff_s": 7, "max_backoff_s": 8,
                 "deadline_s": 9, "standby_nodes": 1,
             },
-        )
+        ),
+        0,
     )  # fmt: skip
     limits = (settings.join_s, settings.load_s, settings.warm_up_s, settings.heartbeat_lost_s)
     budget = (settings.max_restarts, settings.window_s, settings.backoff_s, settings.max_backoff_s)
     assert limits == (1, 2, 3, 4)
     assert budget == (5, 6, 7, 8)
     assert (settings.nodes, settings.standby_nodes, settings.deadline_s) == (2, 1, 9)
+
+
+def test_each_of_several_groups_has_a_name_and_the_first_has_the_stand_bys():
+    several = config(groups=2, recovery={"standby_nodes": 1})
+    first, second = (group_settings(several, number) for number in range(2))
+    assert (first.name, first.standby_nodes) == ("0", 1)
+    assert (second.name, second.standby_nodes) == ("1", 0)
+    assert group_settings(config(), 0).name == ""
+
+
+def test_groups_of_one_host_meet_by_different_names(plan):
+    action = Form(
+        epoch=3, members=(("0.1", 0),), addresses=("10.0.0.1",), num_blocks=5, warm_up=True
+    )
+    names = {
+        order.rendezvous
+        for number in range(3)
+        for _, order in form_orders(config(), plan, number, action)
+    }
+    assert len(names) == 3
 
 
 def test_the_local_cluster_needs_no_ray(plan):
@@ -112,7 +133,7 @@ def test_one_node_may_join_by_itself_beside_a_leader_without_a_follower(tmp_path
 @pytest.mark.parametrize(
     ("addresses", "same_host", "rendezvous"),
     [
-        (("10.0.0.1", "10.0.0.1"), True, "{run}-17"),
+        (("10.0.0.1", "10.0.0.1"), True, "{run}-1-17"),
         (("10.0.0.1", "10.0.0.2"), False, "tcp://10.0.0.1:7001"),
     ],
 )
@@ -121,7 +142,7 @@ def test_members_of_an_epoch_are_told_where_to_meet(plan, addresses, same_host, 
         epoch=17, members=(("0.1", 0), ("1.4", 1)), num_blocks=9, addresses=addresses,
         warm_up=False,
     )  # fmt: skip
-    orders = form_orders(config(cluster={"rendezvous_port": 7000}), plan, form)
+    orders = form_orders(config(cluster={"rendezvous_port": 7000}), plan, 1, form)
     assert [name for name, _ in orders] == ["0.1", "1.4"]
     for rank, (_, order) in enumerate(orders):
         assert (order.epoch, order.node_rank, order.num_nodes) == (17, rank, 2)
@@ -138,7 +159,7 @@ def orders(plan, epoch: int, *addresses: str):
         num_blocks=5,
         warm_up=True,
     )
-    return [order for _, order in form_orders(config(), plan, action)]
+    return [order for _, order in form_orders(config(), plan, 0, action)]
 
 
 def test_followers_of_several_hosts_meet_by_what_nobody_can_guess(plan):

@@ -304,7 +304,7 @@ def test_a_group_that_cannot_rejoin_is_restarted_as_a_whole_on_request():
     history = GroupHistory()
     history.can_rejoin = False
     history.serve()
-    actions = history.happen(ev.RestartAsked(node_rank=1))
+    actions = history.happen(ev.RestartAsked(node_ranks=(1,)))
     assert sorted(start.node_rank for start in of(ev.StartFollower, actions)) == [0, 1]
 
 
@@ -344,7 +344,7 @@ def test_replacing_members_that_cannot_rejoin_survives_one_that_is_silent_as_wel
 def test_a_restart_on_request_costs_no_budget():
     history = GroupHistory(max_restarts=0).serve()
     old = history.id_of(1)
-    actions = history.happen(ev.RestartAsked(node_rank=1))
+    actions = history.happen(ev.RestartAsked(node_ranks=(1,)))
     assert ev.KillFollower(follower_id=old) in actions
     history.advance()
     assert history.state.phase is Phase.READY
@@ -353,7 +353,7 @@ def test_a_restart_on_request_costs_no_budget():
 
 def test_a_restart_of_an_unknown_rank_is_ignored():
     history = GroupHistory().serve()
-    assert history.happen(ev.RestartAsked(node_rank=7)) == []
+    assert history.happen(ev.RestartAsked(node_ranks=(7,))) == []
 
 
 def test_a_fatal_failure_ends_the_group_with_its_own_exit_code():
@@ -403,7 +403,7 @@ def test_nothing_happens_after_the_end(end):
         history.happen(ev.Stopping())
     else:
         history.lose(1)
-    for event in (ev.Tick(), ev.EngineJoined(leader_id="x"), ev.RestartAsked(node_rank=0)):
+    for event in (ev.Tick(), ev.EngineJoined(leader_id="x"), ev.RestartAsked(node_ranks=(0,))):
         history.now += 100.0
         assert history.happen(event) == []
 
@@ -457,3 +457,46 @@ def test_a_member_that_is_ready_must_speak_for_itself():
     for rank in (0, 1):
         history.happen(ev.Connected(follower_id=history.id_of(rank)))
     assert len(of(ev.KillFollower, history.happen(ev.Tick()))) == 2
+
+
+def test_several_groups_tell_their_followers_apart():
+    state = GroupState(ev.GroupSettings(nodes=2, name="1"), now=0.0)
+    started = state.start((), 0.0)
+    assert [action.follower_id for action in started] == ["1-0.1", "1-1.2"]
+    assert [member.title for member in state.by_rank().values()] == [
+        "follower 1/0", "follower 1/1",
+    ]  # fmt: skip
+
+
+def test_a_stand_by_of_one_group_takes_a_lost_nodes_place_in_another():
+    lender = GroupHistory(nodes=1, standby_nodes=1)
+    lender.serve()
+    (standby,) = (m for m in lender.state.members.values() if m.node_rank == ev.STANDBY)
+    lender.join(standby.follower_id)
+    borrower = GroupHistory(nodes=1)
+    borrower.state._borrow = lender.state.lend_standby
+    borrower.serve()
+    actions = borrower.happen(ev.Lost(follower_id=borrower.id_of(0), reason="killed"))
+    assert ev.Welcomed(follower_id=standby.follower_id, node_rank=0) in actions
+    assert not [each for each in actions if isinstance(each, ev.StartFollower)]
+    assert standby.follower_id not in lender.state.members
+    (started,) = (each for each in lender.wait(0.1) if isinstance(each, ev.StartFollower))
+    assert started.node_rank == ev.STANDBY
+    assert borrower.state._borrow(borrower.now) is None
+
+
+def test_an_engine_that_can_step_no_group_fails_it():
+    history = GroupHistory()
+    history.serve()
+    (failed,) = history.happen(ev.EngineFailed(reason="another shape", kind=ModelError))
+    assert failed == ev.FailGroup(kind=ModelError, reason="another shape")
+
+
+def test_a_group_is_restarted_as_a_whole_on_request():
+    history = GroupHistory()
+    history.serve()
+    before = {history.id_of(0), history.id_of(1)}
+    actions = history.happen(ev.RestartAsked(node_ranks=(0, 1)))
+    assert {a.follower_id for a in actions if isinstance(a, ev.KillFollower)} == before
+    assert [a.node_rank for a in actions if isinstance(a, ev.StartFollower)] == [0, 1]
+    assert history.state.total_restarts == 0

@@ -162,7 +162,7 @@ class GroupHistories(RuleBasedStateMachine):
 
     @rule(rank=st.integers(0, 3))
     def restart(self, rank):
-        self.happen(ev.RestartAsked(node_rank=rank))
+        self.happen(ev.RestartAsked(node_ranks=(rank,)))
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 3.0, 25.0]), silent=st.integers(0, 2))
     def wait(self, seconds, silent):

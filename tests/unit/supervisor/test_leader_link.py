@@ -2,31 +2,41 @@ import asyncio
 
 from fake_peers import FakePeerServer
 
-from rufus_serve.protocol.messages import GroupLost, LeaderHello, LeaderProgress
+from rufus_serve.protocol.messages import GroupLost, LeaderHello
 from rufus_serve.supervisor.leader_link import LeaderLink
 
 LOST = GroupLost(epoch=1, reason="x")
-PROGRESS = LeaderProgress(steps_done=5, steps_in_flight=0)
 
 
-def hello(role: str) -> LeaderHello:
-    return LeaderHello(leader_id="a", role=role)
+def hello(role: str, group: int = 0) -> LeaderHello:
+    return LeaderHello(leader_id="a", role=role, group=group)
 
 
-def test_each_role_has_a_connection_of_its_own():
+def test_the_api_process_and_each_engine_have_a_connection_of_their_own():
     server = FakePeerServer()
     link = LeaderLink(server)
     link.hello(b"e", hello("engine"))
+    link.hello(b"f", hello("engine", 1))
     link.hello(b"a", hello("api"))
-    asyncio.run(link.to_engine(LOST))
+    asyncio.run(link.to_engine(1, LOST))
+    asyncio.run(link.to_engine(0, LOST))
     assert asyncio.run(link.to_api(LOST))
-    assert server.take() == [(b"e", LOST), (b"a", LOST)]
+    assert server.take() == [(b"f", LOST), (b"e", LOST), (b"a", LOST)]
+
+
+def test_an_engine_is_known_by_its_connection_until_another_succeeds_it():
+    link = LeaderLink(FakePeerServer())
+    link.hello(b"a", hello("api"))
+    link.hello(b"e", hello("engine", 1))
+    assert [link.group_of(peer) for peer in (b"a", b"e", b"x")] == [None, 1, None]
+    link.hello(b"f", hello("engine", 1))
+    assert [link.group_of(peer) for peer in (b"e", b"f")] == [None, 1]
 
 
 def test_without_a_leader_nothing_is_sent():
     server = FakePeerServer()
     link = LeaderLink(server)
-    asyncio.run(link.to_engine(LOST))
+    asyncio.run(link.to_engine(0, LOST))
     assert not asyncio.run(link.to_api(LOST))
     assert server.take() == []
 
@@ -39,23 +49,10 @@ def test_an_api_process_that_hung_up_is_told_of():
     assert not asyncio.run(link.to_api(LOST))
 
 
-def test_a_new_engine_starts_without_progress():
-    link = LeaderLink(FakePeerServer())
-    link.hello(b"e", hello("engine"))
-    link.took_progress(PROGRESS, 7.0, {})
-    assert (link.progress, link.progress_at) == (PROGRESS, 7.0)
-    link.hello(b"a", hello("api"))
-    assert link.progress is PROGRESS
-    link.hello(b"f", hello("engine"))
-    assert link.progress is None
-
-
 def test_a_leader_that_ended_is_forgotten():
     server = FakePeerServer()
     link = LeaderLink(server)
     link.hello(b"e", hello("engine"))
-    link.took_progress(PROGRESS, 7.0, {})
     link.forget()
-    asyncio.run(link.to_engine(LOST))
+    asyncio.run(link.to_engine(0, LOST))
     assert server.take() == []
-    assert link.progress is None

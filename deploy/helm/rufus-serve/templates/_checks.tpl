@@ -5,7 +5,7 @@
 {{- $config := $shape.config -}}
 {{- $perPod := int $v.group.followersPerPod -}}
 {{- $followers := int $shape.followers -}}
-{{- $all := printf "config.nodes %d + config.recovery.standby_nodes %d" (int $config.nodes) (int $config.recovery.standby_nodes) -}}
+{{- $all := printf "config.groups %d x config.nodes %d + config.recovery.standby_nodes %d" (int $config.groups) (int $config.nodes) (int $config.recovery.standby_nodes) -}}
 {{- if mod $followers $perPod -}}
 {{- fail (printf "(%s) %% group.followersPerPod %d = %d, must be 0: every pod holds as many followers" $all $perPod (mod $followers $perPod)) -}}
 {{- end -}}
@@ -44,8 +44,8 @@
 {{- if ne (int $shape.podCores) (int $shape.deviceCores) -}}
 {{- fail (printf "config.neuron.cores_per_node %d x group.followersPerPod %d = %d != accelerator.neuronDevices %d x accelerator.coresPerDevice %d = %d: a pod asks for exactly the devices its followers drive" $cores (int $v.group.followersPerPod) (int $shape.podCores) (int $v.accelerator.neuronDevices) (int $v.accelerator.coresPerDevice) (int $shape.deviceCores)) -}}
 {{- end -}}
-{{- if and (gt (int $shape.size) 1) (not $v.accelerator.efaInterfaces) -}}
-{{- fail (printf "accelerator.efaInterfaces 0, but a group has %d pods: collectives between Trainium nodes need EFA (8 on trn1.32xlarge, 16 on trn1n.32xlarge)" (int $shape.size)) -}}
+{{- if and $shape.spans (not $v.accelerator.efaInterfaces) -}}
+{{- fail (printf "accelerator.efaInterfaces 0, but %d nodes compute together: collectives between Trainium nodes need EFA (8 on trn1.32xlarge, 16 on trn1n.32xlarge)" $nodes) -}}
 {{- end -}}
 {{- if $config.cluster.interface | empty -}}
 {{- fail "config.cluster.interface is empty: name the pod's interface, eth0 unless your CNI differs" -}}

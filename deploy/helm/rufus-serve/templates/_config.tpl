@@ -32,7 +32,7 @@
 {{- $config := include "rufus-serve.settings" . | fromJson -}}
 {{- $v := .Values -}}
 {{- $neuron := eq $config.runtime "neuron" -}}
-{{- $followers := add $config.nodes $config.recovery.standby_nodes | int -}}
+{{- $followers := add (mul $config.groups $config.nodes) $config.recovery.standby_nodes | int -}}
 {{- $perPod := int $v.group.followersPerPod -}}
 {{- $size := div $followers $perPod | int -}}
 {{- $timeouts := $config.timeouts -}}
@@ -46,7 +46,8 @@
   "ranks" (mul $config.nodes $config.neuron.cores_per_node | int)
   "podCores" (mul $config.neuron.cores_per_node $perPod | int)
   "deviceCores" (mul $v.accelerator.neuronDevices $v.accelerator.coresPerDevice | int)
-  "efa" (ternary (int $v.accelerator.efaInterfaces) 0 (and $neuron (gt $size 1)))
+  "spans" (gt (int $config.nodes) $perPod)
+  "efa" (ternary (int $v.accelerator.efaInterfaces) 0 (and $neuron (gt (int $config.nodes) $perPod)))
   "drain" $drain
   "grace" (int (default (add $drain 30) $v.drain.terminationGracePeriodSeconds))
   "startup" (int (default $startup $v.probes.startupSeconds))

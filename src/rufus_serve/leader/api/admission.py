@@ -35,7 +35,7 @@ class Admission:
         self._app = app
         self._http, self._limits = config.http, config.limits
         self._served = served_name(config)
-        self._places = Places(config.max_num_seqs + config.limits.max_waiting)
+        self._places = Places(config.groups * config.max_num_seqs + config.limits.max_waiting)
         self._rates = RateLimits()
         self._max_bytes = int(config.limits.max_body_mb * 1_000_000)
         self._draining = False

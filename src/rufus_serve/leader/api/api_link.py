@@ -12,6 +12,8 @@ from rufus_serve.protocol.messages import (
     Ack,
     Drain,
     GroupFailed,
+    GroupIdle,
+    GroupNews,
     LeaderHello,
     Serving,
     Status,
@@ -31,11 +33,13 @@ class ApiLink:
         *,
         on_drain: Callable[[float], None],
         on_failed: Callable[[RufusError], None],
+        on_group: Callable[[GroupNews], None],
     ) -> None:
         self._event_loop = asyncio.get_running_loop()
         self._on_drain = on_drain
         self._on_failed = on_failed
-        """Called with why the group failed for good."""
+        """Called with why no group will serve any more."""
+        self._on_group = on_group
         self._leader_id = spec.leader_id
         self._serving = False
         self._asked: asyncio.Future[Status] | None = None
@@ -66,6 +70,10 @@ class ApiLink:
         """Tell the supervisor that no inference request is open any more."""
         self._peer.send(Ack())
 
+    def idle(self, group: int) -> None:
+        """Tell the supervisor that a group has no request any more."""
+        self._peer.send(GroupIdle(group=group))
+
     def close(self) -> None:
         """Hang up."""
         self._peer.close()
@@ -88,6 +96,8 @@ class ApiLink:
                     asked.set_result(message)
             case Drain():
                 self._on_drain(message.grace_s)
+            case GroupNews():
+                self._on_group(message)
             case GroupFailed():
                 self._on_failed(errors.of(message.exit_code, message.reason))
             case _:

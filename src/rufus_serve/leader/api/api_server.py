@@ -38,9 +38,9 @@ from rufus_serve.leader.api.overview.routes import OverviewRoutes
 from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.api.stream_start import StreamStart
 from rufus_serve.leader.api.tracing import tracing_of
-from rufus_serve.leader.beat import BEAT
 from rufus_serve.leader.step_counts import StepCounts
 from rufus_serve.metrics import GroupMetrics
+from rufus_serve.protocol.messages import GroupNews, GroupStatus, Status
 from rufus_serve.protocol.specs import LeaderSpec
 
 _log = logging.getLogger(__name__)
@@ -62,12 +62,16 @@ class ApiServer:
         self._stopping = asyncio.Event()
         self._inner: App | None = None
         self._failed: asyncio.Future[RufusError] = asyncio.get_running_loop().create_future()
-        self._link = ApiLink(spec, on_drain=self._drain, on_failed=self._fail)
+        self._link = ApiLink(
+            spec, on_drain=self._drain, on_failed=self._fail, on_group=self._take_news
+        )
+        self._fleet: Any = None
+        self._news: dict[int, GroupNews] = {}
+        """The last of each group; there may be some before there is a fleet."""
         self._keys = KeyRing(config.api_key_file)
         self._admission = Admission(StreamStart(self._forward), config)
         self._metrics = ServerMetrics(lambda: self._admission.num_open)
         REGISTRY.register(self._metrics)
-        self._fleet: Any = None
         self._tracing = tracing_of(config.tracing)
         self._board = Board(
             served_name(config),
@@ -149,7 +153,10 @@ class ApiServer:
             self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
             self._fleet = fleet = engine.engine_core
-            for work in (self._keys.keep_fresh(), self._beat(fleet)):
+            for news in self._news.values():
+                fleet.take_news(news)
+            beats = (self._beat(fleet, group) for group in range(self._config.groups))
+            for work in (self._keys.keep_fresh(), *beats):
                 self._background.add(asyncio.create_task(work))
             if self._desk is not None:
                 # Not before: an engine is forked, which should inherit no database.
@@ -198,12 +205,17 @@ class ApiServer:
                 return
         raise LeaderError("the supervisor is gone; start `rufus-serve serve` again")
 
-    async def _beat(self, fleet: Any) -> None:
-        """Ask the engine's main loop for a sign of life, and for what it counted."""
+    def _take_news(self, news: GroupNews) -> None:
+        self._news[news.group] = news
+        if self._fleet is not None:
+            self._fleet.take_news(news)
+
+    async def _beat(self, fleet: Any, group: int) -> None:
+        """Ask an engine's main loop for a sign of life, and for what it counted."""
         while True:
             with contextlib.suppress(LeaderError):  # the engine died; the next one is asked
-                (counts,) = await fleet.collective_rpc_async(BEAT)
-                self._took_counts(0, msgspec.convert(counts, StepCounts))
+                counts = await fleet.beat(group)
+                self._took_counts(group, msgspec.convert(counts, StepCounts))
             await asyncio.sleep(self._config.timeouts.heartbeat_s)
 
     def _took_counts(self, group: int, counts: StepCounts) -> None:
@@ -212,7 +224,7 @@ class ApiServer:
             self._tracing.stepped(group, counts.samples)
 
     async def _follow_status(self) -> None:
-        """Export the group's metrics, and replace an engine that the supervisor finds wedged."""
+        """Export the groups' metrics, and see to what the supervisor finds of engines."""
         metrics = GroupMetrics()
         while True:
             status = await self._link.status()
@@ -220,14 +232,17 @@ class ApiServer:
                 for moment in self._board.take(status):
                     if self._tracing is not None:
                         self._tracing.happened(moment.what)
-                metrics.set_group(state=status.state, epoch=status.epoch, restarts=status.restarts)
-                metrics.set_cluster(up=status.cluster_up, restarts=status.cluster_restarts)
-                metrics.set_followers(
-                    [(f.node_rank, f.host, f.step_s, f.load_count) for f in status.followers]
-                )
-                if status.engine_fault and self._fleet is not None:
-                    self._fleet.replace_engine(status.engine_fault)
+                _export(metrics, status)
+                self._see_to(status.groups)
             await asyncio.sleep(_STATUS_S)
+
+    def _see_to(self, groups: Sequence[GroupStatus]) -> None:
+        """Replace engines that the supervisor finds wedged; say of groups that they are idle."""
+        for group in groups if self._fleet is not None else ():
+            if group.engine_fault:
+                self._fleet.replace_engine(group.group, group.engine_fault)
+            if group.state == "draining" and not self._fleet.num_in(group.group):
+                self._link.idle(group.group)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._inner is None:
@@ -251,6 +266,22 @@ class ApiServer:
     async def _acknowledge_when_idle(self) -> None:
         await self._admission.idle()
         self._link.acknowledge()
+
+
+def _export(metrics: GroupMetrics, status: Status) -> None:
+    metrics.set_cluster(up=status.cluster_up, restarts=status.cluster_restarts)
+    for group in status.groups:
+        # A group that serves while the server drains does as well.
+        state = "draining" if status.state == "draining" else group.state
+        metrics.set_group(group.group, state=state, epoch=group.epoch, restarts=group.restarts)
+        metrics.set_followers(
+            group.group,
+            [
+                (each.node_rank, each.host, each.step_s, each.load_count)
+                for each in status.followers
+                if each.group == group.group
+            ],
+        )
 
 
 def _cors(app: App, origins: Sequence[str]) -> App:

@@ -56,12 +56,12 @@ _UNSUPPORTED = {
     "hf_token": "the model is read from its folder, and needs none",
     "root_path": "strip a prefix in the proxy in front",
     "headless": "the supervisor starts all processes",
-    "api_server_count": "one API process serves a group",
+    "api_server_count": "one API process serves all groups",
     "grpc_port": "only HTTP is served",
     "enable_fault_tolerance": "the supervisor restarts followers",
 }
 _UNSUPPORTED_PREFIXES = {
-    "data_parallel": "one group is one replica; run several behind a load balancer",
+    "data_parallel": "the setting `groups` has several groups of followers behind one endpoint",
     "decode_context_parallel": "followers decide how a context is split",
     "prefill_context_parallel": "followers decide how a context is split",
     "expert_parallel": "followers decide how experts are split",

@@ -56,7 +56,7 @@ class GroupLink:
         self._interval_s = interval_s
         self._closed, self._made = threading.Event(), threading.Event()
         self._api_process = os.pidfd_open(engine.api_pid)
-        self._hello = LeaderHello(leader_id=engine.engine_id, role="engine")
+        self._hello = LeaderHello(leader_id=engine.engine_id, role="engine", group=engine.group)
         self._peer = PeerClient(
             spec.link_endpoint,
             keys=GroupKeys.from_token(spec.token),

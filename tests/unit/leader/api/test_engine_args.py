@@ -19,7 +19,7 @@ KNOWN = {"enable_auto_tool_choice", "tool_call_parser", "quantization", "enable_
         ("kv_cache_dtype", "fp8", "KV cache"),
         ("enable_lora", True, "adapters"),
         ("hf_token", "hf_secret", "needs none"),
-        ("data_parallel_size", 2, "one replica"),
+        ("data_parallel_size", 2, "groups of followers"),
         ("speculative_config", {"method": "ngram"}, "`speculation`"),
         ("spec_model", "small", "own text"),
         ("enable_auto_tool_chioce", True, "did you mean enable_auto_tool_choice"),

@@ -1,7 +1,8 @@
 """`FleetClient`: what vLLM's AsyncLLM holds in place of its own `EngineCoreClient`.
 
-vLLM's own clients end with the first engine that dies. This one starts another, and the
-requests go on in it; nothing that AsyncLLM awaits here ever raises because of a dead engine.
+vLLM's own clients end with the first engine that dies. This one has an engine for each group,
+starts another when one dies, and has requests go on elsewhere or in the next one; nothing that
+AsyncLLM awaits here ever raises because of a dead engine.
 """
 
 import asyncio
@@ -23,12 +24,14 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.metrics.stats import SchedulerStats
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.errors import LeaderError, RufusError
+from rufus_serve.errors import FollowerError, LeaderError, RufusError
 from rufus_serve.leader.api.fleet.dispatcher import Dispatcher
 from rufus_serve.leader.api.fleet.keeper import EngineKeeper, LostCall
 from rufus_serve.leader.api.fleet.link import EngineLink
+from rufus_serve.leader.beat import BEAT
 from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.leader.zygote import Zygotes
+from rufus_serve.protocol.messages import GroupNews
 
 _STOP_S = 2.0
 
@@ -39,42 +42,82 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
     def __init__(self, zygotes: Zygotes, config: ServeConfig, folder: str) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
         """AsyncLLM takes itself for dead by it."""
-        self.engine_ranks_managed = [0]
-        """Values of the label `engine` in /metrics."""
+        self.engine_ranks_managed = list(range(config.groups))
+        """Values of the label `engine` in /metrics: groups."""
         self._zygotes, self._config, self._folder = zygotes, config, folder
         self._event_loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._queue: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._dispatcher = Dispatcher(self._queue.put_nowait, self._fail_request)
-        self._keeper = EngineKeeper(self._open_link, self._dispatcher, config.recovery)
+        self._keepers = tuple(
+            EngineKeeper(group, self._open_link, self._dispatcher, config.recovery)
+            for group in range(config.groups)
+        )
         self._stopped = False
 
     async def start(self) -> EngineCoreReadyResponse:
-        """Start the engine; what it says of itself once it is ready.
+        """Start an engine for each group; what the first that is ready says of itself.
 
         Raises:
-            RufusError: it did not become ready.
+            RufusError: the first that ended its start did not become ready.
         """
-        link = await self._keeper.start()
-        return link.ready
+        starts = [asyncio.ensure_future(keeper.start()) for keeper in self._keepers]
+        done, _ = await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+        ready = done.pop().result().ready
+        for keeper, start in zip(self._keepers, starts, strict=True):
+            keeper.follow(start)
+        return ready
 
     def failure(self) -> RufusError | None:
         """Why no request can be served any more; None while it can, or may yet."""
-        return self._keeper.failure()
+        failures = [keeper.failure() for keeper in self._keepers]
+        return failures[0] if all(failures) else None
 
-    def replace_engine(self, reason: str) -> None:
-        """Kill an engine that lives and does nothing; its requests go on in the next one."""
-        self._keeper.replace(reason)
+    def replace_engine(self, group: int, reason: str) -> None:
+        """Kill an engine that lives and does nothing; its requests go on elsewhere."""
+        self._keepers[group].replace(reason)
 
-    async def _open_link(self, on_lost: LostCall) -> EngineLink:
+    def take_news(self, news: GroupNews) -> None:
+        """A group came or went: send requests to it, or have them go on in others."""
+        if news.state == "open":
+            self._dispatcher.open(news.group)
+            return
+        for_good = news.state == "failed"
+        if for_good:
+            self._keepers[news.group].give_up(FollowerError(news.reason))
+        self._dispatcher.close(news.group, lost=news.state != "out", for_good=for_good)
+
+    def num_in(self, group: int) -> int:
+        """Requests that a group has."""
+        return self._dispatcher.num_in(group)
+
+    async def beat(self, group: int) -> Any:
+        """What the group's engine has counted, once its main loop has turned.
+
+        Raises:
+            LeaderError: there is no engine, or it died meanwhile.
+        """
+        link = self._keepers[group].link
+        if link is None:
+            raise LeaderError(f"group {group} has no engine yet")
+        (counts,) = await link.call("collective_rpc", BEAT, None, (), None)
+        return counts
+
+    async def _open_link(self, group: int, on_lost: LostCall) -> EngineLink:
         def lost(link: EngineLink, reason: str) -> None:
             # Gauges would stay at what the dead engine said last.
             empty = EngineCoreOutputs(engine_index=link.group, scheduler_stats=SchedulerStats())
             self._queue.put_nowait(empty)
             on_lost(link, reason)
 
-        spec = EngineSpec.new(0, self._folder)
-        link = EngineLink(spec, self._context, on_outputs=self._dispatcher.take, on_lost=lost)
+        config = self._config
+        link = EngineLink(
+            EngineSpec.new(group, self._folder),
+            self._context,
+            caches=config.prefix_caching and not config.has_kv_lines,
+            on_outputs=self._dispatcher.take,
+            on_lost=lost,
+        )
         await link.start(self._zygotes.fork_engine, deadline_s=start_limit_s(self._config))
         return link
 
@@ -103,7 +146,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
 
     async def get_supported_tasks_async(self) -> Any:
         """Those of the engines, which are alike."""
-        return tuple(await self._call("get_supported_tasks"))
+        return tuple((await self._call("get_supported_tasks"))[0])
 
     async def reset_mm_cache_async(self) -> None:
         """Nothing: only text is served."""
@@ -111,8 +154,9 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
     async def reset_prefix_cache_async(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        """Forget cached prefixes."""
-        return bool(await self._call("reset_prefix_cache", reset_running_requests, reset_connector))
+        """Forget cached prefixes; whether all engines could."""
+        call = self._call("reset_prefix_cache", reset_running_requests, reset_connector)
+        return all(await call)
 
     async def collective_rpc_async(
         self,
@@ -121,8 +165,9 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> list[Any]:
-        """The executor's few worker calls."""
-        return list(await self._call("collective_rpc", method, timeout, args, kwargs))
+        """The executor's few worker calls, of every engine."""
+        answers = await self._call("collective_rpc", method, timeout, args, kwargs)
+        return [each for answer in answers for each in answer]
 
     def dp_engines_running(self) -> bool:
         """Whether requests are open."""
@@ -139,14 +184,22 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         self._zygotes.close()
 
     async def _stop(self, deadline_s: float) -> None:
-        await self._keeper.stop(deadline_s=deadline_s)
+        await asyncio.gather(*(keeper.stop(deadline_s=deadline_s) for keeper in self._keepers))
         self._context.destroy(linger=0)
 
-    async def _call(self, method: str, *args: Any) -> Any:
-        link = self._keeper.link
-        if link is None:
-            raise LeaderError("no engine is ready")
-        return await link.call(method, *args)
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        """What the engines answer, but those that die meanwhile.
+
+        Raises:
+            LeaderError: none did.
+        """
+        links = [keeper.link for keeper in self._keepers if keeper.link is not None]
+        calls = (link.call(method, *args) for link in links)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) == len(answers):
+            raise errors[0] if errors else LeaderError("no engine is ready")
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def start_limit_s(config: ServeConfig) -> float:

@@ -5,7 +5,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rufus_serve.leader.api.fleet.routing import Wanted
 from rufus_serve.leader.delivered import with_delivered
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a group computes at once."""
+
+    sequences: int
+    tokens: int
+    """That its KV cache holds."""
+    caches: bool = True
+    """Whether it keeps beginnings for later requests."""
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens of beginnings that it may keep."""
+        return self.tokens if self.caches else 0
+
+
+_MOST_TOKENS = 1 << 30
+"""Of a request that says nothing of it."""
 
 
 class EnginePort(Protocol):
@@ -14,6 +35,10 @@ class EnginePort(Protocol):
     @property
     def group(self) -> int:
         """The group whose engine it is."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """How much it runs at once; more waits there."""
 
     @property
     def accepts(self) -> bool:
@@ -44,7 +69,11 @@ class Flight:
     num_delivered_before: int = 0
     """Tokens that it was sent with."""
     num_deaths: int = 0
-    """Engines that died under it, since one got far with it."""
+    """Engines or groups that were lost under it, since one got far with it."""
+    num_moves: int = 0
+    """Times that it went on in another group than where it ran."""
+    home: int = -1
+    """The group that it ran in last."""
 
     @property
     def request_id(self) -> str:
@@ -58,6 +87,24 @@ class Flight:
         The old one may still be known where it is sent to, or be hit by an abort under way.
         """
         return f"{self.request_id}~{self.num_sent}"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its context."""
+        return len(self.request.prompt_token_ids or ()) + len(self.delivered)
+
+    def wanted(self) -> Wanted:
+        """The request as far as its way is concerned."""
+        request, params = self.request, self.request.sampling_params
+        most = getattr(params, "max_tokens", None) or _MOST_TOKENS
+        adapter = getattr(request.lora_request, "lora_int_id", None)
+        return Wanted(
+            name=self.request_id,
+            tokens=[*(request.prompt_token_ids or ()), *self.delivered],
+            most_left=max(1, most - len(self.delivered)),
+            root=(request.cache_salt, adapter),
+            session=request.session_id or "",
+        )
 
     def on_the_wire(self) -> Any:
         """The request as an engine gets it: under its wire id, with the delivered tokens."""

@@ -21,11 +21,13 @@ class EngineKeeper:
 
     def __init__(
         self,
-        open_link: Callable[[LostCall], Awaitable[EngineLink]],
+        group: int,
+        open_link: Callable[[int, LostCall], Awaitable[EngineLink]],
         dispatcher: Dispatcher,
         limits: RecoveryConfig,
     ) -> None:
         """`open_link` forks an engine and returns once it is ready; raises as `start` does."""
+        self.group = group
         self._open_link = open_link
         self._dispatcher = dispatcher
         self._limits = limits
@@ -41,19 +43,30 @@ class EngineKeeper:
         return self._failure
 
     async def start(self) -> EngineLink:
-        """The first engine, once it is ready.
+        """An engine, once it is ready.
 
         Raises:
             RufusError: why it did not become ready.
         """
-        self.link = link = await self._open_link(self._on_lost)
+        self.link = link = await self._open_link(self.group, self._on_lost)
         self._dispatcher.add_port(link)
         return link
+
+    def follow(self, starting: Awaitable[object]) -> None:
+        """Take over an engine's first start, which others need not wait for."""
+        self._restarting = asyncio.get_running_loop().create_task(self._keep(starting))
 
     def replace(self, reason: str) -> None:
         """Kill the engine, unless it is being replaced already."""
         if self.link is not None:
             self.link.give_up(reason)
+
+    def give_up(self, error: RufusError) -> None:
+        """The group has failed: it needs no engine any more."""
+        self._failure = self._failure or error
+        if self._restarting is not None:
+            self._restarting.cancel()
+        self.replace(str(error))
 
     async def stop(self, *, deadline_s: float) -> None:
         """End the engine, by force after `deadline_s`."""
@@ -67,35 +80,51 @@ class EngineKeeper:
             "the engine of group %d is lost: %s; %d requests are open",
             *(link.group, reason, self._dispatcher.num_open),
         )
-        self._failure = link.failure()
+        self._failure = self._failure or link.failure()
         if self._failure is None:
-            self._restarting = asyncio.get_running_loop().create_task(self._restart())
+            self.follow(self._start_again())
+        else:
+            self._dispatcher.close(self.group, lost=False, for_good=True)
         self._dispatcher.lose_port(link)
 
-    async def _restart(self) -> None:
-        while self._failure is None:
-            self._count_death()
-            if self._num_deaths > max(1, self._limits.max_restarts):
-                self._failure = LeaderError(
-                    f"engines died {self._num_deaths} times in a row without bringing a token "
-                    "(recovery.max_restarts); the log above says why"
-                )
-                return
-            await asyncio.sleep(self._pause_s())
-            try:
-                await self.start()
-            except EngineStartFailed as error:
-                _log.warning("%s", error)
-            except RufusError as error:
-                self._failure = error
-            else:
-                return
+    async def _keep(self, starting: Awaitable[object]) -> None:
+        """Start engines until one is ready, or none would ever be."""
+        while not await self._has_started(starting) and self._failure is None:
+            starting = self._start_again()
+
+    async def _has_started(self, starting: Awaitable[object]) -> bool:
+        try:
+            await starting
+        except EngineStartFailed as error:
+            _log.warning("%s", error)
+        except RufusError as error:
+            self._failure = error
+            self._dispatcher.close(self.group, lost=False, for_good=True)
+        else:
+            return True
+        return False
+
+    async def _start_again(self) -> None:
+        """Start another, after a pause if deaths follow upon each other.
+
+        Raises:
+            RufusError: why it did not become ready, or why none is started any more.
+        """
+        self._count_death()
+        if self._num_deaths > max(1, self._limits.max_restarts):
+            raise LeaderError(
+                f"engines died {self._num_deaths} times in a row without bringing a token "
+                "(recovery.max_restarts); the log above says why"
+            )
+        await asyncio.sleep(self._pause_s())
+        await self.start()
 
     def _count_death(self) -> None:
-        if self._dispatcher.num_tokens > self._tokens_at_death:
+        num_tokens = self._dispatcher.num_tokens[self.group]
+        if num_tokens > self._tokens_at_death:
             self._num_deaths = 0
         self._num_deaths += 1
-        self._tokens_at_death = self._dispatcher.num_tokens
+        self._tokens_at_death = num_tokens
 
     def _pause_s(self) -> float:
         if self._num_deaths <= 1:

@@ -32,6 +32,7 @@ from vllm.v1.engine.utils import EngineHandshakeMetadata, EngineZmqAddresses
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from rufus_serve.errors import LeaderError, RufusError
+from rufus_serve.leader.api.fleet.flight import Capacity
 from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.leader.failure_note import FailureNote
 
@@ -48,6 +49,7 @@ class EngineStartFailed(LeaderError):
 class EngineLink:
     """One incarnation of one group's engine; event loop thread only.
 
+    `caches`: it keeps beginnings of prompts for later requests.
     `on_lost` is called once, with the reason, when an engine that was ready is dead;
     `on_outputs` never after that.
     """
@@ -57,6 +59,7 @@ class EngineLink:
         spec: EngineSpec,
         context: zmq.asyncio.Context,
         *,
+        caches: bool,
         on_outputs: Callable[["EngineLink", EngineCoreOutputs], None],
         on_lost: Callable[["EngineLink", str], None],
     ) -> None:
@@ -67,6 +70,7 @@ class EngineLink:
         self.accepts = False
         """New requests may be sent."""
         self.ready: EngineCoreReadyResponse | None = None
+        self._caches = caches
         self._on_outputs, self._on_lost = on_outputs, on_lost
         self._sockets = {
             kind: make_zmq_socket(context, spec.address(kind), type_, bind=True, linger=0)
@@ -82,6 +86,14 @@ class EngineLink:
     def group(self) -> int:
         """The group whose followers it steps."""
         return self.spec.group
+
+    @property
+    def capacity(self) -> Capacity:
+        """By its own word; it must be ready."""
+        ready = self.ready
+        assert ready is not None
+        num_tokens = ready.num_gpu_blocks * ready.block_size
+        return Capacity(sequences=ready.max_num_seqs, tokens=num_tokens, caches=self._caches)
 
     def failure(self) -> RufusError | None:
         """Why it says that another engine would do no better; None if it does not."""

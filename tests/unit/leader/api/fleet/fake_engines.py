@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 from rufus_serve.leader.api.fleet.dispatcher import Dispatcher
+from rufus_serve.leader.api.fleet.flight import Capacity
 from rufus_serve.leader.delivered import take_delivered, with_delivered
+
+ROOMY = Capacity(sequences=1000, tokens=1_000_000)
 
 
 def request(
@@ -18,6 +21,9 @@ def request(
         sampling_params=SimpleNamespace(max_tokens=max_tokens, extra_args=None),
         arrival_time=at,
         client_index=0,
+        lora_request=None,
+        cache_salt=None,
+        session_id=None,
     )
 
 
@@ -52,8 +58,9 @@ def continuation(prompt: Sequence[int], count: int) -> list[int]:
 class FakeEngine:
     """An `EnginePort` whose engine takes messages and runs steps when told to."""
 
-    def __init__(self, group: int = 0) -> None:
+    def __init__(self, group: int = 0, *, capacity: Capacity = ROOMY) -> None:
         self.group, self.accepts, self.gone = group, True, False
+        self.capacity = capacity
         self._inbox: list[SimpleNamespace | list[str]] = []
         self._outbox: list[SimpleNamespace] = []
         self.running: dict[str, tuple[list[int], int, int]] = {}

@@ -1,10 +1,14 @@
-"""Random histories of requests, aborts and deaths: no token is lost or comes twice."""
+"""Random histories of requests, aborts, deaths and moves: no token is lost or comes twice."""
 
 import random
 
 from fake_engines import FakeEngine, FrontEnd, continuation, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from rufus_serve.leader.api.fleet.flight import Capacity
+
+SMALL = Capacity(sequences=3, tokens=120)
 
 
 class History:
@@ -56,6 +60,17 @@ class History:
             for engine in self.engines:
                 engine.run(self.front.dispatcher)
 
+    def assert_all_whole(self) -> None:
+        front = self.front
+        for name, tokens in self.wanted.items():
+            got = front.tokens.get(name, [])
+            cut_short = name in self.aborted or name in front.errors
+            assert got == (tokens[: len(got)] if cut_short else tokens), name
+        assert front.dispatcher.num_open == 0
+        assert not front.dispatcher._by_wire_id
+        assert not front.dispatcher._waiting
+        assert not front.dispatcher._on_trial
+
 
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
@@ -72,12 +87,64 @@ def test_whatever_dies_and_whenever_every_request_gets_its_tokens_once(seed):
             history.start()
         history.move_a_little()
     history.finish()
-    front = history.front
-    for name, tokens in history.wanted.items():
-        got = front.tokens.get(name, [])
-        cut_short = name in history.aborted or name in front.errors
-        assert got == (tokens[: len(got)] if cut_short else tokens), name
-    assert front.dispatcher.num_open == 0
-    assert not front.dispatcher._by_wire_id
-    assert not front.dispatcher._waiting
-    assert not front.dispatcher._on_trial
+    history.assert_all_whole()
+
+
+class GroupsHistory(History):
+    """Groups that are lost, drained and taken back, and whose engines die and are replaced."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.closed: set[int] = set()
+        for group in range(3):
+            self.start_in(group)
+
+    def start_in(self, group: int) -> None:
+        self.engines.append(FakeEngine(group, capacity=SMALL))
+        self.front.dispatcher.add_port(self.engines[-1])
+
+    def close(self) -> None:
+        group = self.random.randrange(3)
+        self.closed.add(group)
+        self.front.dispatcher.close(group, lost=self.chance(0.5))
+
+    def open(self) -> None:
+        group = self.random.choice(sorted(self.closed))
+        self.closed.discard(group)
+        self.front.dispatcher.open(group)
+
+    def start_missing(self) -> None:
+        for group in {0, 1, 2} - {engine.group for engine in self.engines}:
+            self.start_in(group)
+
+    def move_a_little(self) -> None:
+        running = [engine for engine in self.engines if engine.group not in self.closed]
+        everyone, self.engines = self.engines, running
+        super().move_a_little()
+        self.engines = everyone
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_whichever_group_comes_and_goes_every_request_gets_its_tokens_once(seed):
+    history = GroupsHistory(seed)
+    for tick in range(250):
+        if tick < 150 and history.chance(0.3):
+            history.ask(f"r{tick}", tick)
+        if history.wanted and history.chance(0.02):
+            history.abort()
+        if history.engines and history.chance(0.02):
+            history.kill()
+        if history.chance(0.1):
+            history.start_missing()
+        if history.chance(0.06):
+            history.close()
+        if history.closed and history.chance(0.1):
+            history.open()
+        history.move_a_little()
+    history.start_missing()
+    while history.closed:
+        history.open()
+    history.finish()
+    history.assert_all_whole()
+    assert all(abs(history.front.dispatcher._router.load(group)) < 1e-6 for group in range(3))

@@ -1,0 +1,171 @@
+"""How long streams pause when a group's follower is killed, with a second group and without.
+
+    python benchmarks/group_loss.py [--rounds 5] [--write]
+
+Eight streams run; a second after the last of them began, the follower of one group gets SIGKILL.
+A round's pause is the longest of any of its streams; all texts must be those of an undisturbed
+run. With two groups there is a second case: whatever takes the lost follower's place does not
+start to load for a minute, as a device that loads for long would. Rounds are interleaved.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+from peer_loss import PROMPTS, Stream, all_streams
+from rufus_serve.protocol.messages import Status
+from rufus_serve.supervisor import orders
+from serving import README, between_marks
+from serving_report import table
+from serving_servers import OURS, PORT, ROOT, Contender, Running, contenders, machine, versions
+
+RECORD = ROOT / "benchmarks" / "results" / "group_loss.json"
+MARKS = ("<!-- group loss: begin -->", "<!-- group loss: end -->")
+SLOW_S = 60
+_READY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A server and how slow a new follower is."""
+
+    name: str
+    groups: int
+    slow: bool = False
+
+
+CASES = (
+    Case("one group", 1),
+    Case("two groups", 2),
+    Case(f"two groups, {SLOW_S} s to load", 2, slow=True),
+)
+
+
+def contender(case: Case, python: Path) -> Contender:
+    """Ours with one follower a group."""
+    (one,) = (each for each in contenders(Path(), "") if each.name == f"{OURS}, 1 follower")
+    more = ["--dtype=float32", f"--groups={case.groups}", "--cluster.kind=local",
+            f"--cluster.python={python}", "--recovery.max-restarts=1000"]  # fmt: skip
+    return replace(one, name=case.name, command=[*one.command, *more])
+
+
+def slow_python(folder: Path, flag: Path) -> Path:
+    """An interpreter that takes its time while there is a file `flag`."""
+    import sys
+
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\n[ -e {flag} ] && sleep {SLOW_S}\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def status() -> Status:
+    return orders.status(port=PORT, folder="")
+
+
+def wait_all_ready() -> None:
+    deadline = time.monotonic() + _READY_S
+    while not all(group.ready for group in status().groups):
+        assert time.monotonic() < deadline, status()
+        time.sleep(0.1)
+
+
+async def round_of(client: httpx.AsyncClient, expected: list[Stream], victim: int) -> dict:
+    """Streams with a blow in between: the longest pause, and what came of them."""
+    found = [Stream() for _ in PROMPTS]
+    streaming = asyncio.create_task(all_streams(client, found))
+    while not all(stream.text or streaming.done() for stream in found):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(1.0)
+    assert not streaming.done(), "the streams ended before the blow"
+    os.kill(victim, 9)
+    await streaming
+    ready = [group.ready for group in status().groups]
+    whole = [a.end == "done" and a.text == b.text for a, b in zip(found, expected, strict=True)]
+    return {
+        "pause_s": round(max(stream.longest_pause_s for stream in found), 3),
+        "whole_texts": sum(whole),
+        "ready_at_the_end": ready,
+    }
+
+
+async def rounds(case: Case, flag: Path, count: int) -> list[dict]:
+    base = f"http://127.0.0.1:{PORT}"
+    async with httpx.AsyncClient(base_url=base, timeout=300.0) as client:
+        expected = [Stream() for _ in PROMPTS]
+        await all_streams(client, expected)
+        found = []
+        for number in range(count):
+            await asyncio.to_thread(wait_all_ready)
+            group = number % case.groups
+            victim = next(f.pid for f in status().followers if f.group == group)
+            if case.slow:
+                flag.touch()
+            found.append(await round_of(client, expected, victim))
+            flag.unlink(missing_ok=True)
+            print(time.strftime("%X"), case.name, json.dumps(found[-1]), flush=True)
+    return found
+
+
+@contextmanager
+def started(case: Case) -> Iterator[Path]:
+    """The server of a case; the file that makes new followers slow."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gl-")))
+        flag = folder / "slow"
+        server = Running(contender(case, slow_python(folder, flag)), folder)
+        stack.callback(server.stop)
+        yield flag
+
+
+def report(record: dict) -> str:
+    """The table."""
+    header = ["a follower gets kill -9", "pause p50 s", "longest s", "whole texts"]
+    lines = []
+    for name, found in record["cases"].items():
+        pauses = [each["pause_s"] for each in found]
+        whole = sum(each["whole_texts"] for each in found)
+        lines.append(
+            [name, f"{statistics.median(pauses):.2f}", f"{max(pauses):.2f}",
+             f"{whole} of {len(PROMPTS) * len(found)}"]
+        )  # fmt: skip
+    return table(header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="blows to each server [5]")
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--write", action="store_true", help="keep the record and the table")
+    options = parser.parse_args()
+    cases = {}
+    for case in (each for each in CASES if options.only in each.name):
+        with started(case) as flag:
+            cases[case.name] = asyncio.run(rounds(case, flag, options.rounds))
+    record = {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": "python benchmarks/group_loss.py",
+        "machine": machine(),
+        "versions": versions(Path("none")),
+        "cases": cases,
+        "load_1min_at_the_end": round(os.getloadavg()[0], 1),
+    }
+    print(report(record))
+    if options.write:
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        between_marks(README, f"\n{record['date']}\n\n{report(record)}\n", MARKS)
+
+
+if __name__ == "__main__":
+    main()

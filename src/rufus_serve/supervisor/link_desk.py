@@ -1,0 +1,132 @@
+"""`LinkDesk`: what leader processes and commands tell the supervisor, and what it answers."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rufus_serve.channel.peer import PeerServer
+from rufus_serve.errors import LeaderError, class_of
+from rufus_serve.protocol.messages import (
+    Ack,
+    AnyMessage,
+    Drain,
+    DrainGroup,
+    FollowerSuspected,
+    GroupFailed,
+    GroupIdle,
+    LeaderHello,
+    LeaderProgress,
+    Order,
+    RestartFollower,
+    RestartGroup,
+    Serving,
+    Status,
+    StatusRequest,
+    TraceSteps,
+)
+from rufus_serve.supervisor import group_events as ev
+from rufus_serve.supervisor.group import Group
+from rufus_serve.supervisor.leader_link import LeaderLink
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkEvents:
+    """What to call for what concerns the server as a whole."""
+
+    serving: Callable[[str], None]
+    """The API process of this leader id takes requests."""
+    drain: Callable[[Drain], None]
+    drained: Callable[[], None]
+    """The API process has no request open any more."""
+    status: Callable[[], Status]
+
+
+class LinkDesk:
+    """Gives each message to the group that it is about; event loop only."""
+
+    def __init__(
+        self, server: PeerServer, link: LeaderLink, groups: Sequence[Group], events: LinkEvents
+    ) -> None:
+        self._server, self._link, self._groups, self._events = server, link, groups, events
+
+    async def take(self, peer: bytes, message: AnyMessage) -> None:
+        """Act upon a message of `peer`, and answer orders."""
+        match message:
+            case LeaderHello():
+                await self._hello(peer, message)
+            case LeaderProgress() | FollowerSuspected() | GroupFailed():
+                if (number := self._link.group_of(peer)) is not None:
+                    await self._take_from_engine(self._groups[number], message)
+            case GroupIdle():
+                self._groups[message.group].is_idle()
+            case Serving():
+                self._events.serving(message.leader_id)
+            case Ack():
+                self._events.drained()
+            case (
+                StatusRequest()
+                | RestartFollower()
+                | RestartGroup()
+                | DrainGroup()
+                | TraceSteps()
+                | Drain()
+            ):
+                await self._server.send(peer, await self._obey(message))
+            case _:
+                _log.debug("ignored %s on the link", type(message).__name__)
+
+    async def _hello(self, peer: bytes, hello: LeaderHello) -> None:
+        if hello.role == "engine" and hello.group >= len(self._groups):
+            return
+        self._link.hello(peer, hello)
+        if hello.role == "engine":
+            self._groups[hello.group].engine.forget()
+            await self._groups[hello.group].handle(ev.EngineJoined(leader_id=hello.leader_id))
+        else:
+            for group in self._groups:
+                await group.tell_api()
+
+    async def _take_from_engine(self, group: Group, message: AnyMessage) -> None:
+        match message:
+            case LeaderProgress():
+                await group.took_progress(message)
+            case FollowerSuspected():
+                _log.warning("the leader gave up epoch %d: %s", message.epoch, message.reason)
+                await group.handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
+            case GroupFailed():
+                kind = class_of(message.exit_code) or LeaderError
+                await group.handle(ev.EngineFailed(reason=message.reason, kind=kind))
+
+    async def _obey(self, order: Order) -> AnyMessage:
+        match order:
+            case StatusRequest():
+                return self._events.status()
+            case RestartFollower() | RestartGroup() | DrainGroup():
+                return Ack(error=await self._maintain(order))
+            case TraceSteps():
+                await self._link.to_engine(order.group, order)
+            case Drain():
+                self._events.drain(order)
+        return Ack()
+
+    async def _maintain(self, order: RestartFollower | RestartGroup | DrainGroup) -> str:
+        """Do as told; why not, or else nothing."""
+        if not 0 <= order.group < len(self._groups):
+            return f"there is no group {order.group}"
+        group = self._groups[order.group]
+        ranks = tuple(group.state.by_rank())
+        if isinstance(order, DrainGroup):
+            if len(self._groups) == 1:
+                return "there is no other group; `rufus-serve drain` ends the server"
+            await group.leave_rotation()
+            return ""
+        if group.state.phase is ev.GroupPhase.FAILED:
+            return f"group {order.group} has failed for good ({group.state.failure})"
+        if isinstance(order, RestartFollower):
+            if order.node_rank not in ranks:
+                return f"there is no follower {order.node_rank} to restart"
+            ranks = (order.node_rank,)
+        await group.restart(*ranks)
+        return ""

@@ -1,0 +1,46 @@
+"""A server with several groups of one follower each."""
+
+import re
+import time
+
+import psutil
+
+from rufus_serve.protocol.messages import FollowerStatus
+from tests.e2e.losses import status_of
+from tests.e2e.recorded import FLAGS, Recorded
+from tests.e2e.streams import Streams
+
+
+class Groups(Recorded):
+    """Knows its groups, and takes followers from them."""
+
+    FLAGS = FLAGS
+
+    def follower(self, group: int) -> tuple[int, int]:
+        """Process id and weight loads of its only follower."""
+        found = self._follower(group)
+        return found.pid, found.load_count
+
+    def kill_follower(self, group: int) -> None:
+        psutil.Process(self._follower(group).pid).kill()
+
+    def start_and_wait(self) -> Streams:
+        self.wait_all_ready()
+        return super().start_and_wait()
+
+    def wait_all_ready(self, *, deadline_s: float = 60.0) -> None:
+        give_up = time.monotonic() + deadline_s
+        while not all(group.ready for group in status_of(self.server).groups):
+            assert time.monotonic() < give_up, self.server.log
+            time.sleep(0.05)
+
+    def tokens_of(self, metrics: str, group: str) -> float:
+        """Tokens that vLLM's metrics say a group has brought."""
+        samples = re.findall(
+            rf'^vllm:generation_tokens_total{{engine="{group}".*}} (\S+)$', metrics, re.M
+        )
+        return sum(map(float, samples))
+
+    def _follower(self, group: int) -> FollowerStatus:
+        (found,) = (each for each in status_of(self.server).followers if each.group == group)
+        return found
