@@ -23,6 +23,7 @@ from rufus_serve.protocol.specs import FollowerSpec
 
 # It is for the host's init to bury the process, which in a container may never happen.
 _GONE_S = 2.0
+_EXEC_S = 0.5
 _POLL_S = 0.2
 _SHOWN_LINES = 3
 _MODULE = "rufus_serve.follower"
@@ -152,7 +153,11 @@ def _find(pid: int) -> psutil.Process | None:
     """The process `pid` if it is a follower: ids are used again, and containers have their own."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        if _MODULE in process.cmdline():
+        deadline = time.monotonic() + _EXEC_S
+        # A process that was just started has no command line for a moment.
+        while not (words := process.cmdline()) and time.monotonic() < deadline:
+            time.sleep(_EXEC_S / 50)
+        if _MODULE in words:
             return process
     return None
 

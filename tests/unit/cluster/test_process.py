@@ -6,13 +6,14 @@ import signal
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from rufus_serve.cluster.base import FollowerExit
 from rufus_serve.cluster.local import LocalCluster
-from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess, interpreter_of
+from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess, interpreter_of, is_follower
 from rufus_serve.errors import RufusError
 from rufus_serve.protocol.specs import FollowerSpec
 
@@ -196,3 +197,12 @@ def test_an_environment_of_the_same_python_does_not_see_ours(tmp_path, monkeypat
     other.symlink_to(Path(sys.executable).resolve())
     assert "PYTHONPATH" not in interpreter_of(str(other))[1]
     assert interpreter_of(sys.executable)[1]["PYTHONPATH"] == "/leader/site-packages"
+
+
+def test_a_follower_is_known_though_its_command_line_is_not_there_yet(monkeypatch):
+    command_lines = [[], [], ["python", "-m", "rufus_serve.follower"]]
+    stand_in = SimpleNamespace(cmdline=lambda: command_lines.pop(0))
+    monkeypatch.setattr("rufus_serve.cluster.process.psutil.Process", lambda _: stand_in)
+    assert is_follower(7)
+    command_lines.extend([["python", "-m", "http.server"]])
+    assert not is_follower(7)
