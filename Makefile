@@ -208,7 +208,7 @@ check: $(MADE_CHECK) ## Lint, types, layers, dependencies, spelling; needs no vL
 
 docs: $(MADE_PACKAGE) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
-	$(BIN)/python -m rufus_serve.metric_table > docs/metrics.md
+	$(BIN)/python -m rufus_serve.metrics > docs/metrics.md
 
 site: $(MADE_SITE) ## The documentation as a site, in .site.
 	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --quiet

@@ -1,90 +1,178 @@
-"""Prometheus metrics of the groups, beside vLLM's own at `/metrics`; names are a contract."""
+"""Every metric of ours at `/metrics`, declared once: name, kind, labels, unit, help.
 
-from collections.abc import Sequence
+The names are a contract: `docs/metrics.md` is made of this table, and dashboard and alerts are
+checked against it.
+"""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-STATES = ("starting", "ready", "recovering", "draining", "drained", "failed", "stopped")
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+Kind = Literal["counter", "gauge", "histogram"]
 
 
-class GroupMetrics:
-    """Gauges of all groups; set from the supervisor's status, on one thread."""
+class Metric(NamedTuple):
+    """One metric."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._epoch = Gauge(
-            "rufus_group_epoch", "Epochs formed so far.", ["group"], registry=registry
-        )
-        self._state = Gauge(
-            "rufus_group_state",
+    name: str
+    """Of a counter with `_total`, as it is asked for."""
+    kind: Kind
+    unit: str
+    """What one is: seconds, bytes, or the thing counted."""
+    labels: tuple[str, ...]
+    help: str
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "rufus_group_state", "gauge", "0 or 1", ("group", "state"),
             "1 for the state the group is in.",
-            ["group", "state"],
-            registry=registry,
-        )
-        self._step = Gauge(
-            "rufus_follower_step_seconds",
+        ),
+        Metric(
+            "rufus_group_epoch", "gauge", "epochs", ("group",),
+            "Epochs formed so far.",
+        ),
+        Metric(
+            "rufus_group_start_seconds", "gauge", "seconds", ("group",),
+            "From the start until the group's first epoch was ready; 0 before that.",
+        ),
+        Metric(
+            "rufus_recovery_seconds", "histogram", "seconds", ("group",),
+            "From a loss until every follower awaits steps again.",
+        ),
+        Metric(
+            "rufus_follower_restarts_total", "counter", "followers", ("group",),
+            "Followers replaced after a loss.",
+        ),
+        Metric(
+            "rufus_follower_step_seconds", "gauge", "seconds", ("group", "node_rank", "host"),
             "Mean time per step that a follower computes, without waiting for its peers.",
-            ["group", "node_rank", "host"],
-            registry=registry,
-        )
-        self._loads = Gauge(
-            "rufus_follower_weight_loads",
-            "How often the follower's process has loaded weights.",
-            ["group", "node_rank", "host"],
-            registry=registry,
-        )
-        self._skew = Gauge(
-            "rufus_follower_skew_seconds",
+        ),
+        Metric(
+            "rufus_follower_skew_seconds", "gauge", "seconds", ("group",),
             "Step time of the slowest follower less that of the fastest.",
-            ["group"],
-            registry=registry,
-        )
-        self._restarts = _Total(
-            "rufus_follower_restarts", "Followers replaced after a loss.", ["group"]
-        )
-        self._cluster_up = Gauge(
-            "rufus_cluster_up",
+        ),
+        Metric(
+            "rufus_follower_heartbeat_age_seconds", "gauge", "seconds",
+            ("group", "node_rank", "host"),
+            "Since the follower's interpreter last said something.",
+        ),
+        Metric(
+            "rufus_follower_weight_loads", "gauge", "loads", ("group", "node_rank", "host"),
+            "How often the follower's process has loaded weights.",
+        ),
+        Metric(
+            "rufus_follower_load_seconds", "gauge", "seconds", ("group", "node_rank", "host"),
+            "What its last load of weights took, compiling included where nothing was compiled.",
+        ),
+        Metric(
+            "rufus_cluster_up", "gauge", "0 or 1", (),
             "1 while Ray is there, so that followers can be started; those that run need it not.",
-            registry=registry,
+        ),
+        Metric(
+            "rufus_cluster_restarts_total", "counter", "starts", (),
+            "Times Ray was started again.",
+        ),
+        Metric(
+            "rufus_step_seconds", "histogram", "seconds", ("group", "phase"),
+            "From sending a step to having every follower's reply.",
+        ),
+        Metric(
+            "rufus_step_part_seconds_total", "counter", "seconds", ("group", "part"),
+            "Time the engine spent on parts of steps; `wait` is for the followers.",
+        ),
+        Metric(
+            "rufus_step_sent_bytes_total", "counter", "bytes", ("group",),
+            "Arrays of steps, as sent to each follower.",
+        ),
+        Metric(
+            "rufus_step_received_bytes_total", "counter", "bytes", ("group",),
+            "Arrays of replies, of all followers.",
+        ),
+        Metric(
+            "rufus_bucket_used_total", "counter", "rows or tokens", ("group", "phase"),
+            "Rows of decodes and new tokens of prefills that requests asked for.",
+        ),
+        Metric(
+            "rufus_bucket_computed_total", "counter", "rows or tokens", ("group", "phase"),
+            "The same with the padding up to the bucket.",
+        ),
+        Metric(
+            "rufus_rows_in_full_total", "counter", "rows", ("group",),
+            "Rows whose candidates did not decide the token, so that all logits were fetched.",
+        ),
+        Metric(
+            "rufus_http_requests_total", "counter", "requests", ("route", "status", "key_id"),
+            "Requests by how they were answered; refusals are those of 400 and above.",
+        ),
+        Metric(
+            "rufus_open_sequences", "gauge", "sequences", (),
+            "Sequences of requests that are running or waiting.",
+        ),
+    )
+}  # fmt: skip
+"""By name."""
+
+Values = Mapping[tuple[str, ...], float]
+"""By the labels' values, in their order."""
+
+
+def family(name: str, values: Values) -> Family:
+    """A counter or gauge with a sample for each of `values`."""
+    metric = METRICS[name]
+    make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    found = make(name.removesuffix("_total"), metric.help, labels=metric.labels)
+    for labels, value in values.items():
+        found.add_metric(labels, value)
+    return found
+
+
+def histogram(
+    name: str,
+    bounds: Sequence[float],
+    samples: Iterable[tuple[tuple[str, ...], Sequence[int], float]],
+) -> Family:
+    """One of (labels, number in each bucket, sum); the last bucket is above all `bounds`."""
+    metric = METRICS[name]
+    found = HistogramMetricFamily(name, metric.help, labels=metric.labels)
+    edges = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+    for labels, counts, total in samples:
+        so_far, buckets = 0, []
+        for edge, count in zip(edges, counts, strict=True):
+            so_far += count
+            buckets.append((edge, float(so_far)))
+        found.add_metric(labels, buckets, total)
+    return found
+
+
+def reference() -> str:
+    """The table as `docs/metrics.md`; `make docs` writes it."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated by `make docs`. `/metrics` has these beside vLLM's own, whose names begin with",
+        "`vllm:`. It answers from the first second; vLLM's are there once vLLM is loaded. It needs",
+        "a key with scope `metrics`, if keys are used.",
+        "",
+        "| name | kind | unit | labels | what |",
+        "|---|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        labels = ", ".join(metric.labels)
+        lines.append(
+            f"| `{metric.name}` | {metric.kind} | {metric.unit} | {labels} | {metric.help} |"
         )
-        self._cluster_restarts = _Total("rufus_cluster_restarts", "Times Ray was started again.")
-        for total in (self._restarts, self._cluster_restarts):
-            registry.register(total)
-
-    def set_group(self, group: int, *, state: str, epoch: int, restarts: int) -> None:
-        """A group as a whole."""
-        self._epoch.labels(group=group).set(epoch)
-        self._restarts.values[str(group),] = restarts
-        for name in STATES:
-            self._state.labels(group=group, state=name).set(float(name == state))
-
-    def set_cluster(self, *, up: bool, restarts: int) -> None:
-        """What starts followers."""
-        self._cluster_up.set(float(up))
-        self._cluster_restarts.values[()] = restarts
-
-    def set_followers(self, group: int, followers: Sequence[tuple[int, str, float, int]]) -> None:
-        """Each follower of a group: (node rank, host, seconds per step, weight loads)."""
-        for node_rank, host, step_s, loads in followers:
-            where = {"group": group, "node_rank": node_rank, "host": host}
-            self._step.labels(**where).set(step_s)
-            self._loads.labels(**where).set(loads)
-        steps = [step_s for _, _, step_s, _ in followers if step_s > 0]
-        self._skew.labels(group=group).set(max(steps) - min(steps) if steps else 0.0)
+    return "\n".join(lines) + "\n"
 
 
-class _Total(Collector):
-    """A counter whose values are kept elsewhere."""
-
-    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
-        self._name, self._text, self._labels = name, text, labels
-        self.values: dict[tuple[str, ...], float] = {}
-        """By the labels' values."""
-
-    def collect(self) -> list[CounterMetricFamily]:
-        """A sample for each."""
-        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self.values.items():
-            family.add_metric(labels, value)
-        return [family]
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,24 +1,34 @@
-from prometheus_client import CollectorRegistry, generate_latest
+from pathlib import Path
 
-from rufus_serve.metrics import GroupMetrics
+import pytest
+
+from rufus_serve.metrics import METRICS, family, histogram, reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-def test_the_group_is_exported_under_its_documented_names() -> None:
-    registry = CollectorRegistry()
-    metrics = GroupMetrics(registry)
-    metrics.set_group(1, state="recovering", epoch=3, restarts=2)
-    metrics.set_cluster(up=False, restarts=5)
-    metrics.set_followers(1, [(0, "a", 0.25, 1), (1, "b", 0.75, 4)])
-    text = generate_latest(registry).decode()
-    for line in (
-        'rufus_group_epoch{group="1"} 3.0',
-        'rufus_group_state{group="1",state="recovering"} 1.0',
-        'rufus_group_state{group="1",state="ready"} 0.0',
-        'rufus_follower_restarts_total{group="1"} 2.0',
-        "rufus_cluster_up 0.0",
-        "rufus_cluster_restarts_total 5.0",
-        'rufus_follower_step_seconds{group="1",host="b",node_rank="1"} 0.75',
-        'rufus_follower_weight_loads{group="1",host="b",node_rank="1"} 4.0',
-        'rufus_follower_skew_seconds{group="1"} 0.5',
-    ):
-        assert line in text.splitlines()
+def test_the_page_is_made_of_the_table() -> None:
+    assert PAGE.read_text() == reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
+def test_names_follow_the_rules_of_prometheus(metric) -> None:
+    assert metric.name.startswith("rufus_")
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    if metric.unit in ("seconds", "bytes"):
+        assert metric.unit in metric.name
+    assert metric.help.endswith(".")
+
+
+def test_a_histogram_adds_its_buckets_up() -> None:
+    found = histogram("rufus_step_seconds", (0.1, 1.0), [(("0", "decode"), [1, 2, 3], 9.0)])
+    values = {sample.labels.get("le", sample.name): sample.value for sample in found.samples}
+    assert (values["0.1"], values["1"], values["+Inf"]) == (1.0, 3.0, 6.0)
+    assert values["rufus_step_seconds_sum"] == 9.0
+
+
+def test_a_counter_is_asked_for_with_total() -> None:
+    (sample,) = family("rufus_rows_in_full_total", {("1",): 4.0}).samples
+    assert (sample.name, sample.labels, sample.value) == (
+        "rufus_rows_in_full_total", {"group": "1"}, 4.0,
+    )  # fmt: skip

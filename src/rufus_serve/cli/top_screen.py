@@ -83,7 +83,7 @@ def _followers(followers: Sequence[FollowerStatus]) -> Table:
     table = Table("follower", "host", "process", "phase", "for", "step ms", "loads", expand=True)
     for each in followers:
         table.add_row(
-            str(each.node_rank), escape(each.host), str(each.pid), _state(each.phase),
+            f"{each.group}/{each.node_rank}", escape(each.host), str(each.pid), _state(each.phase),
             f"{each.phase_s:.0f} s", f"{1e3 * each.step_s:.1f}", str(each.load_count),
         )  # fmt: skip
     return table

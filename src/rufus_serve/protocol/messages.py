@@ -286,6 +286,10 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     kernels: str = ""
     """As in `RuntimeInfo`."""
     group: int = 0
+    silent_s: float = 0.0
+    """Since its interpreter last said something."""
+    load_s: float = 0.0
+    """What its last load of weights took; 0 before it ended."""
 
 
 class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,6 +307,10 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     recovery_s: float = 0.0
     """How long the last recovery took; 0 if there was none."""
+    recoveries: int = 0
+    """How many there were."""
+    start_s: float = 0.0
+    """From the start until the first epoch was ready; 0 before that."""
     engine_fault: str = ""
     """Why the engine counts as wedged; empty if it does not."""
 

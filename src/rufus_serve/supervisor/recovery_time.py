@@ -9,15 +9,22 @@ class RecoveryTime:
     def __init__(self, settings: GroupSettings) -> None:
         self._settings = settings
         self._formed_in_s = 0.0
+        self.start_s = 0.0
+        """Of the first start; 0 before it ended."""
         self.last_s = 0.0
         """Of the last recovery; 0 if there was none."""
+        self.count = 0
+        """Recoveries so far."""
 
     def note(self, phase: GroupPhase, took_s: float) -> None:
         """The group was in `phase` for `took_s`, and is ready."""
         if phase in (GroupPhase.STARTING, GroupPhase.RECOVERING):
             self._formed_in_s = took_s
+        if phase is GroupPhase.STARTING:
+            self.start_s = took_s
         if phase is GroupPhase.RECOVERING:
             self.last_s = took_s
+            self.count += 1
 
     @property
     def deadline_s(self) -> float:

@@ -35,6 +35,8 @@ def group_status(
         detail=fault or state.failure,
         restarts=state.total_restarts,
         recovery_s=state.recovery_time.last_s,
+        recoveries=state.recovery_time.count,
+        start_s=state.recovery_time.start_s,
         engine_fault=fault,
     )
 
@@ -56,6 +58,8 @@ def followers_of(
             restarts=state.restarts_of_rank[member.node_rank],
             step_s=engine.lag.step_s.get(member.node_rank, 0.0),
             kernels=member.info.kernels if member.info else "",
+            silent_s=now - member.heard,
+            load_s=member.info.load_s if member.info else 0.0,
         )
 
 

@@ -39,8 +39,7 @@ from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.api.stream_start import StreamStart
 from rufus_serve.leader.api.tracing import tracing_of
 from rufus_serve.leader.step_counts import StepCounts
-from rufus_serve.metrics import GroupMetrics
-from rufus_serve.protocol.messages import GroupNews, GroupStatus, Status
+from rufus_serve.protocol.messages import GroupNews, GroupStatus
 from rufus_serve.protocol.specs import LeaderSpec
 
 _log = logging.getLogger(__name__)
@@ -224,15 +223,14 @@ class ApiServer:
             self._tracing.stepped(group, counts.samples)
 
     async def _follow_status(self) -> None:
-        """Export the groups' metrics, and see to what the supervisor finds of engines."""
-        metrics = GroupMetrics()
+        """Show what the supervisor says, and see to what it finds of engines."""
         while True:
             status = await self._link.status()
             if status is not None:
                 for moment in self._board.take(status):
                     if self._tracing is not None:
                         self._tracing.happened(moment.what)
-                _export(metrics, status)
+                self._metrics.took_status(status)
                 self._see_to(status.groups)
             await asyncio.sleep(_STATUS_S)
 
@@ -266,22 +264,6 @@ class ApiServer:
     async def _acknowledge_when_idle(self) -> None:
         await self._admission.idle()
         self._link.acknowledge()
-
-
-def _export(metrics: GroupMetrics, status: Status) -> None:
-    metrics.set_cluster(up=status.cluster_up, restarts=status.cluster_restarts)
-    for group in status.groups:
-        # A group that serves while the server drains does as well.
-        state = "draining" if status.state == "draining" else group.state
-        metrics.set_group(group.group, state=state, epoch=group.epoch, restarts=group.restarts)
-        metrics.set_followers(
-            group.group,
-            [
-                (each.node_rank, each.host, each.step_s, each.load_count)
-                for each in status.followers
-                if each.group == group.group
-            ],
-        )
 
 
 def _cors(app: App, origins: Sequence[str]) -> App:

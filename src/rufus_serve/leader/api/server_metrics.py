@@ -1,4 +1,4 @@
-"""What the API process measures itself or hears of engines, for `/metrics`."""
+"""What the API process measures itself or hears of engines and supervisor, for `/metrics`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -7,8 +7,10 @@ from prometheus_client.registry import Collector
 
 from rufus_serve.leader.api.call import Call
 from rufus_serve.leader.api.routes import label_of
+from rufus_serve.leader.api.status_metrics import StatusMetrics
 from rufus_serve.leader.step_counts import STEP_BOUNDS_S, StepCounts
-from rufus_serve.metric_table import Family, Values, family, histogram
+from rufus_serve.metrics import Family, Values, family, histogram
+from rufus_serve.protocol.messages import Status
 
 _HUNG_UP = 499
 
@@ -19,9 +21,14 @@ class ServerMetrics(Collector):
     def __init__(self, num_open: Callable[[], int]) -> None:
         """`num_open`: sequences that are open now."""
         self._num_open = num_open
+        self._groups = StatusMetrics()
         self.engines: dict[int, StepCounts] = {}
         """What the engine of each group has counted so far."""
         self._requests: Counter[tuple[str, ...]] = Counter()
+
+    def took_status(self, status: Status) -> None:
+        """What the supervisor says now."""
+        self._groups.take(status)
 
     def took_counts(self, group: int, counts: StepCounts) -> None:
         """What the engine of `group` has counted so far."""
@@ -34,6 +41,7 @@ class ServerMetrics(Collector):
 
     def collect(self) -> Iterator[Family]:
         """All families, also those without a sample yet."""
+        yield from self._groups.families()
         engines = list(self.engines.items())
         yield histogram(
             "rufus_step_seconds",

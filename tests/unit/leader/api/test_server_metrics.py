@@ -4,7 +4,7 @@ from rufus_serve.config.keys import ANONYMOUS
 from rufus_serve.leader.api.call import Call
 from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.step_counts import STEP_BOUNDS_S, Durations, Filled, StepCounts
-from rufus_serve.metric_table import METRICS
+from rufus_serve.metrics import METRICS
 
 
 def exposed(metrics: ServerMetrics) -> list[str]:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rufus_serve import __version__
 from rufus_serve.leader.api.overview.readings import (
@@ -11,12 +11,12 @@ from rufus_serve.leader.api.overview.readings import (
     Readings,
     Sample,
     growth_per,
-    skew,
 )
 from rufus_serve.leader.api.overview.timeline import Timeline
 from rufus_serve.leader.api.overview.views import GroupView, Load, Moment, Overview
+from rufus_serve.leader.api.status_metrics import skew
 from rufus_serve.leader.step_counts import StepCounts
-from rufus_serve.protocol.messages import Status
+from rufus_serve.protocol.messages import FollowerStatus, GroupStatus, Status
 
 _FRESH_S = 0.9
 """A sample that is younger serves all who watch."""
@@ -62,7 +62,7 @@ class Board:
             cluster_up=status.cluster_up,
             cluster_detail=status.cluster_detail,
             load=self._load(),
-            groups=(self._group(0, status),),
+            groups=tuple(self._group(group, status.followers) for group in status.groups),
             followers=status.followers,
             timeline=self._timeline.moments(),
         )
@@ -91,17 +91,17 @@ class Board:
             itl_ms=readings.spread("itl"),
         )
 
-    def _group(self, number: int, status: Status) -> GroupView:
-        readings, engine = self._readings, str(number)
-        step_ms, parts_ms, padding = self._steps(number)
+    def _group(self, group: GroupStatus, followers: Sequence[FollowerStatus]) -> GroupView:
+        readings, engine = self._readings, str(group.group)
+        step_ms, parts_ms, padding = self._steps(group.group)
         return GroupView(
-            group=number,
-            state=status.state,
-            epoch=status.epoch,
-            ready=status.ready,
-            restarts=status.restarts,
-            recovery_s=status.recovery_s,
-            detail=status.detail,
+            group=group.group,
+            state=group.state,
+            epoch=group.epoch,
+            ready=group.ready,
+            restarts=group.restarts,
+            recovery_s=group.recovery_s,
+            detail=group.detail,
             running=int(readings.gauge("num_requests_running", engine)),
             waiting=int(readings.gauge("num_requests_waiting", engine)),
             kv_usage=readings.gauge("kv_cache_usage_perc", engine),
@@ -109,7 +109,7 @@ class Board:
             step_ms=step_ms,
             parts_ms=parts_ms,
             padding=padding,
-            skew_ms=1e3 * skew(each.step_s for each in status.followers),
+            skew_ms=1e3 * skew([each.step_s for each in followers if each.group == group.group]),
         )
 
     def _steps(self, group: int) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:

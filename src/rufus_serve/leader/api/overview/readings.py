@@ -1,7 +1,7 @@
 """`Readings`: rates and percentiles of the last minute, from counters that only grow."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -130,9 +130,3 @@ def _percentile(grown: Mapping[float, float], share: float) -> float | None:
 def growth_per(unit: float, new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, float]:
     """What each of `new` grew by, divided by `unit`."""
     return {name: (value - old.get(name, 0.0)) / unit for name, value in new.items()}
-
-
-def skew(values: Iterable[float]) -> float:
-    """The largest less the smallest of those that are known."""
-    known: Sequence[float] = [value for value in values if value > 0]
-    return max(known) - min(known) if known else 0.0

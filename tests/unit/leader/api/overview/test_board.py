@@ -6,13 +6,16 @@ from rufus_serve.leader.api.overview.board import Board
 from rufus_serve.leader.api.overview.readings import Sample
 from rufus_serve.leader.api.overview.views import Overview
 from rufus_serve.leader.step_counts import Durations, Filled, StepCounts
-from rufus_serve.protocol.messages import FollowerStatus, Status
+from rufus_serve.protocol.messages import FollowerStatus, GroupStatus, Status
 
 FOLLOWERS = tuple(
     FollowerStatus(node_rank=rank, host="h", pid=1, phase="ready", phase_s=1.0, step_s=step_s)
     for rank, step_s in enumerate((0.01, 0.03))
 )
-READY = Status(state="ready", epoch=3, healthy=True, ready=True, followers=FOLLOWERS)
+GROUPS = tuple(
+    GroupStatus(group=number, state="ready", epoch=3, healthy=True, ready=True) for number in (0, 1)
+)
+READY = Status(state="ready", epoch=3, healthy=True, ready=True, followers=FOLLOWERS, groups=GROUPS)
 
 
 class Clock:
@@ -47,13 +50,14 @@ def test_an_overview_is_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> N
     clock.now, done[0] = clock.now + 1, 14
     found = board.overview()
     assert found is not None
-    (group,) = found.groups
+    group, idle = found.groups
     assert (found.model, found.state, found.load.open_sequences) == ("m", "ready", 5)
     assert (group.epoch, group.running) == (3, 2)
     assert group.step_ms == pytest.approx({"decode": 20.0})
     assert group.parts_ms == pytest.approx({"wait": 15.0})
     assert group.padding == pytest.approx({"decode": 0.25})
     assert group.skew_ms == pytest.approx(20.0)
+    assert (idle.group, idle.running, idle.step_ms) == (1, 0, {})
     assert found.timeline[0].what == "ready, epoch 3"
     assert msgspec.json.decode(msgspec.json.encode(found), type=Overview) == found
 

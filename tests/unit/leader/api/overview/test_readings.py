@@ -1,7 +1,7 @@
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from rufus_serve.leader.api.overview.readings import Readings, Sample, skew
+from rufus_serve.leader.api.overview.readings import Readings, Sample
 
 INF = float("inf")
 
@@ -82,8 +82,3 @@ def test_a_sample_reads_vllms_metrics() -> None:
         ("kv_cache_usage_perc", "0"): 0.5, ("kv_cache_usage_perc", "1"): 0.5,
     }  # fmt: skip
     assert found.buckets == {"time_to_first_token_seconds": {1.0: 0.0, 2.0: 2.0, INF: 2.0}}
-
-
-def test_skew_is_among_those_that_are_known() -> None:
-    assert skew([0.0, 0.02, 0.03]) == pytest.approx(0.01)
-    assert skew([0.0]) == 0.0

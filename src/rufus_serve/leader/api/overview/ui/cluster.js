@@ -68,12 +68,12 @@ function Followers({ followers }) {
   const slowest = Math.max(1e-9, ...followers.map((each) => each.step_s));
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Followers"><table>
     <caption>Followers</caption>
-    <thead><tr>${["Rank", "Host", "Process", "Phase", "For", "Step ms", "Loads", "Restarts"]
+    <thead><tr>${["Follower", "Host", "Process", "Phase", "For", "Heard", "Step ms", "Loads", "Restarts"]
       .map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
-    <tbody>${followers.map((each) => html`<tr key=${`${each.group ?? 0}-${each.node_rank}`}>
-      <th scope="row">${each.node_rank}</th><td>${each.host}</td><td>${each.pid || "–"}</td>
+    <tbody>${followers.map((each) => html`<tr key=${`${each.group}-${each.node_rank}`}>
+      <th scope="row">${each.group}/${each.node_rank}</th><td>${each.host}</td><td>${each.pid || "–"}</td>
       <td><span class=${`badge ${each.phase === "ready" ? "ready" : "recovering"}`}>${each.phase}</span></td>
-      <td>${each.phase_s.toFixed(0)} s</td>
+      <td>${each.phase_s.toFixed(0)} s</td><td>${each.silent_s.toFixed(1)} s ago</td>
       <td><meter min="0" max=${slowest} value=${each.step_s} aria-hidden="true"></meter> ${ms(1e3 * each.step_s)}</td>
       <td>${each.load_count}</td><td>${each.restarts}</td></tr>`)}</tbody>
   </table></div>`;
