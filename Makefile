@@ -209,6 +209,7 @@ check: $(MADE_CHECK) ## Lint, types, layers, dependencies, spelling; needs no vL
 docs: $(MADE_PACKAGE) ## Renew the generated pages.
 	$(BIN)/rufus-serve config reference > docs/configuration.md
 	$(BIN)/python -m rufus_serve.metrics > docs/metrics.md
+	$(BIN)/python -m rufus_serve.leader.api.reference > docs/api.md
 
 site: $(MADE_SITE) ## The documentation as a site, in .site.
 	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --quiet

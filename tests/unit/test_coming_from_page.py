@@ -26,7 +26,7 @@ def test_what_stands_beside_a_flag_of_vllm_is_the_setting_that_decides_it() -> N
         if ours == "the same" or len(flags) != len(settings):
             continue
         for flag, setting in zip(flags, settings, strict=True):
-            owner = engine_args._OURS.get(flag[2:].replace("-", "_"))
+            owner = engine_args.OURS.get(flag[2:].replace("-", "_"))
             if owner is not None:
                 assert owner == setting[2:].replace("-", "_"), flag
                 checked += 1

@@ -12,7 +12,7 @@ from rufus_serve.errors import ConfigError
 from rufus_serve.leader.api.generation_defaults import replaced_defaults
 from rufus_serve.model.folder import model_name
 
-_OURS = {
+OURS = {
     "model": "model", "served_model_name": "served_model_name", "host": "host", "port": "port",
     "uds": "host", "api_key": "api_key_file", "dtype": "dtype", "max_model_len": "max_model_len",
     "max_num_seqs": "max_num_seqs", "block_size": "block_size",
@@ -34,7 +34,7 @@ _OURS = {
 }  # fmt: skip
 """vLLM options that a setting of ours decides: vLLM's name to ours."""
 
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "quantization": "followers hold unquantized weights",
     "quantization_config": "followers hold unquantized weights",
     "kv_cache_dtype": "the KV cache has the weights' format",
@@ -106,10 +106,10 @@ def check_option(name: str, value: object, *, known: set[str]) -> None:
     Raises:
         ConfigError: naming the setting to use, the reason, or the nearest known option.
     """
-    if name in _OURS:
-        raise ConfigError(f"vllm_args.{name} is decided by the setting `{_OURS[name]}`; set that")
+    if name in OURS:
+        raise ConfigError(f"vllm_args.{name} is decided by the setting `{OURS[name]}`; set that")
     reasons = [why for prefix, why in _UNSUPPORTED_PREFIXES.items() if name.startswith(prefix)]
-    reason = _UNSUPPORTED.get(name) or next(iter(reasons), None)
+    reason = UNSUPPORTED.get(name) or next(iter(reasons), None)
     if reason and value not in (None, False, "auto"):
         shown = "" if "token" in name else f"={value!r}"
         raise ConfigError(f"vllm_args.{name}{shown} is not supported: {reason}")

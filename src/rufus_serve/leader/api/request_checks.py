@@ -10,7 +10,7 @@ from typing import Any
 from rufus_serve.config.schema import LimitConfig
 from rufus_serve.leader.api.http_error import HttpError
 
-_UNSUPPORTED_FIELDS = {
+UNSUPPORTED_FIELDS = {
     "prompt_logprobs": "followers return logits of the last position only",
     "prompt_embeds": "followers take token ids only",
     "kv_transfer_params": "the KV cache stays in the followers",
@@ -21,8 +21,9 @@ _UNSUPPORTED_FIELDS = {
     "logits_processors": "they are chosen at start, by vllm_args.logits_processors",
     "audio": "only text is served",
 }
-_NEEDS_STORE = ("previous_response_id", "background")
-_SILENTLY_WRONG = {
+"""Fields that followers cannot honour, and why."""
+NEEDS_STORE = ("previous_response_id", "background")
+SILENTLY_WRONG = {
     "best_of": (1, "ask for n answers and choose"),
     "modalities": (["text"], "only text is served"),
 }
@@ -52,12 +53,12 @@ def check_body(path: str, body: Any, limits: LimitConfig) -> None:
     """Raise HttpError 400 if `body` cannot be served on `path`."""
     if not isinstance(body, dict):
         raise HttpError(400, "the request body must be a JSON object")
-    for name, why in _UNSUPPORTED_FIELDS.items():
+    for name, why in UNSUPPORTED_FIELDS.items():
         if body.get(name) not in (None, False, []):
             raise HttpError(400, f"{name} is not supported: {why}", param=name)
     if path == "/v1/responses":
         _check_storage(body)
-    for name, (harmless, why) in _SILENTLY_WRONG.items():
+    for name, (harmless, why) in SILENTLY_WRONG.items():
         value = body.get(name)
         if value not in (None, harmless):
             raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
@@ -109,7 +110,7 @@ def _is_token_list(prompt: list[Any]) -> bool:
 
 
 def _check_storage(body: Mapping[str, Any]) -> None:
-    for name in _NEEDS_STORE:
+    for name in NEEDS_STORE:
         if body.get(name) not in (None, False):
             raise HttpError(
                 400,

@@ -66,7 +66,7 @@ _ID = re.compile(r"^(/v1/(?:files|batches)/)[A-Za-z0-9_-]{1,100}")
 _FILE = re.compile(r"^/ui/[a-z/.-]{0,50}$")
 """What stands for `{file}` in a path."""
 
-_ABSENT = {
+ABSENT = {
     "/v1/embeddings": "embeddings",
     "/v2/embed": "embeddings",
     "/pooling": "pooling",
@@ -101,7 +101,7 @@ def find_route(path: str, *, docs: bool) -> Route:
         route = DOCS_ROUTES.get(path)
     if route is not None:
         return route
-    feature = _ABSENT.get(path.rstrip("/"))
+    feature = ABSENT.get(path.rstrip("/"))
     if feature:
         raise HttpError(404, f"{path} is not supported: this server offers no {feature}")
     if path.startswith("/v1/responses/"):

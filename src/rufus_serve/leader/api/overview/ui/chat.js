@@ -87,10 +87,9 @@ function Copy({ name, text, onShown }) {
   return html`<button type="button" onClick=${copy}>${done ? "Copied" : `Copy as ${name}`}</button>`;
 }
 
-/** Reads a stream into the last turn; `change` replaces that turn. */
-async function follow(answer, change) {
+/** Reads a stream into the last turn, asked for at `began`; `change` replaces that turn. */
+async function follow(answer, began, change) {
   const turn = { role: "assistant", content: "", tokens: [] };
-  const began = performance.now();
   let first = 0;
   for await (const event of events(answer)) {
     if (event.error) throw new Error(event.error.message);
@@ -143,7 +142,9 @@ export function Chat({ model, onKeyWanted }) {
     let last = { role: "assistant", content: "" };
     const keep = (turn) => change((last = turn));
     try {
-      await follow(await call("/v1/chat/completions", { body: asked, signal: running.current.signal }), keep);
+      const began = performance.now();
+      const { signal } = running.current;
+      await follow(await call("/v1/chat/completions", { body: asked, signal }), began, keep);
     } catch (error) {
       if (error.status === 401) onKeyWanted(error.message);
       const stopped = error.name === "AbortError";
