@@ -35,7 +35,13 @@ def free_port() -> int:
 class Server:
     """One running `rufus-serve serve`."""
 
-    def __init__(self, model: Path, *flags: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *flags: str,
+        environ: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.port = free_port()
         self.model = model
         self.folder = Path(tempfile.mkdtemp(prefix="e2e-"))
@@ -56,6 +62,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {_TAG: self.tag, "TMPDIR": str(self.temporary)} | (environ or {}),
                 start_new_session=True,
+                cwd=cwd,
             )
 
     @property

@@ -118,7 +118,7 @@ def test_the_logs_of_ray_and_followers_are_kept_only_if_asked_for(flag: str, kep
         server.wait_ready()
         server.stop()
         logs = list(server.temporary.glob("rufus-serve-*/logs/follower-*.log"))
-        rays = list(server.temporary.rglob("ray-*/session_*/logs"))
+        rays = list(server.temporary.rglob("ray-*/r/session_*/logs"))
         assert bool(logs) == bool(rays) == kept, server.remains()
     finally:
         server.remove()

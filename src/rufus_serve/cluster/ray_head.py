@@ -50,7 +50,7 @@ class RayHead:
         """HOST:PORT of its GCS, once it is ready."""
         if self._port:
             return f"{self._address}:{self._port}"
-        return (self._session.folder / "ray_current_cluster").read_text().strip()
+        return (self._session.ray_folder / "ray_current_cluster").read_text().strip()
 
     def wait_ready(self) -> None:
         """Return once nodes may join.
@@ -90,7 +90,7 @@ def ray_command(*arguments: str, address: str, resources: str, session: RaySessi
     return [
         ray, "start", *arguments, f"--node-ip-address={address}", "--block", "--num-cpus=1",
         f"--resources={resources}", "--object-store-memory=80000000", "--disable-usage-stats",
-        "--include-log-monitor=false", f"--temp-dir={session.folder}",
+        "--include-log-monitor=false", f"--temp-dir={session.ray_folder}",
     ]  # fmt: skip
 
 

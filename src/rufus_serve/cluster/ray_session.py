@@ -19,6 +19,7 @@ import psutil
 
 _LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
 """The name of a Unix socket has 107 bytes (Linux)."""
+_RAYS = "r"
 _GONE_S = 2.0
 _POLL_S = 0.02
 
@@ -30,6 +31,11 @@ class RaySession:
         """Of the POSIX session `session_id`; 0 begins one with the first process started."""
         self.folder = folder
         self._session_id = session_id
+
+    @property
+    def ray_folder(self) -> Path:
+        """Ray's own, in ours: Ray lets everybody into it."""
+        return self.folder / _RAYS
 
     @classmethod
     def in_new_folder(cls, parent: Path | None = None) -> "RaySession":
@@ -73,4 +79,4 @@ class RaySession:
 
 
 def _has_room(place: Path) -> bool:
-    return len(str(place)) + len("/ray-12345678") <= _LONGEST_FOLDER
+    return len(str(place)) + len(f"/ray-12345678/{_RAYS}") <= _LONGEST_FOLDER
