@@ -145,6 +145,11 @@ class HttpConfig(Section):
     keep_alive_s: Seconds = 75.0
     """How long a connection stays open between requests."""
 
+    @property
+    def scheme(self) -> str:
+        """How URLs of the endpoint begin."""
+        return "https" if self.tls_certificate else "http"
+
 
 class TracingConfig(Section):
     """OpenTelemetry traces of requests."""

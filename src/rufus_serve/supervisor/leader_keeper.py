@@ -132,7 +132,12 @@ class LeaderKeeper:
                 ready_since = ready_since or time.monotonic()
             if ready_since and time.monotonic() - ready_since > limit:
                 raise StartupTimeout(f"the leader did not serve within {limit:g} s")
-        self._report.step(f"serving on http://{self._config.host}:{self._config.port}")
+        self._report.step(f"serving on {_url(self._config)}")
+
+
+def _url(config: ServeConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{config.http.scheme}://{host}:{config.port}"
 
 
 def _end_of(code: int) -> str:

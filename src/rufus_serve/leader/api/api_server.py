@@ -163,8 +163,13 @@ class ApiServer:
             if self._tracing is not None:
                 self._tracing.export_to(self._config.tracing.endpoint)
             self._link.serving()
-            _log.info("serving %s at %s", served_name(self._config), _url(self._sock))
+            _log.info("serving %s at %s", served_name(self._config), self._url())
             await self._watch(engine)
+
+    def _url(self) -> str:
+        host, port = self._sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        return f"{self._config.http.scheme}://{shown}:{port}"
 
     async def _watch(self, engine: Any) -> None:
         """Fail once no engine will serve any more."""
@@ -276,8 +281,3 @@ def _cors(app: App, origins: Sequence[str]) -> App:
         expose_headers=["x-request-id", "retry-after", "x-ratelimit-*"],
         max_age=600,
     )
-
-
-def _url(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
