@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rufus_serve.cluster.ray_tls import GroupTls
 from rufus_serve.cluster.ray_token import ray_environment
 from rufus_serve.errors import ConfigError, HandshakeRefused
 from tests.e2e.server import ROOT
@@ -60,9 +61,10 @@ def token(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("head")
     token, log = write_token(folder / "token"), folder / "log"
     address = network.hosts[0].address
+    tls = GroupTls(token.read_text(), folder / "tls", address=address)
     head = network.hosts[0].start(
         sys.executable, "-c", _HEAD, address, str(RAY_PORT),
-        log=log, environ=ray_environment(token.read_text()),
+        log=log, environ=ray_environment(token.read_text()) | tls.environ,
     )  # fmt: skip
     while "announced" not in log.read_text():
         assert head.poll() is None, log.read_text()

@@ -7,6 +7,7 @@ here, late, once they are exported.
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from rufus_serve.channel.keys import read_token
 from rufus_serve.cluster.addresses import await_listener
 from rufus_serve.cluster.ray_head import RayHead
 from rufus_serve.cluster.ray_session import RaySession
+from rufus_serve.cluster.ray_tls import GroupTls
 from rufus_serve.cluster.ray_token import ray_environment
 from rufus_serve.errors import ClusterError, ConfigError
 
@@ -40,6 +42,8 @@ class JoinSettings(msgspec.Struct, frozen=True, kw_only=True):
     join_s: float
     announce: bool
     """Leave word there, for hosts that come, of what they must agree with."""
+    tls: bool = False
+    """That Ray is, or will be, a leader's of ours; not a cluster that others run."""
 
 
 class JoinedRay:
@@ -119,10 +123,14 @@ def open_probes(
         python: that interpreter; empty for the node's own.
         nodes: how many to wait for, this one included.
     """
+    session = RaySession.in_new_folder()
     os.environ.update(ray_environment(group_token))
+    if settings.tls:
+        tls = GroupTls(group_token, session.folder / "tls", address=settings.address)
+        os.environ.update(tls.environ)
     from rufus_serve.cluster.ray_probes import RayProbes
 
-    return RayProbes(settings, module=module, python=python, nodes=nodes)
+    return RayProbes(settings, session, module=module, python=python, nodes=nodes)
 
 
 def offer_host(*, leader: str, token_file: Path | None, address: str) -> int:
@@ -139,7 +147,10 @@ def offer_host(*, leader: str, token_file: Path | None, address: str) -> int:
     """
     if token_file is None:
         raise ConfigError("a follower on its own host needs --token-file, the leader's token")
-    os.environ.update(ray_environment(read_token(token_file)))
-    from rufus_serve.cluster.ray_node import RayNode
+    group_token = read_token(token_file)
+    with tempfile.TemporaryDirectory(prefix="rufus-serve-tls-") as folder:
+        tls = GroupTls(group_token, Path(folder))
+        os.environ.update(ray_environment(group_token) | tls.environ)
+        from rufus_serve.cluster.ray_node import RayNode
 
-    return RayNode(leader=leader, token_file=token_file, interface=address).run()
+        return RayNode(leader=leader, token_file=token_file, interface=address, tls=tls).run()

@@ -31,6 +31,7 @@ from rufus_serve.cluster.ray_orders import (
     RaySettings,
     Unwatched,
 )
+from rufus_serve.cluster.ray_tls import GroupTls
 from rufus_serve.cluster.ray_token import ray_environment
 from rufus_serve.errors import ClusterError, RufusError
 from rufus_serve.protocol.specs import FollowerSpec
@@ -70,8 +71,7 @@ class RayKeeper:
 
     def __init__(self, settings: RaySettings, *, group_token: str, run_dir: Path) -> None:
         self._settings, self._run_dir = settings, run_dir
-        loopback = settings.address.startswith("127.")
-        self._environ = ray_environment(group_token, loopback=loopback)
+        self._environ = _environ(settings, group_token, run_dir)
         self._on_exit: OnExit = lambda _: None
         self._changed = threading.Condition()
         self._child: RayChild | None = None
@@ -336,3 +336,12 @@ class RayKeeper:
 
     def _is_here(self, running: _Running) -> bool:
         return running.address == self._settings.address and is_follower(running.pid)
+
+
+def _environ(settings: RaySettings, group_token: str, run_dir: Path) -> dict[str, str]:
+    """What Ray and its driver must know; TLS is for a Ray of ours that others reach."""
+    loopback = settings.address.startswith("127.")
+    environ = ray_environment(group_token, loopback=loopback)
+    if not loopback and not settings.existing:
+        environ |= GroupTls(group_token, run_dir / "tls", address=settings.address).environ
+    return environ

@@ -1,10 +1,10 @@
 """`rufus-serve follower`: offers this host to a leader's Ray cluster and waits."""
 
+import contextlib
 import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -21,13 +21,13 @@ from rufus_serve.cluster.ray_head import die_with_parent, ray_command
 from rufus_serve.cluster.ray_join import RESOURCE
 from rufus_serve.cluster.ray_ports import RayPorts
 from rufus_serve.cluster.ray_session import RaySession
+from rufus_serve.cluster.ray_tls import GroupTls
 from rufus_serve.errors import ClusterError, LeaderLost
 
 _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 15.0
 _WATCH_S = 1.0
-_CONNECT_S = 2.0
 _REFUSALS = 2
 _STOP_S = 5.0
 _SETTLED_S = 10.0
@@ -40,8 +40,8 @@ class RayNode:
     Followers are not its children and go on meanwhile; they end when this process is told to.
     """
 
-    def __init__(self, *, leader: str, token_file: Path, interface: str) -> None:
-        self._leader = leader
+    def __init__(self, *, leader: str, token_file: Path, interface: str, tls: GroupTls) -> None:
+        self._leader, self._tls = leader, tls
         host, _, port = leader.rpartition(":")
         self._host, self._port = host, int(port)
         self._token_file, self._interface = token_file, interface
@@ -49,6 +49,7 @@ class RayNode:
         """Of followers' logs and of Ray's sessions; its name marks the followers as this host's."""
         self._stopping = threading.Event()
         self._false_starts = 0
+        self._head = self._head_id = ""
 
     def run(self) -> int:
         """Blocks until SIGTERM or SIGINT; the exit code.
@@ -71,10 +72,9 @@ class RayNode:
         backoff_s = _FIRST_BACKOFF_S
         while not self._stopping.is_set():
             address = self._own_address()
-            head_id = greet(self._leader) if address and self._reachable() else ""
-            if head_id:
+            if address and self._find_head():
                 backoff_s = _FIRST_BACKOFF_S
-                self._join(address, head_id)
+                self._join(address)
                 continue
             _log.info("waiting for the leader at %s", self._leader)
             self._stopping.wait(backoff_s)
@@ -88,25 +88,33 @@ class RayNode:
             _log.warning("%s", error)
             return ""
 
-    def _reachable(self) -> bool:
-        try:
-            with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
-                return True
-        except OSError:
-            return False
+    def _find_head(self) -> bool:
+        """Whether the leader's Ray head is there; notes its address and identity."""
+        with contextlib.suppress(OSError):
+            self._head = self._prove()
+            self._head_id = greet(self._head)
+            return bool(self._head_id)
+        return False
 
-    def _is_gone(self, head_id: str) -> bool:
+    def _prove(self) -> str:
+        """HOST:PORT of the head, which proved to be the leader's; it is told the token only then.
+
+        Raises:
+            OSError: nothing answers.
+            HandshakeRefused: it is not.
+        """
+        return f"{self._tls.leader_address(self._host, self._port)}:{self._port}"
+
+    def _is_gone(self) -> bool:
         """Whether the leader's host says that this head runs no more; a cut link says nothing."""
         try:
-            with socket.create_connection((self._host, self._port), timeout=_CONNECT_S):
-                pass
+            return greet(self._prove()) not in (self._head_id, "")
         except ConnectionRefusedError:
             return True
         except OSError:
             return False
-        return greet(self._leader) not in (head_id, "")
 
-    def _join(self, address: str, head_id: str) -> None:
+    def _join(self, address: str) -> None:
         """Run a raylet until it ends or has to."""
         _log.info("joining %s as %s", self._leader, address)
         started = time.monotonic()
@@ -114,7 +122,7 @@ class RayNode:
         with tempfile.TemporaryFile() as output:
             raylet = self._start_raylet(address, ports, session, output)
             try:
-                over = self._watch(raylet, address, head_id)
+                over = self._watch(raylet, address)
             finally:
                 end(raylet, deadline_s=_STOP_S)
                 session.clear()
@@ -132,13 +140,14 @@ class RayNode:
     ) -> "subprocess.Popen[bytes]":
         return session.start(
             ray_command(
-                f"--address={self._leader}",
+                f"--address={self._head}",
                 *ports.arguments(head=False),
                 address=address,
                 resources=f'{{"{RESOURCE}": 1}}',
                 session=session,
             ),
             env=os.environ
+            | self._tls.of_host(session.folder / "tls", address).environ
             | {
                 TOKEN_VARIABLE: str(self._token_file.resolve()),
                 ADDRESS_VARIABLE: address,
@@ -149,7 +158,7 @@ class RayNode:
             preexec_fn=die_with_parent,
         )
 
-    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str, head_id: str) -> str:
+    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str) -> str:
         """Return when it ended or we are to stop, or why it has to end.
 
         By itself Ray would wait for a minute for a head that is gone.
@@ -159,7 +168,7 @@ class RayNode:
             now = self._own_address()
             if now and now != address:
                 return f"this host's address changed from {address} to {now}"
-            refusals = refusals + 1 if self._is_gone(head_id) else 0
+            refusals = refusals + 1 if self._is_gone() else 0
             if refusals >= _REFUSALS:
                 return f"the leader's Ray head at {self._leader} is gone, or another one"
             if self._false_starts and time.monotonic() - started > _SETTLED_S:

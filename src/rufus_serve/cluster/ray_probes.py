@@ -68,12 +68,14 @@ _RemoteProbe = ray.remote(max_restarts=0, num_cpus=0)(_ProbeActor)
 class RayProbes:
     """The probes of all nodes; a context manager."""
 
-    def __init__(self, settings: JoinSettings, *, module: str, python: str, nodes: int) -> None:
+    def __init__(
+        self, settings: JoinSettings, session: RaySession, *, module: str, python: str, nodes: int
+    ) -> None:
         """See `open_probes`."""
         self._settings = settings
         self._command = (module, python)
         self._nodes = nodes
-        self._session = RaySession.in_new_folder()
+        self._session = session
         self._ray: JoinedRay | None = None
         self._actors: dict[str, Any] = {}
         self.nodes: tuple[ProbedNode, ...] = ()

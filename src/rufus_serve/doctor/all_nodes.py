@@ -128,6 +128,7 @@ def _examine_spread(
         local_slots=int(config.cluster.follower_on_leader_host),
         join_s=config.timeouts.join_s,
         announce=not existing,
+        tls=not config.cluster.ray_address,
     )
     _log.info("waiting for %d nodes, at most %g s", expected, config.timeouts.join_s)
     with open_probes(
@@ -184,7 +185,7 @@ def examine_probes(
     """Examine the hosts of `probes`, each by itself and each pair; `here` is the leader's part."""
     nodes = probes.nodes
     placements = {node.name: _placement(node, nodes, here) for node in nodes}
-    dump = config.model_dump(mode="json")
+    dump = config.for_followers()
     _log.info("examining %s", ", ".join(placements))
     orders: dict[str, Order] = {
         name: Examine(node=name, config=dump, placement=placement, quick=quick)
