@@ -21,7 +21,11 @@ LONG_TESTS := $(addprefix tests/e2e/test_,load.py chaos.py health.py other_confi
 ALONE := tests/contract/test_doctor_probes.py
 
 # The wheel on the index carries CUDA kernels; the sdist built so is pure Python.
-VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==//p' requirements/leader.txt)
+VLLM_ENV := VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=$(shell sed -n 's/^vllm==\([^ ]*\).*/\1/p' requirements/vllm.txt)
+# Locks are complete, and every file must have its checksum; torch's depends on the index.
+LOCKED := -m pip install --no-deps --require-hashes
+TORCH := -m pip install -r requirements/torch.txt
+UV := 0.13.9
 
 # Packages whose every decision is tested without a process, and the share of lines so covered.
 PURE := protocol config model artifacts plan runtime/layouts supervisor/group_state supervisor/group_events
@@ -46,6 +50,7 @@ CLIENTS_VENV := .venv-clients
 MADE_CLIENTS := $(CLIENTS_VENV)/.made-clients
 SITE_VENV := .venv-site
 MADE_SITE := $(SITE_VENV)/.made-site
+LOCK_VENV := .venv-lock
 HOSTILE_VENV := .venv-hostile
 MADE_HOSTILE := $(HOSTILE_VENV)/.made-hostile
 CASES ?= 100000
@@ -76,18 +81,21 @@ $(MADE_VENV): | python
 # Neither needs vLLM or Ray; the first not even torch.
 $(MADE_UNIT): requirements/unit.txt pyproject.toml | python
 	$(PYTHON) -m venv $(UNIT_VENV)
-	$(UNIT_VENV)/bin/python -m pip install -r requirements/unit.txt -r requirements/build.txt
+	$(UNIT_VENV)/bin/python $(LOCKED) -r requirements/unit.txt -r requirements/build.txt
 	$(UNIT_VENV)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(MADE_CHECK): requirements/check.txt pyproject.toml | python
 	$(PYTHON) -m venv $(CHECK_VENV)
-	$(CHECK_VENV)/bin/python -m pip install -r requirements/check.txt
+	$(CHECK_VENV)/bin/python $(LOCKED) -r requirements/check.txt
+	$(CHECK_VENV)/bin/python $(TORCH)
 	@touch $@
 
-$(MADE_LEADER): requirements/leader.txt requirements/build.txt | $(MADE_VENV)
-	$(PIP) install -r requirements/build.txt "$$(grep '^torch==' requirements/leader.txt)"
-	$(VLLM_ENV) $(PIP) install --no-build-isolation --no-binary vllm -r requirements/leader.txt
+$(MADE_LEADER): $(addprefix requirements/,leader.txt build.txt torch.txt vllm.txt) | $(MADE_VENV)
+	$(BIN)/python $(LOCKED) -r requirements/build.txt
+	$(BIN)/python $(LOCKED) -r requirements/leader.txt
+	$(BIN)/python $(TORCH)
+	$(VLLM_ENV) $(BIN)/python $(LOCKED) --no-build-isolation --no-binary vllm -r requirements/vllm.txt
 	@touch $@
 
 # Without a C++ compiler the CPU runtime computes with torch, and says so when it starts.
@@ -97,7 +105,7 @@ $(MADE_PACKAGE): pyproject.toml setup.py $(wildcard src/rufus_serve/kernels/csrc
 	@touch $@
 
 $(MADE_DEV): requirements/dev.txt $(MADE_PACKAGE)
-	$(PIP) install --no-build-isolation --no-binary vllm -r requirements/dev.txt
+	$(BIN)/python $(LOCKED) -r requirements/dev.txt
 	@touch $@
 
 $(MADE_MODEL): | $(MADE_PACKAGE)
@@ -124,7 +132,7 @@ test-hostile: $(MADE_DEV) $(MADE_HOSTILE) demo-model ## Attack a server (CASES=1
 
 $(MADE_HOSTILE): requirements/hostile.txt
 	$(PYTHON) -m venv $(HOSTILE_VENV)
-	$(HOSTILE_VENV)/bin/python -m pip install -r requirements/hostile.txt
+	$(HOSTILE_VENV)/bin/python $(LOCKED) -r requirements/hostile.txt
 	@touch $@
 
 # Needs a browser: Debian's chromium, or what `playwright install chromium` brings.
@@ -132,7 +140,7 @@ test-ui: $(MADE_DEV) $(MADE_UI) demo-model ## The page at /ui in headless Chromi
 	$(BIN)/python -m pytest tests/ui
 
 $(MADE_UI): requirements/ui.txt $(MADE_DEV)
-	$(PIP) install -r requirements/ui.txt
+	$(BIN)/python $(LOCKED) -r requirements/ui.txt
 	@touch $@
 
 # Clients come from environments of their own: their pins are not vLLM's. JavaScript needs npm.
@@ -141,7 +149,7 @@ test-clients: $(MADE_DEV) $(MADE_CLIENTS) ## The recipes of docs/clients.md, wit
 
 $(MADE_CLIENTS): requirements/clients.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
-	$(CLIENTS_VENV)/bin/python -m pip install -r requirements/clients.txt
+	$(CLIENTS_VENV)/bin/python $(LOCKED) -r requirements/clients.txt
 	@touch $@
 
 test-dashboard: $(MADE_DEV) $(MADE_TOOLS) ## Dashboard and alerts by a real Prometheus on a real server.
@@ -216,17 +224,14 @@ site: $(MADE_SITE) ## The documentation as a site, in .site.
 
 $(MADE_SITE): requirements/site.txt
 	$(PYTHON) -m venv $(SITE_VENV)
-	$(SITE_VENV)/bin/python -m pip install -r requirements/site.txt
+	$(SITE_VENV)/bin/python $(LOCKED) -r requirements/site.txt
 	@touch $@
 
-# Pins what .venv holds; run it after installing newer versions by hand.
+# Pins what .venv holds, with checksums; run it after installing newer versions by hand.
 lock: $(MADE_DEV) ## Pin what .venv holds.
-	$(BIN)/python requirements/lock.py leader cpu demo s3 > requirements/leader.txt.new
-	$(BIN)/python requirements/lock.py cpu > requirements/follower.txt.new
-	$(BIN)/python requirements/lock.py leader cpu demo dev > requirements/dev.txt.new
-	$(BIN)/python requirements/lock.py unit > requirements/unit.txt.new
-	$(BIN)/python requirements/lock.py check > requirements/check.txt.new
-	for name in leader follower dev unit check; do mv requirements/$$name.txt.new requirements/$$name.txt; done
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install uv==$(UV)
+	$(BIN)/python requirements/lock.py $(LOCK_VENV)/bin/uv
 
 clean: ## Remove what was made here, but the peer's and NxD Inference's environments.
 	rm -rf $(VENV) $(UNIT_VENV) $(CHECK_VENV) $(SITE_VENV) $(CLIENTS_VENV) .site .coverage .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

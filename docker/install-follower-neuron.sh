@@ -15,17 +15,18 @@ trap 'rm -rf "$work"' EXIT
 # What the SDK brought stays as it is: torch, numpy, transformers, neuronx-*.
 "$python" -m pip list --format=freeze | grep -v '^rufus.serve==' | grep '==' > "$work/constraints.txt"
 sed 's/==.*//' "$work/constraints.txt" | tr '[:upper:]_.' '[:lower:]--' | sort > "$work/present"
-# Pins for what it did not bring; torch would be another build.
-grep '==' "$lock" | grep -v '^torch==' | while read -r pin; do
-  grep -qx "$(tr '[:upper:]_.' '[:lower:]--' <<< "${pin%%==*}")" "$work/present" || echo "$pin"
-done > "$work/missing.txt"
+# Pins, with their checksums, for what it did not bring.
+awk 'NR == FNR {present[$0]; next}
+  /^[^ #]/ {name = tolower(substr($0, 1, index($0, "==") - 1)); gsub(/[_.]/, "-", name)}
+  !/^#/ && !(name in present)' "$work/present" "$lock" > "$work/missing.txt"
 
 pip=("$python" -m pip --disable-pip-version-check install --no-cache-dir --quiet)
 if [[ -s $work/missing.txt ]]; then
-  "${pip[@]}" --no-deps -r "$work/missing.txt"
+  "${pip[@]}" --no-deps --require-hashes -r "$work/missing.txt"
 fi
 # What builds this package is pinned too; pip before 25.3 knows the first name alone.
-PIP_CONSTRAINT=$source_root/requirements/build.txt PIP_BUILD_CONSTRAINT=$source_root/requirements/build.txt \
+sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' "$source_root/requirements/build.txt" > "$work/build.txt"
+PIP_CONSTRAINT=$work/build.txt PIP_BUILD_CONSTRAINT=$work/build.txt \
   "${pip[@]}" --no-deps "$source_root"
 
 "$python" -m pip list --format=freeze | grep -v '^rufus.serve==' > "$work/after.txt"

@@ -1,18 +1,37 @@
-"""Prints exact pins of what the running environment has for some extras of this package.
+"""Writes the locks in this folder: exact pins, each with the checksums of its release's files.
 
-Usage: python requirements/lock.py EXTRA... > requirements/NAME.txt   (`make lock` does it)
+    python requirements/lock.py UV            pins of what the running environment has
+    python requirements/lock.py UV --hashes   the pins that the files have now
+
+UV is Astral's `uv`, which asks the index for checksums; `make lock` installs and runs it.
 """
 
+import subprocess
 import sys
 from importlib.metadata import distribution
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+FOLDER = Path(__file__).parent
 PACKAGE = "rufus-serve"
 PYTHONS = ("3.11", "3.12")
 """Minors that the pins are for: tests run on the first, images on the second."""
+ENVIRONMENTS = {
+    "leader": ("leader", "cpu", "demo", "s3"),
+    "follower": ("cpu",),
+    "dev": ("leader", "cpu", "demo", "dev"),
+    "unit": ("unit",),
+    "check": ("check",),
+}
+"""Extras of this package, by the file that pins all they need."""
+BY_HAND = ("build", "clients", "hostile", "release", "router", "site", "ui")
+"""Files whose pins are chosen by hand."""
+APART = ("torch", "vllm")
+"""Pinned in files of their own: torch's checksum depends on the index that it comes from, and vLLM
+is built from its source, beside the others."""
 
 
 def closure(extras: set[str]) -> dict[str, str]:
@@ -47,12 +66,42 @@ def is_needed(needed: Requirement, extra: str) -> bool:
     return any(needed.marker.evaluate({"extra": extra, **each}) for each in environments)
 
 
+def pinned(path: Path) -> dict[str, str]:
+    """Name and version of every pin in a file."""
+    lines = [line.split()[0] for line in path.read_text().splitlines() if "==" in line]
+    return dict(line.split("==", 1) for line in lines if not line.startswith(("#", "--")))
+
+
+def write(name: str, pins: dict[str, str], *, uv: str, about: str) -> None:
+    """Write one lock, sorted by name, with checksums."""
+    lines = [f"{each}=={version}" for each, version in sorted(pins.items())]
+    command = [
+        uv, "pip", "compile", "-", "--python-version", PYTHONS[-1], "--no-deps",
+        "--generate-hashes", "--no-header", "--no-annotate", "--quiet",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, input="\n".join(lines), text=True, stdout=subprocess.PIPE, check=True
+    )
+    (FOLDER / f"{name}.txt").write_text(f"{about}\n{done.stdout}")
+
+
 def main() -> None:
-    """Print the pins, sorted by name."""
-    extras = set(sys.argv[1:])
-    print(f"# Made by 'make lock': {PACKAGE}[{','.join(sorted(extras))}] and all it needs.")
-    for name, version in sorted(closure(extras).items()):
-        print(f"{name}=={version}")
+    """Write all of them."""
+    uv, keep = sys.argv[1], "--hashes" in sys.argv[2:]
+    vllm = pinned(FOLDER / "vllm.txt")
+    for name, extras in ENVIRONMENTS.items():
+        pins = pinned(FOLDER / f"{name}.txt") if keep else closure(set(extras))
+        if name == "leader" and not keep:
+            vllm = {"vllm": pins["vllm"]}
+            (FOLDER / "torch.txt").write_text(f"torch=={pins['torch']}\n")
+        others = {each: version for each, version in pins.items() if each not in APART}
+        about = f"# Made by 'make lock': {PACKAGE}[{','.join(extras)}] and all it needs but"
+        write(name, others, uv=uv, about=f"{about} {' and '.join(APART)}.")
+    for name in BY_HAND:
+        path = FOLDER / f"{name}.txt"
+        about = path.read_text().splitlines()[0]
+        write(name, pinned(path), uv=uv, about=about)
+    write("vllm", vllm, uv=uv, about="# What is built is the source; see docker/install-leader.sh.")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ node_tools() {
 # The router itself, as docker/Dockerfile.router has it.
 router() {
   python3 -m venv "$folder/venv-router" \
-    && "$folder/venv-router/bin/pip" install --quiet --no-deps -r "$root/requirements/router.txt" \
+    && "$folder/venv-router/bin/pip" install --quiet --no-deps --require-hashes -r "$root/requirements/router.txt" \
     && ln -sf "$folder/venv-router/bin/vllm-router" "$bin/vllm-router"
 }
 

@@ -125,8 +125,8 @@ def test_the_ray_cluster_offers_one_follower_per_worker(tmp_path):
 
 def test_the_ray_cluster_runs_the_locked_version():
     spec, _ = ray_pods()
-    lock = (ROOT / "requirements" / "follower.txt").read_text().splitlines()
-    assert f"ray=={spec['rayVersion']}" in lock
+    lock = (ROOT / "requirements" / "follower.txt").read_text()
+    assert f"\nray=={spec['rayVersion']} " in lock
 
 
 @pytest.mark.parametrize("name", ["rendered", "listed"])

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.." || exit 1
 
 python=${1:-python3.11}
 other_python=${2:-python3.12}
-ray=$(sed -n 's/^ray==//p' requirements/follower.txt)
+ray=$(sed -n 's/^ray==\([^ ]*\).*/\1/p' requirements/follower.txt)
 missing=()
 
 follower() {
