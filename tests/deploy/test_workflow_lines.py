@@ -68,6 +68,7 @@ def test_none_is_left_out():
     """A new job or command needs a test here."""
     known = {("chart", "chart"): 2, ("ci", "ci"): 1, ("release", "version"): 1}
     known |= {("ci", "install"): 1, ("ci", "multihost"): 1, ("ci", "load"): 1}
+    known |= {("ci", "windows"): 1}
     known |= {
         ("images", "build"): 1,
         ("release", "images"): 2,
@@ -93,6 +94,12 @@ def test_long_suites_are_run(runner):
     (text,) = lines("ci", "load")
     assert runner.run(text).returncode == 0
     assert runner.called() == ["make test-load"]
+
+
+def test_windows_are_opened(runner):
+    (text,) = lines("ci", "windows")
+    assert runner.run(text).returncode == 0
+    assert runner.called() == ["make test-ui test-dashboard test-clients site"]
 
 
 def test_the_install_scripts_are_those_of_the_images(runner):

@@ -29,6 +29,7 @@ class Prometheus:
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.port = free_port()
+        self.first_scrape = ""
         target = {"targets": [f"127.0.0.1:{server.port}"]}
         target["labels"] = {"namespace": "test", "pod": "leader-0", "container": "leader"}
         config = {
@@ -69,6 +70,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     server = Server(model, "--nodes=2", "--cluster.kind=local", "--max-model-len=512")
     found = Prometheus(server, folder)
     try:
+        found.first_scrape = first_metrics(server)
         server.wait_ready()
         work(server)
         yield found
@@ -76,6 +78,15 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         found.stop()
         server.stop()
         server.remove()
+
+
+def first_metrics(server: Server) -> str:
+    """The first answer of `/metrics`."""
+    deadline = time.monotonic() + 60
+    while (answer := server.get("/metrics"))[0] != 200 or "rufus_group_epoch{" not in answer[1]:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.02)
+    return answer[1]
 
 
 def work(server: Server) -> None:
@@ -126,6 +137,6 @@ def test_the_scrape_tells_what_was_done(prometheus: Prometheus) -> None:
     assert prometheus.values(refused)[0] > 0
 
 
-def test_a_start_is_seen_from_its_first_seconds(prometheus: Prometheus) -> None:
-    starting = 'max_over_time(rufus_group_state{state="starting"}[5m])'
-    assert prometheus.values(starting) == [1.0]
+def test_the_group_is_seen_before_vllm_is_loaded(prometheus: Prometheus) -> None:
+    assert "rufus_group_state{" in prometheus.first_scrape
+    assert "vllm:" not in prometheus.first_scrape
