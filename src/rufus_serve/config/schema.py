@@ -292,6 +292,9 @@ class ServeConfig(Section):
     """Let whoever reaches a `host` other than loopback use the endpoint without an API key."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and KV cache. `auto`: the checkpoint's own."""
+    weights: Literal["auto", "int8"] = "auto"
+    """`int8`: the layers' matrices in 8 bits, one scale per output, made while loading or
+    compiling; embedding, output layer and KV cache keep `dtype`. `auto`: all keep it."""
     max_model_len: Annotated[int, Field(ge=0)] = 0
     """Longest prompt plus output in tokens. 0: the model's own limit."""
     max_num_seqs: Annotated[int, Field(gt=0)] = 8
@@ -380,7 +383,7 @@ class ServeConfig(Section):
         other ones may adopt the same followers.
         """
         fields = {
-            "model", "runtime", "nodes", "dtype", "max_model_len", "max_num_seqs",
+            "model", "runtime", "nodes", "dtype", "weights", "max_model_len", "max_num_seqs",
             "block_size", "num_blocks", "buckets", "speculation", "cpu", "neuron",
         }  # fmt: skip
         text = json.dumps(self.model_dump(mode="json", include=fields), sort_keys=True)

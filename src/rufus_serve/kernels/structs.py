@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """What `csrc/library.cpp` must say of itself."""
 
 _INT = ctypes.c_int64
@@ -20,7 +20,8 @@ class Weight(ctypes.Structure):
     """A packed weight; see `packing`."""
 
     _fields_ = (
-        ("panels", _POINTER), ("bias", _POINTER), ("num_inputs", _INT), ("num_panels", _INT),
+        ("panels", _POINTER), ("scales", _POINTER), ("bias", _POINTER), ("num_inputs", _INT),
+        ("num_panels", _INT),
     )  # fmt: skip
 
 

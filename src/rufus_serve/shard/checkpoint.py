@@ -9,10 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rufus_serve.errors import ModelError
+from rufus_serve.kernels.int8 import peaks_of
 from rufus_serve.model.weight_files import INDEX, stale_file, tensor_files
 from rufus_serve.shard.partition import Span
 
 _FLOAT_DTYPES = ("F32", "BF16", "F16")
+_PEAK_ROWS = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,15 @@ class Checkpoint:
     def dtype_of(self, name: str) -> str:
         """`name`'s stored dtype as safetensors writes it, for example BF16."""
         return str(self._slice(name).get_dtype())
+
+    def row_peaks(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """See `TensorSource.row_peaks`; some rows are in memory at a time."""
+        peaks = torch.empty(shape[0])
+        for start in range(0, shape[0], _PEAK_ROWS):
+            rows = Span(start, min(start + _PEAK_ROWS, shape[0]))
+            part = self.read(name, shape, dtype=torch.float32, rows=rows)
+            peaks[rows.start : rows.stop] = peaks_of(part)
+        return peaks
 
     def read(
         self,

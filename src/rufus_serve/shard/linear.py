@@ -6,6 +6,8 @@ from typing import Protocol, TypeVar
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 
+from rufus_serve.kernels.int8 import Int8Weight
+
 
 class StoredLinear(Protocol):
     """A weight in whatever layout its user multiplies with."""
@@ -23,21 +25,28 @@ class MakeLinear(Protocol[MadeT_co]):
     """Takes over a weight [out, in] and a bias."""
 
     def __call__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_gated: bool = False
+        self,
+        weight: torch.Tensor | Int8Weight,
+        bias: torch.Tensor | None = None,
+        *,
+        is_gated: bool = False,
     ) -> MadeT_co:
         """`is_gated`: the first half of the outputs are the gates of the second half."""
 
 
 class Linear:
-    """y = x Wᵀ + b for x [T, in]; owns its weight [out, in]. A `MakeLinear`."""
+    """y = x Wᵀ + b for x [T, in]; owns its weight [out, in], or what an int8 one stands for."""
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        weight: torch.Tensor | Int8Weight,
         bias: torch.Tensor | None = None,
         *,
+        dtype: torch.dtype,
         is_gated: bool = False,  # noqa: ARG002 - the order of outputs stays as it is
     ) -> None:
+        if isinstance(weight, Int8Weight):
+            weight = weight.dequantized(dtype)
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
         self._bias = bias
         self._is_packed = weight.dtype == torch.bfloat16 and can_pack()

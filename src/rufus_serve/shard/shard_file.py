@@ -1,9 +1,11 @@
 """`ShardFile`: one follower's slices of a checkpoint in one safetensors file, cut beforehand.
 
 Tensors keep the checkpoint's names and dtype; which part of the whole each one is stands in the
-file's metadata. The bytes are those that the checkpoint itself would give.
+file's metadata. The bytes are those that the checkpoint itself would give. Beside a tensor that is
+cut along its columns stand the peaks of its whole rows, which quantizing it takes.
 """
 
+import functools
 import json
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,11 @@ from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition, Span
 from rufus_serve.shard.weights import WeightLoader
 
-SHARD_LAYOUT = 2
+SHARD_LAYOUT = 3
 """Version of these files; raised when the slices a follower reads change."""
 
+_PEAKS = ".row_peaks"
+"""What is added to a tensor's name."""
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -34,8 +38,10 @@ class Slice:
     name: str
     shape: tuple[int, ...]
     """Of the whole tensor."""
-    rows: Span | None
-    columns: Span | None
+    rows: Span | None = None
+    columns: Span | None = None
+    peaks_of: tuple[int, ...] = ()
+    """Shape of the tensor whose row peaks these are, instead of a slice."""
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -59,7 +65,12 @@ def slices_of(model: ModelConfig, partition: Partition, names: Container[str]) -
     recorder = _Recorder(names)
     # float32 on no device: nothing is read, allocated or packed.
     loader = WeightLoader(
-        recorder, model, partition=partition, dtype=torch.float32, make_linear=Linear
+        recorder,
+        model,
+        partition=partition,
+        dtype=torch.float32,
+        make_linear=functools.partial(Linear, dtype=torch.float32),
+        quantizes=True,
     )
     loader.load(lambda done, total, detail: None)  # noqa: ARG005 - the callback's signature
     return list({one.name: one for one in recorder.slices}.values())
@@ -67,9 +78,7 @@ def slices_of(model: ModelConfig, partition: Partition, names: Container[str]) -
 
 def shard_bytes(slices: Sequence[Slice], checkpoint: Checkpoint) -> int:
     """Size of all slices as stored."""
-    return sum(
-        int(np.prod(one.part_shape)) * _dtype(checkpoint, one.name).itemsize for one in slices
-    )
+    return sum(int(np.prod(one.part_shape)) * _dtype(checkpoint, one).itemsize for one in slices)
 
 
 def write_shard(
@@ -88,10 +97,7 @@ def write_shard(
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for index, one in enumerate(slices):
-            dtype = _dtype(checkpoint, one.name)
-            part = checkpoint.read(
-                one.name, one.shape, dtype=dtype, rows=one.rows, columns=one.columns
-            )
+            part = _read(checkpoint, one)
             file.write(part.view(torch.uint8).numpy().tobytes())
             progress(index + 1, len(slices), one.name)
 
@@ -130,6 +136,10 @@ class ShardFile:
             return torch.as_tensor(self._file.get_tensor(name)).to(dtype).contiguous()
         except SafetensorError as error:
             raise ArtifactError(f"{self._path}: tensor {name} cannot be read: {error}") from error
+
+    def row_peaks(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """See `TensorSource.row_peaks`."""
+        return self.read(name + _PEAKS, shape[:1], dtype=torch.float32)
 
     def dtype_of(self, name: str) -> str:
         """`name`'s stored dtype as safetensors writes it, for example BF16."""
@@ -178,6 +188,11 @@ class _Recorder:
         self.slices.append(one)
         return torch.empty(one.part_shape, dtype=dtype, device="meta")
 
+    def row_peaks(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        one = Slice(name + _PEAKS, tuple(shape[:1]), peaks_of=tuple(shape))
+        self.slices.append(one)
+        return torch.empty(one.shape, device="meta")
+
     def dtype_of(self, name: str) -> str:
         raise AssertionError(name)
 
@@ -185,8 +200,15 @@ class _Recorder:
         """Nothing is open."""
 
 
-def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
-    stored = checkpoint.dtype_of(name)
+def _read(checkpoint: Checkpoint, one: Slice) -> torch.Tensor:
+    if one.peaks_of:
+        return checkpoint.row_peaks(one.name.removesuffix(_PEAKS), one.peaks_of)
+    dtype = _dtype(checkpoint, one)
+    return checkpoint.read(one.name, one.shape, dtype=dtype, rows=one.rows, columns=one.columns)
+
+
+def _dtype(checkpoint: Checkpoint, one: Slice) -> torch.dtype:
+    stored = "F32" if one.peaks_of else checkpoint.dtype_of(one.name)
     # The checkpoint itself refuses other dtypes, by a message of its own.
     return _DTYPES.get(stored, torch.float32)
 
@@ -196,7 +218,7 @@ def _head(checkpoint: Checkpoint, slices: Sequence[Slice]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {one.name: one.described() for one in slices}}
     offset = 0
     for one in slices:
-        dtype = _dtype(checkpoint, one.name)
+        dtype = _dtype(checkpoint, one)
         end = offset + int(np.prod(one.part_shape)) * dtype.itemsize
         entries[one.name] = {
             "dtype": next(name for name, known in _DTYPES.items() if known == dtype),

@@ -29,6 +29,12 @@ class TensorSource(Protocol):
             ModelError: there is no such tensor, or it is of another shape.
         """
 
+    def row_peaks(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """The largest magnitude in each row of the whole of `name`, [rows] float32.
+
+        Raises as `read`.
+        """
+
     def dtype_of(self, name: str) -> str:
         """`name`'s stored dtype as safetensors writes it, for example BF16."""
 

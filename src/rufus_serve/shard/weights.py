@@ -1,6 +1,8 @@
 """One follower's weights: which slices of the checkpoint, fused how.
 
-Query, key and value projections are one matrix, as are gate and up projections.
+Query, key and value projections are one matrix, as are gate and up projections. Quantized, they
+are what the whole checkpoint's quantization is, cut: an output has one scale, whoever holds which
+of its inputs.
 """
 
 import logging
@@ -10,6 +12,7 @@ from typing import Generic
 
 import torch
 
+from rufus_serve.kernels.int8 import peaks_of, quantize
 from rufus_serve.model.tying import EMBEDDING, OUTPUT, embedding_name
 from rufus_serve.shard.linear import LinearT, MakeLinear
 from rufus_serve.shard.model_config import ModelConfig
@@ -60,12 +63,17 @@ class WeightLoader(Generic[LinearT]):
         partition: Partition,
         dtype: torch.dtype,
         make_linear: MakeLinear[LinearT],
+        quantizes: bool = False,
     ) -> None:
+        """`quantizes`: the layers' linears are made of `Int8Weight`, the output layer is not."""
         self._make_linear = make_linear
         self._source = source
         self._model = model
         self._partition = partition
         self._dtype = dtype
+        self._quantizes = quantizes
+        # What is quantized is not rounded to another format before.
+        self._linear_dtype = torch.float32 if quantizes else dtype
 
     def load(self, progress: Callable[[int, int, str], None]) -> DecoderWeights[LinearT]:
         """Read everything; `progress` is told of each layer.
@@ -156,21 +164,33 @@ class WeightLoader(Generic[LinearT]):
         self, parts: Sequence[tuple[str, Span, int]], *, has_bias: bool, is_gated: bool = False
     ) -> LinearT:
         """Parts of the outputs of several layers with one input, as one: (name, rows, total)."""
-        hidden = self._model.hidden_size
-        weights = [
-            self._read(f"{name}.weight", (total, hidden), rows) for name, rows, total in parts
-        ]
-        if not has_bias:
-            return self._make_linear(torch.cat(weights), is_gated=is_gated)
-        biases = [self._read(f"{name}.bias", (total,), rows) for name, rows, total in parts]
-        return self._make_linear(torch.cat(weights), torch.cat(biases), is_gated=is_gated)
+        read, hidden, dtype = self._source.read, self._model.hidden_size, self._linear_dtype
+        weight = torch.cat(
+            [
+                read(f"{name}.weight", (total, hidden), dtype=dtype, rows=rows)
+                for name, rows, total in parts
+            ]
+        )
+        bias = None
+        if has_bias:
+            biases = [self._read(f"{name}.bias", (total,), rows) for name, rows, total in parts]
+            bias = torch.cat(biases)
+        if not self._quantizes:
+            return self._make_linear(weight, bias, is_gated=is_gated)
+        return self._make_linear(quantize(weight, peaks_of(weight)), bias, is_gated=is_gated)
 
     def _row_parallel(self, name: str, columns: Span, *, total: int, has_bias: bool) -> LinearT:
         """Part of the inputs of a layer whose outputs the followers sum."""
         shape = (self._model.hidden_size, total)
-        weight = self._source.read(f"{name}.weight", shape, dtype=self._dtype, columns=columns)
+        weight = self._source.read(
+            f"{name}.weight", shape, dtype=self._linear_dtype, columns=columns
+        )
         bias = self._vector(f"{name}.bias", shape[0]) if has_bias else None
-        return self._make_linear(weight, bias if self._partition.adds_bias else None)
+        bias = bias if self._partition.adds_bias else None
+        if not self._quantizes:
+            return self._make_linear(weight, bias)
+        peaks = self._source.row_peaks(f"{name}.weight", shape)
+        return self._make_linear(quantize(weight, peaks), bias)
 
     def _vocab_rows(self, name: str) -> torch.Tensor:
         shape = (self._model.vocab_size, self._model.hidden_size)

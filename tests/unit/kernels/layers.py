@@ -1,12 +1,14 @@
 """A random decoder layer, its arrays for the kernels, and what float32 torch makes of it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from rufus_serve.kernels import structs
 from rufus_serve.kernels.huge_pages import Arena
+from rufus_serve.kernels.int8 import peaks_of, quantize
 from rufus_serve.kernels.library import Library
 from rufus_serve.kernels.packing import PackedLinear
 from rufus_serve.kernels.structs import address_of
@@ -25,6 +27,7 @@ class Sizes:
     window: int = 0
     has_bias: bool = False
     has_qk_norm: bool = False
+    is_int8: bool = False
 
     @property
     def num_q_heads(self) -> int:
@@ -53,10 +56,10 @@ class RandomLayer:
         self.down = self._linear(sizes.hidden, sizes.inner)
         arena = Arena()
         self._packed = [
-            PackedLinear(*self.qkv, arena=arena),
-            PackedLinear(*self.output, arena=arena),
-            PackedLinear(*self.gate_up, arena=arena, is_gated=True),
-            PackedLinear(*self.down, arena=arena),
+            self._pack(*self.qkv, arena=arena),
+            self._pack(*self.output, arena=arena),
+            self._pack(*self.gate_up, arena=arena, is_gated=True),
+            self._pack(*self.down, arena=arena),
         ]
         qkv, output, gate_up, down = (packed.as_struct() for packed in self._packed)
         has_norm = sizes.has_qk_norm
@@ -70,7 +73,16 @@ class RandomLayer:
 
     def _linear(self, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         bias = _random(outputs) if self.sizes.has_bias else None
-        return _random(outputs, inputs, scale=inputs**-0.5), bias
+        weight = _random(outputs, inputs, scale=inputs**-0.5)
+        if self.sizes.is_int8:
+            weight = quantize(weight, peaks_of(weight)).dequantized(torch.float32)
+        return weight, bias
+
+    def _pack(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, **options: Any
+    ) -> PackedLinear:
+        stored = quantize(weight, peaks_of(weight)) if self.sizes.is_int8 else weight
+        return PackedLinear(stored, bias, **options)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ SIZES = st.builds(
     window=st.sampled_from([0, 1, 7, 40, 300]),
     has_bias=st.booleans(),
     has_qk_norm=st.booleans(),
+    is_int8=st.booleans(),
 )
 SEQUENCE = st.builds(
     Sequence,
@@ -88,8 +89,9 @@ def test_what_lies_behind_a_context_is_not_seen(kernels):
     assert_close(step.delta, expected)
 
 
-def test_a_row_does_not_depend_on_the_others(kernels):
-    sizes, answers = Sizes(), []
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bfloat16", "int8"])
+def test_a_row_does_not_depend_on_the_others(kernels, is_int8):
+    sizes, answers = Sizes(is_int8=is_int8), []
     for others in ([], [Sequence(400, 1)] * 12, [Sequence(3, 9), Sequence(0, 60)]):
         torch.manual_seed(0)
         layer = RandomLayer(sizes)

@@ -22,6 +22,7 @@ from tests.unit.kernels.layers import (
         hidden=st.sampled_from([16, 48, 96, 160]),
         inner=st.integers(1, 200),
         has_bias=st.booleans(),
+        is_int8=st.booleans(),
     ),
     num_tokens=st.one_of(st.integers(1, 14), st.integers(40, 110)),
     num_threads=st.integers(1, 3),

@@ -6,10 +6,11 @@
 #include "simd.h"
 
 struct Weight {
-  const bf16* panels;  // [N / 32][K / 2][32][2]
-  const float* bias;   // [N] or null
-  int64_t num_inputs;  // K, even
-  int64_t num_panels;  // N / 32
+  const void* panels;   // bf16 [N / 32][K / 2][32][2], or int8 [N / 32][K / 2][2][32]
+  const float* scales;  // [N] what an int8 stands for in its output; null: bf16
+  const float* bias;    // [N] or null
+  int64_t num_inputs;   // K, even
+  int64_t num_panels;   // N / 32
 };
 
 struct Model {

@@ -10,7 +10,7 @@
 #include "workspace.h"
 
 // Raised when a structure or a function changes; structs.py holds the same.
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 
 struct Context {
   Team team;

@@ -83,6 +83,21 @@ INLINE Pairs splat_pair(const bf16* from) {
   return pair - Pairs{};
 }
 
+// Whole numbers as floats. GCC 12 would widen them one by one if it were not told how.
+INLINE native_floats load_int8(const int8_t* from) {
+#ifdef __AVX512F__
+  return (native_floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(from)));
+#else
+  __m128i bytes = _mm_loadl_epi64((const __m128i*)from);
+  return (native_floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#endif
+}
+
+// Pairs (first[i], second[i]) of floats that bfloat16 holds exactly.
+INLINE native_pairs exact_pairs(native_floats first, native_floats second) {
+  return (native_pairs)first >> 16 | (native_pairs)second;
+}
+
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
 template <class Floats, class Pairs>
 INLINE Floats dot(Floats sum, Pairs a, Pairs b) {

@@ -76,7 +76,8 @@ class DecoderLoader:
         return self._fused(library, source, progress)
 
     def _plain(self, source: TensorSource, progress: Progress) -> Loaded:
-        weights = self._loader(source, Linear).load(progress)
+        make_linear = functools.partial(Linear, dtype=self._dtype)
+        weights = self._loader(source, make_linear).load(progress)
         decoder = Decoder(
             self._model, self._partition, weights=weights, num_positions=self._num_positions
         )
@@ -106,6 +107,7 @@ class DecoderLoader:
             partition=self._partition,
             dtype=self._dtype,
             make_linear=make_linear,
+            quantizes=self._config.weights == "int8",
         )
 
 
