@@ -3,10 +3,10 @@
 ARTIFACT_SETTINGS: dict[str, tuple[str, ...]] = {
     "cpu": ("runtime", "nodes"),
     "neuron": (
-        "runtime", "nodes", "dtype", "max_model_len", "max_num_seqs", "block_size", "num_blocks",
-        "buckets.prefill", "buckets.decode_batch", "buckets.context", "neuron.cores_per_node",
-        "neuron.kv_layout", "neuron.cp_degree", "neuron.attention_dp_degree",
-        "neuron.neuron_config", "neuron.target",
+        "runtime", "nodes", "dtype", "weights", "max_model_len", "max_num_seqs", "block_size",
+        "num_blocks", "buckets.prefill", "buckets.decode_batch", "buckets.context",
+        "neuron.cores_per_node", "neuron.kv_layout", "neuron.cp_degree",
+        "neuron.attention_dp_degree", "neuron.neuron_config", "neuron.target",
     ),
 }  # fmt: skip
 """By runtime, beside the model itself. Of other settings, artifacts stay what they are."""

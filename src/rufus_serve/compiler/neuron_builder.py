@@ -13,6 +13,7 @@ from rufus_serve.artifacts.identity import Identity
 from rufus_serve.compiler.builder import Need
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError, ConfigError
+from rufus_serve.model.shape import read_model_shape
 from rufus_serve.model.weight_files import weights_bytes
 from rufus_serve.runtime.base import Progress
 
@@ -21,6 +22,7 @@ _COMPILER_BYTES = 8 << 30
 """Host memory of the compiler, beside the weights; an assumption."""
 _GRAPH_FILES_BYTES = 2 << 30
 """Disk for graphs; an assumption."""
+_FLOAT32_BYTES = 4
 _SHOWN_LINES = 15
 _KILLED = (-9, 137)
 
@@ -70,10 +72,15 @@ class NeuronBuilder:
     def need(self) -> Need:
         """Memory as NxD Inference 0.8 takes it: the checkpoint, and one node's shards at once."""
         checkpoint = weights_bytes(Path(self._config.model))
+        node, reason = checkpoint // self._config.nodes, "the checkpoint"
+        in_memory = checkpoint
+        if self._config.weights == "int8":
+            reason = "the checkpoint in float32, which quantizing takes"
+            in_memory = _FLOAT32_BYTES * read_model_shape(Path(self._config.model)).num_params
         return Need(
-            memory=checkpoint + checkpoint // self._config.nodes + _COMPILER_BYTES,
+            memory=in_memory + node + _COMPILER_BYTES,
             disk=checkpoint + _GRAPH_FILES_BYTES,
-            reason="the checkpoint, one node's shards of it, and the compiler",
+            reason=f"{reason}, one node's shards of it, and the compiler",
         )
 
     def units(self) -> Sequence[str]:

@@ -131,8 +131,36 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
             "would keep KV lines and ignore the block tables; set kv_layout to contiguous",
             ("neuron.attention_dp_degree", "neuron.kv_layout"),
         )
+    yield from _quantized(config)
     yield from _decode_batches(config, dp)
     yield from _prompts_cut(config, cp, degree)
+
+
+def _quantized(config: ServeConfig) -> Iterator[Conflict]:
+    if config.weights != "int8":
+        return
+    neuron = config.neuron
+    for name, degree in (
+        ("cp_degree", neuron.cp_degree), ("attention_dp_degree", neuron.attention_dp_degree)
+    ):  # fmt: skip
+        if degree > 1:
+            yield Conflict(
+                f"weights int8 with neuron.{name} {degree}: NxD Inference 0.8 drops the order of "
+                "ranks when it quantizes a layer, and would cut attention wrongly; use one of them",
+                ("weights", f"neuron.{name}"),
+            )
+    if neuron.neuron_config.get("save_sharded_checkpoint") is False:
+        yield Conflict(
+            "weights int8 with neuron_config.save_sharded_checkpoint false: the quantized "
+            "checkpoint is kept as shards only; leave it out",
+            ("weights", "neuron.neuron_config"),
+        )
+    if neuron.mode == "nxdi-cpu" and config.dtype == "bfloat16":
+        yield Conflict(
+            "weights int8 and dtype bfloat16 with neuron.mode nxdi-cpu: NxD Inference's CPU mode "
+            "would round the scales to bfloat16; set dtype to float32",
+            ("weights", "dtype", "neuron.mode"),
+        )
 
 
 def _decode_batches(config: ServeConfig, dp: int) -> Iterator[Conflict]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.model.shape import ModelShape
 from rufus_serve.plan.hardware import INSTANCES, Instance, instance_named
+from rufus_serve.plan.memory import WeightFormat
 from rufus_serve.plan.plan import Plan, make_plan
 from rufus_serve.plan.request import PlanRequest
 from rufus_serve.plan.tensor_parallel import tensor_parallel
@@ -100,10 +102,18 @@ def device_plan(context: HostContext, shape: ModelShape) -> Plan:
             cores_per_node=config.neuron.cores_per_node,
             max_model_len=length,
             max_num_seqs=config.max_num_seqs,
-            weights="float32" if config.dtype == "float32" else "bfloat16",
+            weights=_weight_format(config),
             prompt_tokens=min(2048, length),
+            cp_degree=config.neuron.cp_degree,
+            attention_dp_degree=config.neuron.attention_dp_degree,
         )
     )
+
+
+def _weight_format(config: ServeConfig) -> WeightFormat:
+    if config.weights == "int8":
+        return "int8"
+    return "float32" if config.dtype == "float32" else "bfloat16"
 
 
 def instance_of(context: HostContext) -> Instance:

@@ -34,7 +34,8 @@ def quantize(weight: torch.Tensor, peaks: torch.Tensor) -> Int8Weight:
     inputs, all parts must have one scale.
     """
     scales = (peaks.float() / _LARGEST).clamp(min=_LEAST_SCALE)
-    values = (weight.float() / scales.unsqueeze(1)).round_().to(torch.int8)
+    # As torch quantizes, so that NxD Inference's are the same to the last bit.
+    values = (weight.float() * scales.reciprocal().unsqueeze(1)).round_().to(torch.int8)
     return Int8Weight(values, scales)
 
 

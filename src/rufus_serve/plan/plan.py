@@ -28,6 +28,8 @@ MAX_NODES = 64
 _CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _FORMAT_BYTES = {"bfloat16": 2, "int8": 2, "float32": 4}
 """Bytes per parameter of the checkpoint; int8 is made from bfloat16 while sharding."""
+_READ_BYTES = {"bfloat16": 2, "int8": 4, "float32": 4}
+"""Bytes per parameter in host memory; transformers reads in float32 what is to be quantized."""
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +116,7 @@ def make_plan(request: PlanRequest) -> Plan:
         start_up=start_up(
             instance,
             checkpoint_bytes=shape.num_params * _FORMAT_BYTES[request.weights],
+            read_bytes=shape.num_params * _READ_BYTES[request.weights],
             shard_bytes=weights.total,
             num_nodes=request.num_nodes,
             graphs_ms=_graphs_ms(request, placement),

@@ -41,11 +41,17 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         return {
             "runtime": "neuron",
             "nodes": self.num_nodes,
+            **self._number_formats(),
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs,
             "buckets": {"prefill": list(self._prefill_buckets())},
             "neuron": {"cores_per_node": self.cores_per_node, **self._hybrid()},
         }
+
+    def _number_formats(self) -> dict[str, str]:
+        if self.weights == "int8":
+            return {"dtype": "bfloat16", "weights": "int8"}
+        return {"dtype": self.weights}
 
     def _hybrid(self) -> dict[str, int]:
         degrees = {"cp_degree": self.cp_degree, "attention_dp_degree": self.attention_dp_degree}

@@ -48,11 +48,15 @@ def start_up(
     instance: Instance,
     *,
     checkpoint_bytes: int,
+    read_bytes: int,
     shard_bytes: int,
     num_nodes: int,
     graphs_ms: Sequence[float],
 ) -> StartUp:
-    """For a checkpoint of which each core gets `shard_bytes`, and graphs that take `graphs_ms`."""
+    """For a checkpoint of which each core gets `shard_bytes`, and graphs that take `graphs_ms`.
+
+    `read_bytes` is what the checkpoint takes in host memory while it is sharded or quantized.
+    """
     node_bytes = shard_bytes * instance.num_cores
     return StartUp(
         num_graphs=len(graphs_ms),
@@ -61,7 +65,7 @@ def start_up(
         shard_once_s=node_bytes * num_nodes / _SHARDING_BYTES_PER_S,
         load_sharded_s=node_bytes / _LOADING_BYTES_PER_S,
         load_unsharded_class="10 to 20 minutes" if checkpoint_bytes > 30e9 else "minutes",
-        compile_host_bytes=checkpoint_bytes + node_bytes + _COMPILER_BYTES,
+        compile_host_bytes=read_bytes + node_bytes + _COMPILER_BYTES,
         host_bytes=instance.host_gib * GIB,
     )
 

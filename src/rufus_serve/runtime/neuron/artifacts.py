@@ -17,8 +17,9 @@ from rufus_serve.model.weight_files import files_at_hand
 from rufus_serve.runtime.base import Progress
 from rufus_serve.runtime.neuron.compiling import model_identity, shards_of
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
+from rufus_serve.runtime.neuron.quantizing import PATH_FIELD, quantize_checkpoint
 
-_PER_NODE = {"start_rank_id"}
+_PER_NODE = {"start_rank_id", PATH_FIELD}
 _NOT_COMPILED_IN = {"_name_or_path", "transformers_version", "metadata", "neuron_config"}
 
 
@@ -36,6 +37,7 @@ def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress:
         if not is_compiled_by_nxdi(str(folder)):
             _refuse_to_compile(config)
             progress(0, 1, f"compiling to {folder}")
+            quantize_checkpoint(application)
             application.compile(f"{folder}/")
     check_same(folder, json.loads(application.config.to_json_string()))
     return folder

@@ -55,6 +55,20 @@ def check_attention_groups(
         )
 
 
+def check_quantizing(shape: ModelShape) -> None:
+    """Raise ModelError unless NxD Inference can make weights of 8 bits of this checkpoint."""
+    if shape.quantization:
+        raise ModelError(
+            f"weights int8 of a checkpoint that is quantized already ({shape.quantization}); name "
+            "an unquantized one, or set weights to auto"
+        )
+    if shape.num_experts:
+        raise ModelError(
+            f"weights int8 with {shape.num_experts} experts: NxD Inference 0.8 fuses experts "
+            "into layers that its quantized checkpoints do not name; set weights to auto"
+        )
+
+
 def _near(tp: int, kv_heads: int) -> str:
     """The possible degrees on either side of `tp`."""
     possible = [n for n in range(1, tp + kv_heads + 1) if n % kv_heads == 0 or kv_heads % n == 0]

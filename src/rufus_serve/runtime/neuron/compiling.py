@@ -15,12 +15,15 @@ from rufus_serve.runtime.base import Progress
 from rufus_serve.runtime.neuron.environment import device_environment
 from rufus_serve.runtime.neuron.host import apply_environment
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
+from rufus_serve.runtime.neuron.quantizing import quantize_checkpoint
 from rufus_serve.runtime.neuron.topology import Topology
 
 GRAPHS = (GRAPH, CONFIG)
 """Files that all nodes load."""
 
 _LAYOUT = 1
+_QUANTIZED = "quantized"
+"""Folder of the quantized checkpoint while all nodes' shards are cut of it."""
 _PACKAGES = ("neuronx-cc", "neuronx-distributed", "neuronx-distributed-inference", "torch-neuronx")
 _PER_NODE = {"start_rank_id"}
 
@@ -76,7 +79,8 @@ def _with_application(config: ServeConfig, node_rank: int, folder: Path, method:
     with tempfile.TemporaryDirectory(prefix="rufus-neuron-") as name:
         work = Path(name)
         apply_environment(device_environment(config, model.topology, work))
-        application = model.build(work)
+        application = model.build(work, quantized=folder / _QUANTIZED)
+        quantize_checkpoint(application)
         getattr(application, method)(f"{folder}/")
 
 

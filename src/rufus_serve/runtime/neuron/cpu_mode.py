@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.neuron.quantizing import converted_layers, quantize_checkpoint
 
 ENVIRONMENT = {
     # NxD reads it while it is imported.
@@ -51,7 +52,8 @@ def load_on_cpu(application: Any) -> None:
     if not hasattr(application, "_get_captured_tensors_offset"):
         # SDK 2.27 to 2.29 call it for every model but define it for image models only.
         vars(application)["_get_captured_tensors_offset"] = lambda: 0
-    with whole_meshes(), kept_rank_ordering():
+    quantize_checkpoint(application)
+    with whole_meshes(), kept_rank_ordering(), converted_layers(application):
         application.to_cpu()
     for wrapper in application.models:
         wrapper.model.register_forward_pre_hook(_BucketShape(wrapper.neuron_config))

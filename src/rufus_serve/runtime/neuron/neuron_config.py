@@ -12,6 +12,7 @@ from typing import Any
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
+from rufus_serve.runtime.neuron import quantizing
 from rufus_serve.runtime.neuron.environment import LOGICAL_CORES
 from rufus_serve.runtime.neuron.topology import Topology
 
@@ -22,6 +23,7 @@ _SETTINGS = {
     "is_block_kv_layout": "neuron.kv_layout",
     "is_prefix_caching": "neuron.kv_layout",
     "local_ranks_size": "neuron.cores_per_node",
+    **dict.fromkeys((*quantizing.FIELDS, quantizing.PATH_FIELD), "weights"),
     "pa_block_size": "block_size",
     "pa_num_blocks": "num_blocks",
     "logical_nc_config": "neuron.target",
@@ -86,6 +88,7 @@ def neuron_config_fields(
         "context_encoding_buckets": list(shape.prefill),
         "token_generation_buckets": list(shape.context),
         "save_sharded_checkpoint": config.neuron.mode == "device",
+        **(quantizing.FIELDS if config.weights == "int8" else {}),
         **(_block_fields(shape) if shape.is_block else {"apply_seq_ids_mask": True}),
     }
     extra = config.neuron.neuron_config

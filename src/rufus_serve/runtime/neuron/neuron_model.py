@@ -10,9 +10,14 @@ from rufus_serve.model.config_json import ConfigJson, read_config
 from rufus_serve.model.shape import ModelShape, shape_of
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape, refuse_windows
 from rufus_serve.runtime.neuron.application import application_class, build_application
-from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
+from rufus_serve.runtime.neuron.checks import (
+    check_attention_groups,
+    check_quantizing,
+    check_sharding,
+)
 from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
 from rufus_serve.runtime.neuron.overlay import config_overlay, write_overlay
+from rufus_serve.runtime.neuron.quantizing import PATH_FIELD
 from rufus_serve.runtime.neuron.topology import Topology
 
 
@@ -47,15 +52,23 @@ class NeuronModel:
             cp_degree=config.neuron.cp_degree,
             dp_degree=config.neuron.attention_dp_degree,
         )
+        if config.weights == "int8":
+            check_quantizing(decoder)
         dtype = number_format(config, decoder.dtype or "bfloat16")
         fields = neuron_config_fields(config, shape, topology, dtype)
         return cls(config_json, decoder, shape, topology, dtype, fields)
 
-    def build(self, work: Path) -> Any:
-        """The application, neither compiled nor loaded; `work` is needed as long as it is."""
+    def build(self, work: Path, *, quantized: Path | None = None) -> Any:
+        """The application, neither compiled nor loaded; `work` is needed as long as it is.
+
+        `quantized`: where weights of 8 bits are made, if the model has such; else in `work`.
+        """
         application = application_class(_architecture(self.config))
         folder = write_overlay(self.config, config_overlay(self.config), work / "checkpoint")
-        return build_application(application, folder, self.fields)
+        fields = self.fields
+        if fields.get("quantized"):
+            fields = {**fields, PATH_FIELD: str(quantized or work / "quantized")}
+        return build_application(application, folder, fields)
 
 
 def _architecture(config: ConfigJson) -> str:
