@@ -16,7 +16,8 @@
     ├── RuntimeStepError           13   a step was refused or failed in the runtime
     │   └── CollectiveAborted      13   a peer of the collective is gone
     ├── DoctorWarning              14   `doctor --strict` found warnings, and no error
-    └── BatchError                 16   lines of a batch failed, or their files cannot be used
+    ├── BatchError                 16   lines of a batch failed, or their files cannot be used
+    └── VerifyFailed               17   `verify` found another model than the reference's
 
 Messages say what happened, with the values, and what to do next.
 """
@@ -120,6 +121,12 @@ class BatchError(RufusError):
     """Lines of a batch failed, or the files of its answers cannot be used."""
 
     exit_code = 16
+
+
+class VerifyFailed(RufusError):
+    """`verify` found answers that rounding does not explain."""
+
+    exit_code = 17
 
 
 def class_of(code: int) -> type[RufusError] | None:

@@ -40,6 +40,7 @@ COMMANDS = (
     Command("plan", "tell whether a model fits Trainium nodes, and how fast it would be"),
     Command("compile", "make followers' shards and compiled graphs ahead of time"),
     Command("doctor", "examine this host, or all nodes, before anything is started"),
+    Command("verify", "compare what is served with a reference in float32"),
     Command("status", "show the group of a running server"),
     Command("top", "watch a running server in the terminal"),
     Command("trace", "record where the time of the next steps goes"),
