@@ -134,3 +134,12 @@ def test_a_compilers_own_words_are_told():
 def test_a_killed_compiler_is_explained(code):
     text = failure_text(subprocess.CalledProcessError(code, ["neuronx-cc"]))
     assert "too little memory" in text
+
+
+def test_quantizing_takes_the_checkpoint_in_float32(config):
+    wide, narrow = (
+        NeuronBuilder(config.model_copy(update={"weights": weights}), FakeCompiling()).need()
+        for weights in ("auto", "int8")
+    )
+    assert narrow.memory > wide.memory
+    assert "float32" in narrow.reason

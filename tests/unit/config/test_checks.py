@@ -137,3 +137,23 @@ def test_speculation_compares_no_fewer_tokens_than_it_needs():
     (found,) = messages(speculation=lookup | {"method": "ngram"})
     assert "prompt_lookup_min 4 > speculation.prompt_lookup_max 3" in found
     assert messages(speculation=lookup) == []
+
+
+    ("settings", "why"),
+    [
+        ({"neuron": {"cp_degree": 2}}, "weights int8 with neuron.cp_degree 2"),
+        ({"neuron": {"attention_dp_degree": 2}}, "weights int8 with neuron.attention_dp_degree 2"),
+        (
+            {"neuron": {"neuron_config": {"save_sharded_checkpoint": False}}},
+            "weights int8 with neuron_config.save_sharded_checkpoint false",
+        ),
+        (
+            {"neuron": {"mode": "nxdi-cpu", "cores_per_node": 1}, "dtype": "bfloat16"},
+            "weights int8 and dtype bfloat16 with neuron.mode nxdi-cpu",
+        ),
+    ],
+)
+def test_what_nxd_inference_cannot_quantize_is_refused(settings, why):
+    assert messages(runtime="neuron", **settings) == []
+    (message,) = messages(runtime="neuron", weights="int8", **settings)
+    assert message.startswith(why)

@@ -199,3 +199,16 @@ def test_a_recovery_takes_loading_a_call_to_each_graph_and_a_process():
 def test_numbers_of_cores_that_nobody_tried_on_trn1_are_warned_of(cores, warned):
     said_of = said(asked(LLAMA3_8B, cores_per_node=cores), "warning")
     assert (f"{cores} cores per node" in said_of) is warned
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "float32"])
+def test_the_settings_are_those_of_the_planned_number_format(weights):
+    settings = ServeConfig(model="planned", **asked(weights=weights).settings)
+    assert settings.weights == ("int8" if weights == "int8" else "auto")
+    assert settings.dtype == ("float32" if weights == "float32" else "bfloat16")
+
+
+def test_quantizing_takes_the_checkpoint_in_float32_and_half_the_shards():
+    wide, narrow = (make_plan(asked(weights=weights)).start_up for weights in ("bfloat16", "int8"))
+    more = narrow.compile_host_bytes - wide.compile_host_bytes
+    assert LLAMA3_70B.num_params < more < 2 * LLAMA3_70B.num_params

@@ -1,12 +1,17 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from neuron_sized import configured
 
 from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.model.config_json import ConfigJson
 from rufus_serve.model.shape import shape_of
-from rufus_serve.runtime.neuron.checks import check_attention_groups, check_sharding
+from rufus_serve.runtime.neuron.checks import (
+    check_attention_groups,
+    check_quantizing,
+    check_sharding,
+)
 from rufus_serve.runtime.neuron.topology import Topology
 
 SIZES = {
@@ -88,3 +93,13 @@ def test_two_followers_share_a_hosts_cores():
     cores = [Topology(4, 16, rank, 2).first_core for rank in range(4)]
     assert cores == [0, 16, 0, 16]
     assert not Topology(2, 16, 0, 2).spans_hosts
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"quantization": "gptq"}, r"already \(gptq\)"), ({"num_experts": 8}, "with 8 experts")],
+)
+def test_what_cannot_be_quantized_is_refused(change, words):
+    check_quantizing(model(24, 3))
+    with pytest.raises(ModelError, match=words):
+        check_quantizing(replace(model(24, 3), **change))

@@ -118,3 +118,19 @@ def test_the_device_is_part_of_what_is_compiled(target, logical):
 def test_the_device_is_a_setting_of_its_own(name):
     with pytest.raises(ConfigError, match=f"{name} is set by rufus-serve; use neuron.target"):
         fields(**{name: 1})
+
+
+def test_weights_of_8_bits_are_quantized_per_output_but_for_the_output_layer():
+    config = configured("contiguous", weights="int8")
+    shape = CompiledShape.of(config, 2048)
+    found = neuron_config_fields(config, shape, Topology.of(config, 0, 1), "bfloat16")
+    assert found["quantized"] is True
+    assert found["quantization_type"] == "per_channel_symmetric"
+    assert found["modules_to_not_convert"] == ["lm_head"]
+    assert "quantized" not in fields()
+
+
+@pytest.mark.parametrize("name", ["quantized", "quantization_dtype", "quantized_checkpoints_path"])
+def test_quantization_is_a_setting_of_its_own(name):
+    with pytest.raises(ConfigError, match=f"{name} is set by rufus-serve; use weights"):
+        fields(**{name: "x"})
