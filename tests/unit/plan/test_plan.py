@@ -211,4 +211,4 @@ def test_the_settings_are_those_of_the_planned_number_format(weights):
 def test_quantizing_takes_the_checkpoint_in_float32_and_half_the_shards():
     wide, narrow = (make_plan(asked(weights=weights)).start_up for weights in ("bfloat16", "int8"))
     more = narrow.compile_host_bytes - wide.compile_host_bytes
-    assert LLAMA3_70B.num_params < more < 2 * LLAMA3_70B.num_params
+    assert 0.9 * LLAMA3_70B.num_params < more < 1.1 * LLAMA3_70B.num_params
