@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, default=64, metavar="N", help="of each prompt, with --make [64]")
     add("--url", default="", help="an endpoint that runs [one that is started for it]")
     add("--api-key", default=os.environ.get(_KEY, ""), help=f"of --url [{_KEY}]")
-    add("--margin", type=float, default=0.5, metavar="NATS",
+    add("--margin", type=float, metavar="NATS",
         help="by how much less likely than the reference's a token may be [0.5]")  # fmt: skip
-    add("--mean-error", type=float, default=0.1, metavar="NATS",
+    add("--mean-error", type=float, metavar="NATS",
         help="of log probabilities that is still taken for rounding [0.1]")  # fmt: skip
     add("--json", action="store_true", help="print JSON")
     add_setting_arguments(parser)
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from rufus_serve.verify.reference import read_reference
 
     reference = read_reference(args.against)
-    limits = Limits(margin=args.margin, mean_error=args.mean_error)
+    given = {"margin": args.margin, "mean_error": args.mean_error}
+    limits = Limits(**{name: value for name, value in given.items() if value is not None})
     report = _compared(args, reference, limits)
     print(_as_json(report) if args.json else _as_text(report))
     if report.faults:

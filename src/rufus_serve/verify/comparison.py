@@ -19,9 +19,9 @@ Ask = Callable[[Sequence[int], int], Sequence[Choice]]
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What rounding explains, in nats."""
 
-    margin: float
+    margin: float = 0.5
     """By how much less likely a token may be, to the reference, than the one it picks."""
-    mean_error: float
+    mean_error: float = 0.1
     """Of the log probabilities of the reference's tokens."""
 
 

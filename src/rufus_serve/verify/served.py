@@ -33,9 +33,7 @@ def served(config: ServeConfig) -> Iterator[str]:
     plain = {"host": "127.0.0.1", "port": port, "api_key_file": None, "http": HttpConfig()}
     own = config.model_copy(update=plain)
     with tempfile.TemporaryDirectory(prefix="rufus-verify-") as name:
-        settings, log = Path(name) / "settings.json", Path(name) / "log"
-        # JSON is YAML.
-        settings.write_text(json.dumps(own.model_dump(mode="json")))
+        settings, log = write_settings(own, Path(name)), Path(name) / "log"
         command = [sys.executable, "-m", "rufus_serve.cli.main", "serve", f"--config={settings}"]
         with log.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -44,6 +42,14 @@ def served(config: ServeConfig) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             _stop(process)
+
+
+def write_settings(config: ServeConfig, folder: Path) -> Path:
+    """A settings file of `config` in `folder`."""
+    path = folder / "settings.yaml"
+    # JSON is YAML; what is default may be a value that a file cannot say.
+    path.write_text(json.dumps(config.model_dump(mode="json", exclude_defaults=True)))
+    return path
 
 
 def _deadline_s(config: ServeConfig) -> float:
