@@ -136,7 +136,13 @@ def test_each_rank_holds_8_bits_and_the_scales_of_its_outputs(cut):
 
 def test_artifacts_are_told_apart_by_their_weights(model):
     wide, narrow = (
-        ServeConfig(model=str(model), runtime="neuron", weights=weights, max_model_len=512)
+        ServeConfig(
+            model=str(model),
+            runtime="neuron",
+            weights=weights,
+            max_model_len=512,
+            neuron={"cores_per_node": 3},
+        )
         for weights in ("auto", "int8")
     )
     assert compiling.identity(wide).key != compiling.identity(narrow).key

@@ -3,6 +3,11 @@ from pathlib import Path
 import pytest
 
 from rufus_serve.config import resolve
+from rufus_serve.plan.advice import advice
+from rufus_serve.plan.hardware import instance_named
+from rufus_serve.plan.plan import make_plan
+from rufus_serve.plan.published import LLAMA3_8B, LLAMA3_70B, LLAMA31_405B
+from rufus_serve.plan.request import PlanRequest
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -38,3 +43,34 @@ def test_every_example_over_several_hosts_has_a_token_and_fixed_ports(file: Path
         cluster = config.cluster
         assert cluster.token_file is not None
         assert all((cluster.control_port, cluster.step_port, cluster.rendezvous_port))
+
+
+SHAPES = {
+    "llama-3.1-8b": LLAMA3_8B, "llama-3.1-70b": LLAMA3_70B, "llama-3.1-405b": LLAMA31_405B,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_neuron_example_heeds_what_plan_warns_of(file: Path):
+    config = load(file)
+    if config.runtime != "neuron":
+        return
+    neuron = config.neuron
+    plan = make_plan(
+        PlanRequest(
+            shape=SHAPES[config.served_model_name],
+            instance=instance_named("trn1.32xlarge"),
+            num_nodes=config.nodes,
+            cores_per_node=neuron.cores_per_node,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            cp_degree=neuron.cp_degree,
+            attention_dp_degree=neuron.attention_dp_degree,
+        )
+    )
+    assert plan.fits
+    warnings = [each.text for each in advice(plan) if each.level == "warning"]
+    assert not [text for text in warnings if "not to compile" in text or "cores per node" in text]
+    if any("host memory" in text for text in warnings):
+        assert config.artifacts.required
+        assert "host memory" in file.read_text()

@@ -49,12 +49,19 @@ def converted_layers(application: Any) -> Iterator[None]:
 
     CPU mode builds float layers only, and would load 8 bits as floats without their scales.
     """
+    from neuronx_distributed.parallel_layers.parallel_state import set_aot_mode
     from neuronx_distributed_inference.models.model_wrapper import DecoderModelInstance
 
     def converting(model_class: Any) -> Any:
         def build(config: Any) -> Any:
             instance = DecoderModelInstance(model_class, config)
-            instance.load_module()
+            # As while tracing: weights keep no initial values. NxD fails to cut those of
+            # quantized layers that several ranks share the inputs of.
+            set_aot_mode(True)
+            try:
+                instance.load_module()
+            finally:
+                set_aot_mode(False)
             return instance.module
 
         return build
