@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.unit.verify.test_comparison import Served, choice, referring
+from tests.unit.verify.test_verify_comparison import Served, choice, referring
 
 from rufus_serve.cli.main import main
 from rufus_serve.verify import endpoint

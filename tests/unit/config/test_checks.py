@@ -139,6 +139,7 @@ def test_speculation_compares_no_fewer_tokens_than_it_needs():
     assert messages(speculation=lookup) == []
 
 
+@pytest.mark.parametrize(
     ("settings", "why"),
     [
         ({"neuron": {"cp_degree": 2}}, "weights int8 with neuron.cp_degree 2"),

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.verify.test_reference import REFERENCE
+from tests.unit.verify.test_verify_reference import REFERENCE
 
 from rufus_serve.errors import EndpointError
 from rufus_serve.verify.comparison import Limits, compare
