@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from rufus_serve.cli.main import main
 from rufus_serve.verify.making import make_reference
@@ -16,7 +17,8 @@ STRICT = ("--margin=0.001", "--mean-error=0.001")
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    return make_reference(DEMO_MODEL, num_tokens=8, progress=lambda *_: None)
+    torch.set_num_threads(1)
+    return make_reference(DEMO_MODEL, num_tokens=4, progress=lambda *_: None)
 
 
 def verify(server: Server, reference: Reference, folder: Path) -> int:
