@@ -1,6 +1,13 @@
 """`rufus-serve top` over HTTP."""
 
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -38,3 +45,23 @@ def test_one_look_is_printed(endpoint: str, capsys: pytest.CaptureFixture[str]) 
     assert "recovering" in capsys.readouterr().out
     assert main(["top", "--once", "--url", endpoint]) == EndpointError.exit_code
     assert "this needs metrics" in capsys.readouterr().err
+
+
+def test_a_watch_is_renewed_until_ctrl_c(endpoint: str) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "rufus_serve.cli.main", "top", "--url", endpoint]
+    command += ["--api-key", "k", "--interval", "0.05"]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+    )
+    os.close(theirs)
+    seen, deadline = b"", time.monotonic() + 30
+    while seen.count(b"rufus-serve ") < 3:
+        assert time.monotonic() < deadline, seen
+        seen += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # what a terminal says once its program is gone
+        while os.read(ours, 65536):
+            pass
+    assert process.wait(10) == 0
+    os.close(ours)
