@@ -35,6 +35,7 @@ from rufus_serve.leader.api.key_ring import KeyRing
 from rufus_serve.leader.api.metrics_route import MetricsRoute
 from rufus_serve.leader.api.overview.board import Board
 from rufus_serve.leader.api.overview.routes import OverviewRoutes
+from rufus_serve.leader.api.overview.views import Moment
 from rufus_serve.leader.api.server_metrics import ServerMetrics
 from rufus_serve.leader.api.stream_start import StreamStart
 from rufus_serve.leader.api.tracing import tracing_of
@@ -211,8 +212,17 @@ class ApiServer:
 
     def _take_news(self, news: GroupNews) -> None:
         self._news[news.group] = news
-        if self._fleet is not None:
-            self._fleet.take_news(news)
+        if self._fleet is None:
+            return
+        num_before = self._fleet.num_in(news.group)
+        self._fleet.take_news(news)
+        num_moved = num_before - self._fleet.num_in(news.group)
+        if num_moved > 0:
+            self._happened(self._board.moved(news.group, num_moved))
+
+    def _happened(self, moment: Moment) -> None:
+        if self._tracing is not None:
+            self._tracing.happened(f"group {moment.group}: {moment.what}")
 
     async def _beat(self, fleet: Any, group: int) -> None:
         """Ask an engine's main loop for a sign of life, and for what it counted."""
@@ -233,8 +243,7 @@ class ApiServer:
             status = await self._link.status()
             if status is not None:
                 for moment in self._board.take(status):
-                    if self._tracing is not None:
-                        self._tracing.happened(moment.what)
+                    self._happened(moment)
                 self._metrics.took_status(status)
                 self._see_to(status.groups)
             await asyncio.sleep(_STATUS_S)

@@ -45,6 +45,12 @@ class Board:
         self._status = status
         return self._timeline.take(status)
 
+    def moved(self, group: int, num_requests: int) -> Moment:
+        """A group came out of rotation with so many requests."""
+        plural = "s" if num_requests > 1 else ""
+        what = f"out of rotation, its {num_requests} request{plural} went to other groups"
+        return self._timeline.note(group, what)
+
     def overview(self) -> Overview | None:
         """The server now; None before the supervisor said anything."""
         status = self._status

@@ -28,6 +28,12 @@ class Timeline:
         self._moments.extendleft(new)
         return new
 
+    def note(self, group: int, what: str) -> Moment:
+        """Something that a status does not tell."""
+        moment = Moment(at=time.time(), group=group, what=what)
+        self._moments.appendleft(moment)
+        return moment
+
     def _replaced(self, status: Status) -> Iterator[tuple[int, str]]:
         for follower in status.followers:
             seat, pid = (follower.group, follower.node_rank), follower.pid

@@ -89,3 +89,15 @@ def test_many_watchers_share_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         board.overview()
     assert len(taken) == 1
+
+
+def test_requests_that_went_to_other_groups_are_told() -> None:
+    board = Board("m", num_open=lambda: 0, counts=dict, read=lambda at: Sample(at, {}, {}))
+    board.take(READY)
+    board.moved(1, 3)
+    found = board.overview()
+    assert found is not None
+    first = found.timeline[0]
+    assert (first.group, first.what) == (
+        1, "out of rotation, its 3 requests went to other groups",
+    )  # fmt: skip
