@@ -25,8 +25,8 @@ from rufus_serve.leader.api.routes import ROUTES
 from rufus_serve.leader.step_counts import StepSample
 
 _FIRST_ERROR = 500
-_RANDOM_END = re.compile(r"-[0-9a-f]{8}$")
-"""What vLLM puts behind a request's name on its way to the engine."""
+_NAME_END = re.compile(r"-[0-9a-f]{8}(~\d+)?$")
+"""What stands behind a request's name in the engine: vLLM's random part, our `Flight.wire_id`'s."""
 
 
 class Tracing:
@@ -73,7 +73,7 @@ class Tracing:
         """Steps that a group's engine took; they belong to the requests in them."""
         named = {name: span for span, call in self._open.values() for name in call.engine_ids}
         for sample in samples:
-            names = {_RANDOM_END.sub("", each) for each in sample.requests} | {*sample.requests}
+            names = {_NAME_END.sub("", each) for each in sample.requests} | {*sample.requests}
             for span in {id(named[name]): named[name] for name in names & named.keys()}.values():
                 if span.is_recording():
                     self._step(span, group, sample)

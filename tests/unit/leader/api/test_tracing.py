@@ -79,7 +79,7 @@ def test_a_step_is_told_with_each_followers_part_to_the_requests_in_it_alone() -
     traced = Traced()
     sample = StepSample(
         step_id=9, epoch=2, phase="decode", sent=10.0, received=10.5,
-        requests=("chatcmpl-1-0a1b2c3d", "other-00000000"),
+        requests=("chatcmpl-1-0a1b2c3d~2", "other-00000000"),
         followers=(FollowerPart(0, 10.1, 0.3, 0.1), FollowerPart(1, 10.2, 0.2, 0.0)),
     )  # fmt: skip
 
