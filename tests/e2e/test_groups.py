@@ -14,7 +14,8 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def groups(tiny_model: Path) -> Iterator[Groups]:
-    with serving("--groups=2", *Groups.FLAGS, model=tiny_model) as server:
+    flags = ("--groups=2", *Groups.FLAGS, "--cluster.kind=ray")
+    with serving(*flags, model=tiny_model) as server:
         yield Groups(server)
 
 
