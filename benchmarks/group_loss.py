@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from serving_servers import OURS, PORT, ROOT, Contender, Running, contenders, ma
 
 RECORD = ROOT / "benchmarks" / "results" / "group_loss.json"
 MARKS = ("<!-- group loss: begin -->", "<!-- group loss: end -->")
+NO_PEER = Path("no-peer")
 SLOW_S = 60
 _READY_S = 120.0
 
@@ -53,7 +55,7 @@ CASES = (
 
 def contender(case: Case, python: Path) -> Contender:
     """Ours with one follower a group."""
-    (one,) = (each for each in contenders(Path(), "") if each.name == f"{OURS}, 1 follower")
+    (one,) = (each for each in contenders(NO_PEER, "") if each.name == f"{OURS}, 1 follower")
     more = ["--dtype=float32", f"--groups={case.groups}", "--cluster.kind=local",
             f"--cluster.python={python}", "--recovery.max-restarts=1000"]  # fmt: skip
     return replace(one, name=case.name, command=[*one.command, *more])
@@ -61,8 +63,6 @@ def contender(case: Case, python: Path) -> Contender:
 
 def slow_python(folder: Path, flag: Path) -> Path:
     """An interpreter that takes its time while there is a file `flag`."""
-    import sys
-
     path = folder / "python"
     path.write_text(f'#!/bin/sh\n[ -e {flag} ] && sleep {SLOW_S}\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
@@ -145,7 +145,6 @@ def report(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="blows to each server [5]")
-    parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--only", default="", help="part of a case's name")
     parser.add_argument("--write", action="store_true", help="keep the record and the table")
     options = parser.parse_args()
@@ -157,7 +156,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/group_loss.py",
         "machine": machine(),
-        "versions": versions(Path("none")),
+        "versions": versions(NO_PEER),
         "cases": cases,
         "load_1min_at_the_end": round(os.getloadavg()[0], 1),
     }

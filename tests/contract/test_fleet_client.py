@@ -336,3 +336,16 @@ def test_it_serves_when_the_first_engine_is_ready_and_fails_when_none_will_be(
         assert fleet.client.failure() is not None
 
     run(scenario, tmp_path, count_in_one, SEVERAL)
+
+
+def test_a_group_that_failed_has_an_engine_again_when_it_is_formed_anew(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await both_ready(fleet)
+        fleet.client.take_news(GroupNews(group=1, state="failed", reason="no node"))
+        fleet.client.take_news(lost(0))
+        await fleet.ask("a")
+        fleet.client.take_news(GroupNews(group=1, state="out"))
+        fleet.client.take_news(GroupNews(group=1, state="open"))
+        await fleet.assert_all_whole("a")
+
+    run(scenario, tmp_path, config=SEVERAL)

@@ -15,7 +15,10 @@ from tests.e2e.server import Server
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module", params=["--async-scheduling", "--no-async-scheduling"])
+PARAMS = ["--async-scheduling", "--no-async-scheduling", "--speculation.method=ngram"]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def groups(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Groups]:
     with serving("--groups=2", request.param, *Groups.FLAGS, model=tiny_model) as server:
         yield Groups(server)

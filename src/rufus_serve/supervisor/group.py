@@ -51,6 +51,8 @@ class Shared:
     note: Callable[[], None]
     """Leaves word of the groups on disk."""
     on_failed: Callable[["Group", RufusError], None]
+    new_state: Callable[["Group"], GroupState]
+    """In the place of a group's that failed."""
     nodes: tuple[NodeInfo, ...] = ()
     acting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Orders must reach a follower in the order they were decided, whichever group it goes to."""
@@ -106,6 +108,17 @@ class Group:
         self._outside, self._back_when_ready = "draining", True
         await self.tell_api()
         await self.handle(ev.RestartAsked(node_ranks=ranks))
+
+    async def restart_all(self) -> None:
+        """Replace all followers; if it failed, form it anew with a new budget of restarts."""
+        if self.state.phase is not ev.GroupPhase.FAILED:
+            await self.restart(*self.state.by_rank())
+            return
+        self.state = self._shared.new_state(self)
+        self._outside, self._back_when_ready = "draining", True
+        await self.tell_api()
+        async with self._shared.acting:
+            await self.start(())
 
     async def tell_api(self, reason: str = "") -> None:
         """Say whether requests may be sent here; with one group there is no choice."""

@@ -78,7 +78,7 @@ class GroupState:
         self.restarts_of_rank: Counter[int] = Counter()
         self.failure = ""
         self.recovery_time = RecoveryTime(settings)
-        self._serial = serial
+        self.serial = serial
         self._replacements = Replacements(
             backoff_s=settings.backoff_s, max_backoff_s=settings.max_backoff_s
         )
@@ -367,8 +367,8 @@ class GroupState:
             self._start(rank, now)
 
     def _start(self, rank: int, now: float) -> None:
-        self._serial += 1
-        follower_id = self.settings.follower_id(rank, self._serial)
+        self.serial += 1
+        follower_id = self.settings.follower_id(rank, self.serial)
         self._add(follower_id, rank, now)
         self._do(StartFollower(follower_id=follower_id, node_rank=rank))
 

@@ -116,17 +116,25 @@ class LinkDesk:
         if not 0 <= order.group < len(self._groups):
             return f"there is no group {order.group}"
         group = self._groups[order.group]
-        ranks = tuple(group.state.by_rank())
-        if isinstance(order, DrainGroup):
-            if len(self._groups) == 1:
-                return "there is no other group; `rufus-serve drain` ends the server"
-            await group.leave_rotation()
-            return ""
+        match order:
+            case DrainGroup():
+                return await self._drain(group)
+            case RestartGroup():
+                await group.restart_all()
+                return ""
+            case RestartFollower():
+                return await self._restart(group, order.node_rank)
+
+    async def _drain(self, group: Group) -> str:
+        if len(self._groups) == 1:
+            return "there is no other group; `rufus-serve drain` ends the server"
+        await group.leave_rotation()
+        return ""
+
+    async def _restart(self, group: Group, rank: int) -> str:
         if group.state.phase is ev.GroupPhase.FAILED:
-            return f"group {order.group} has failed for good ({group.state.failure})"
-        if isinstance(order, RestartFollower):
-            if order.node_rank not in ranks:
-                return f"there is no follower {order.node_rank} to restart"
-            ranks = (order.node_rank,)
-        await group.restart(*ranks)
+            return f"group {group.number} has failed ({group.state.failure}); restart it whole"
+        if rank not in group.state.by_rank():
+            return f"there is no follower {rank} to restart"
+        await group.restart(rank)
         return ""

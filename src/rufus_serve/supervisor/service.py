@@ -70,40 +70,41 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._drained = asyncio.Event()
         self._leader = LeaderKeeper(
-            config,
-            self._plan,
-            states=self._states,
-            on_death=self._leader_died,
-            report=self._report,
+            config, self._plan, states=self._states, on_death=self._leader_died, report=self._report
         )
         self._shared = self._share()
         self._groups = [Group(n, state, self._shared) for n, state in enumerate(self._states)]
-        self._link_desk = LinkDesk(
-            self._link_server,
-            self._link,
-            self._groups,
-            LinkEvents(
-                serving=self._leader.took_serving,
-                drain=self._on_drain,
-                drained=self._drained.set,
-                status=self._status,
-            ),
-        )
+        self._link_desk = self._make_link_desk()
         self._ended = asyncio.Event()
         self._failure: RufusError | None = None
-        self._draining = False
-        self._keep_followers = False
+        self._draining = self._keep_followers = self._stopped = False
         self._signals = 0
-        self._stopped = False
 
-    def _new_state(self, number: int) -> GroupState:
+    def _make_link_desk(self) -> LinkDesk:
+        events = LinkEvents(
+            serving=self._leader.took_serving,
+            drain=self._on_drain,
+            drained=self._drained.set,
+            status=self._status,
+        )
+        return LinkDesk(self._link_server, self._link, self._groups, events)
+
+    def _new_state(self, number: int, after: GroupState | None = None) -> GroupState:
+        kept_epoch, kept_serial = (
+            (self._kept.epoch, self._kept.last_serial) if self._kept else (0, 0)
+        )
         return GroupState(
             group_settings(self._config, number),
             now=time.monotonic(),
-            epoch=self._kept.epoch if self._kept else 0,
-            serial=self._kept.last_serial if self._kept else 0,
+            epoch=after.epoch if after else kept_epoch,
+            serial=after.serial if after else kept_serial,
             borrow=self._lend_standby,
         )
+
+    def _state_again(self, group: Group) -> GroupState:
+        """A new state for a group that failed, whose processes and epochs are told apart."""
+        self._states[group.number] = state = self._new_state(group.number, after=group.state)
+        return state
 
     def _lend_standby(self, now: float) -> ev.Member | None:
         found = (state.lend_standby(now) for state in self._states)
@@ -122,6 +123,7 @@ class Supervisor:
             spawn=self._spawn,
             note=self._note_groups,
             on_failed=self._group_failed,
+            new_state=self._state_again,
         )
 
     async def run(self) -> int:

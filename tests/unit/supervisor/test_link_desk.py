@@ -85,12 +85,20 @@ class Server:
             spawn=lambda work: self.tasks.append(asyncio.ensure_future(work)),
             note=lambda: None,
             on_failed=lambda group, error: self.failed.append((group.number, error)),
+            new_state=self.state_again,
         )
         self.tasks: list[Any] = []
         self.groups = [Group(number, state, shared) for number, state in enumerate(self.states)]
         events = LinkEvents(serving=lambda _: None, drain=self.drains.append,
                             drained=lambda: None, status=self.status)  # fmt: skip
         self.desk = LinkDesk(self.peers, self.link, self.groups, events)
+
+    def state_again(self, group: Group) -> GroupState:
+        settings, before = group.state.settings, group.state
+        self.states[group.number] = state = GroupState(
+            settings, now=time.monotonic(), epoch=before.epoch, serial=before.serial
+        )
+        return state
 
     def status(self) -> Any:
         return status_of(
@@ -247,7 +255,24 @@ def test_an_engine_that_can_step_no_group_fails_its_own(tmp_path):
         await server.desk.take(b"e1", failed)
         ((number, error),) = server.failed
         assert (number, type(error), str(error)) == (1, FollowerError, "another shape")
-        assert "has failed for good" in (await server.ask(RestartGroup(group=1))).error
+        assert "has failed" in (await server.ask(RestartFollower(node_rank=0, group=1))).error
+
+    run(tmp_path, scenario)
+
+
+def test_a_group_that_failed_is_formed_anew_on_request(tmp_path):
+    async def scenario(server: Server) -> None:
+        failed = GroupFailed(reason="another shape", exit_code=FollowerError.exit_code)
+        await server.desk.take(b"e1", failed)
+        server.groups[1].end()
+        server.take()
+        assert await server.ask(RestartGroup(group=1)) == Ack()
+        assert server.words() == [(1, "out")]
+        hello = LeaderHello(leader_id="next", role="engine", group=1)
+        await server.desk.take(b"f1", hello)
+        await server.bring_up(server.groups[1])
+        assert server.words() == [(1, "open")]
+        assert (server.states[1].epoch, server.status().detail) == (2, "")
 
     run(tmp_path, scenario)
 

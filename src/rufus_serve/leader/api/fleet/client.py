@@ -79,12 +79,14 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
 
     def take_news(self, news: GroupNews) -> None:
         """A group came or went: send requests to it, or have them go on in others."""
+        keeper, for_good = self._keepers[news.group], news.state == "failed"
+        if for_good:
+            keeper.give_up(FollowerError(news.reason))
+        elif news.state == "out":
+            keeper.begin_anew()
         if news.state == "open":
             self._dispatcher.open(news.group)
             return
-        for_good = news.state == "failed"
-        if for_good:
-            self._keepers[news.group].give_up(FollowerError(news.reason))
         self._dispatcher.close(news.group, lost=news.state != "out", for_good=for_good)
 
     def num_in(self, group: int) -> int:

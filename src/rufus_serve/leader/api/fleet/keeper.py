@@ -68,6 +68,12 @@ class EngineKeeper:
             self._restarting.cancel()
         self.replace(str(error))
 
+    def begin_anew(self) -> None:
+        """The group that had failed is being formed again: it needs an engine."""
+        if self._failure is not None:
+            self._failure, self._num_deaths = None, 0
+            self.follow(self.start())
+
     async def stop(self, *, deadline_s: float) -> None:
         """End the engine, by force after `deadline_s`."""
         if self._restarting is not None:
