@@ -1,4 +1,4 @@
-"""A server with several groups of one follower each."""
+"""A server with several groups."""
 
 import re
 import time
@@ -17,12 +17,17 @@ class Groups(Recorded):
     FLAGS = FLAGS
 
     def follower(self, group: int) -> tuple[int, int]:
-        """Process id and weight loads of its only follower."""
-        found = self._follower(group)
+        """Process id and weight loads of its first follower."""
+        found = self._follower(group, 0)
         return found.pid, found.load_count
 
-    def kill_follower(self, group: int) -> None:
-        psutil.Process(self._follower(group).pid).kill()
+    def pids(self) -> dict[tuple[int, int], int]:
+        """Process ids of all followers by group and rank."""
+        found = status_of(self.server).followers
+        return {(each.group, each.node_rank): each.pid for each in found}
+
+    def kill_follower(self, group: int, rank: int = 0) -> None:
+        psutil.Process(self._follower(group, rank).pid).kill()
 
     def start_and_wait(self) -> Streams:
         self.wait_all_ready()
@@ -41,6 +46,10 @@ class Groups(Recorded):
         )
         return sum(map(float, samples))
 
-    def _follower(self, group: int) -> FollowerStatus:
-        (found,) = (each for each in status_of(self.server).followers if each.group == group)
+    def _follower(self, group: int, rank: int) -> FollowerStatus:
+        (found,) = (
+            each
+            for each in status_of(self.server).followers
+            if (each.group, each.node_rank) == (group, rank)
+        )
         return found

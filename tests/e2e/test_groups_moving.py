@@ -141,3 +141,18 @@ def test_every_groups_followers_wait_for_the_next_leader(tiny_model: Path) -> No
             second.stop()
         finally:
             second.remove()
+
+
+def test_of_a_group_of_two_followers_one_is_replaced_and_the_other_keeps_its_weights(
+    tiny_model: Path,
+) -> None:
+    with serving("--groups=2", "--nodes=2", *Groups.FLAGS, model=tiny_model) as server:
+        groups = Groups(server)
+        streams = groups.start_and_wait()
+        before = groups.pids()
+        groups.kill_follower(1, rank=1)
+        groups.assert_undisturbed(streams)
+        groups.wait_all_ready()
+        after = groups.pids()
+        assert {where for where in before if after[where] != before[where]} == {(1, 1)}
+        assert all(follower.load_count == 1 for follower in status_of(server).followers)
