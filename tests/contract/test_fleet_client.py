@@ -313,7 +313,7 @@ def test_calls_reach_every_engine(tmp_path: Path) -> None:
         assert await fleet.client._call("x") == [["x"], ["x"]]
         assert fleet.client.engine_ranks_managed == [0, 1]
         for group in (0, 1):
-            await fleet.client.beat(group)
+            assert await fleet.client.beat(group) == "collective_rpc"
 
     run(scenario, tmp_path, config=SEVERAL)
 

@@ -102,8 +102,8 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         link = self._keepers[group].link
         if link is None:
             raise LeaderError(f"group {group} has no engine yet")
-        (counts,) = await link.call("collective_rpc", BEAT, None, (), None)
-        return counts
+        answers = await link.call("collective_rpc", BEAT, None, (), None)
+        return answers[0]
 
     async def _open_link(self, group: int, on_lost: LostCall) -> EngineLink:
         def lost(link: EngineLink, reason: str) -> None:
