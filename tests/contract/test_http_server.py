@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from rufus_serve.config import ServeConfig
+from rufus_serve.config.schema import HttpConfig
+from rufus_serve.errors import ConfigError
 from rufus_serve.leader.api.http_error import Receive, Scope, Send, send_json
 from rufus_serve.leader.api.http_server import HttpServer
+from rufus_serve.leader.api.tls import ServerTls
 
 Address = tuple[str, int]
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -284,6 +287,15 @@ def test_tls_takes_a_renewed_certificate_and_keeps_a_good_one(tmp_path: Path) ->
             assert b"second" in await served_name(address)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("wrong", ["tls_certificate", "tls_client_ca"])
+def test_the_tls_file_that_cannot_be_used_is_named(tmp_path: Path, wrong: str) -> None:
+    good, bad = certificate(tmp_path, "a"), tmp_path / "bad.pem"
+    bad.write_text("no certificate")
+    files = {"tls_certificate": good, "tls_client_ca": good} | {wrong: bad}
+    with pytest.raises(ConfigError, match=rf"http\.{wrong} .*bad\.pem"):
+        ServerTls(HttpConfig(**files))
 
 
 def test_tls_handshakes_have_a_deadline(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ class ServerTls:
                 f"http.tls_certificate {self._certificate} with http.tls_key {self._key} cannot "
                 f"be used: {error}; both are PEM files, and the key belongs to the certificate"
             ) from error
+        try:
+            self._trust()
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"http.tls_client_ca {self._client_ca} cannot be used: {error}; it is a PEM file "
+                "with authorities' certificates"
+            ) from error
         self._seen = self._versions()
 
     def reload(self) -> None:
@@ -41,6 +48,7 @@ class ServerTls:
         self._seen = seen
         try:
             self._load()
+            self._trust()
         except (OSError, ssl.SSLError) as error:
             _log.error("the renewed TLS files are not used: %s", error)
         else:
@@ -50,6 +58,8 @@ class ServerTls:
         # Fails on a pair that does not match before anything is replaced.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
         self.context.load_cert_chain(self._certificate, self._key)
+
+    def _trust(self) -> None:
         if self._client_ca:
             self.context.load_verify_locations(self._client_ca)
             self.context.verify_mode = ssl.CERT_REQUIRED
