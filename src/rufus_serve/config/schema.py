@@ -169,6 +169,8 @@ class LimitConfig(Section):
     """Longest time one request may take; then it ends with an error."""
     max_body_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
     """Largest request body; a larger one is answered 413."""
+    max_tokenize_kb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 512.0
+    """The same where tokens are only counted, as one thread does that for all requests."""
     max_stop_strings: Annotated[int, Field(gt=0)] = 64
     """Most stop strings, stop token ids or bad words of one request."""
     max_n: Annotated[int, Field(gt=0)] = 128

@@ -37,7 +37,11 @@ class Admission:
         self._served = served_name(config)
         self._places = Places(config.groups * config.max_num_seqs + config.limits.max_waiting)
         self._rates = RateLimits()
-        self._max_bytes = int(config.limits.max_body_mb * 1_000_000)
+        self._max_bytes = {
+            True: int(config.limits.max_body_mb * 1_000_000),
+            False: int(config.limits.max_tokenize_kb * 1000),
+        }
+        """Of a body, by whether its request takes places."""
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,7 +90,10 @@ class Admission:
         if takes_place:
             self._admit(call.key, 1)
         raw = await read_body(
-            scope, receive, max_bytes=self._max_bytes, deadline_s=self._http.body_timeout_s
+            scope,
+            receive,
+            max_bytes=self._max_bytes[takes_place],
+            deadline_s=self._http.body_timeout_s,
         )
         body = parse_json(raw)
         check_body(scope["path"], body, self._limits)
@@ -94,14 +101,15 @@ class Admission:
         if self._limits.cap_max_tokens and cap_max_tokens(body, self.max_model_len):
             raw = json.dumps(body).encode()
         replay = Replay(raw, receive)
+        if takes_place:
+            call.sequences = weight_of(scope["path"], body)
+            self._admit(call.key, call.sequences)
+        answer = _with_headers(send, self._rates.admit(call.key))
         if not takes_place:
-            await self._app(scope, replay, send)
+            await self._app(scope, replay, answer)
             return
-        call.sequences = weight_of(scope["path"], body)
-        self._admit(call.key, call.sequences)
-        headers = self._rates.admit(call.key)
         with self._place(call):
-            await self._timed(scope, replay, _with_headers(send, headers))
+            await self._timed(scope, replay, answer)
 
     def _admit(self, key: ApiKey, weight: int) -> None:
         if self._draining:

@@ -10,6 +10,8 @@ from typing import Any
 from rufus_serve.config.schema import LimitConfig
 from rufus_serve.leader.api.http_error import HttpError
 
+_RUNS_NO_TOOLS = "tools are run by the client, not by this server"
+_IN_STRUCTURED_OUTPUTS = "structured_outputs has it"
 UNSUPPORTED_FIELDS = {
     "prompt_logprobs": "followers return logits of the last position only",
     "prompt_embeds": "followers take token ids only",
@@ -20,9 +22,18 @@ UNSUPPORTED_FIELDS = {
     "prompt_logprob_token_ids": "followers return logits of the last position only",
     "logits_processors": "they are chosen at start, by vllm_args.logits_processors",
     "audio": "only text is served",
+    "web_search_options": "this server searches nothing",
+    "mcp_servers": _RUNS_NO_TOOLS,
+    "functions": "it is older than tools; use those",
+    "guided_json": _IN_STRUCTURED_OUTPUTS,
+    "guided_regex": _IN_STRUCTURED_OUTPUTS,
+    "guided_choice": _IN_STRUCTURED_OUTPUTS,
+    "guided_grammar": _IN_STRUCTURED_OUTPUTS,
 }
-"""Fields that followers cannot honour, and why."""
-NEEDS_STORE = ("previous_response_id", "background")
+"""Fields that are not honoured, and why."""
+NEEDS_STORE = ("previous_response_id", "background", "conversation")
+_TOOLS = frozenset({"function", "custom", "namespace"})
+"""Kinds of tools that clients run themselves."""
 SILENTLY_WRONG = {
     "best_of": (1, "ask for n answers and choose"),
     "modalities": (["text"], "only text is served"),
@@ -58,6 +69,7 @@ def check_body(path: str, body: Any, limits: LimitConfig) -> None:
             raise HttpError(400, f"{name} is not supported: {why}", param=name)
     if path == "/v1/responses":
         _check_storage(body)
+        _check_tools(body)
     for name, (harmless, why) in SILENTLY_WRONG.items():
         value = body.get(name)
         if value not in (None, harmless):
@@ -117,6 +129,16 @@ def _check_storage(body: Mapping[str, Any]) -> None:
                 f"{name} is not supported: this server stores no responses (every answer says "
                 "store: false); send the whole conversation as input",
                 param=name,
+            )
+
+
+def _check_tools(body: Mapping[str, Any]) -> None:
+    tools = body.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind not in _TOOLS:
+            raise HttpError(
+                400, f"tools of type {kind} are not supported: {_RUNS_NO_TOOLS}", "tools"
             )
 
 

@@ -128,10 +128,13 @@ def _start_engine(args: Namespace) -> Any:
             enable_log_requests=engine_args.enable_log_requests,
             disable_log_stats=engine_args.disable_log_stats,
         )
-    except (ValueError, OSError) as error:
+    except RufusError:
+        raise
+    except Exception as error:  # what reads a broken tokenizer fails in every way
         raise ModelError(f"vLLM cannot use the model: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or type(error).__name__
+    plain = isinstance(error, ValueError | OSError)
+    return " ".join([*([] if plain else [f"{type(error).__name__}:"]), *lines[:3]])

@@ -162,6 +162,21 @@ def test_a_body_over_the_limit_is_refused_by_size() -> None:
     asyncio.run(scenario())
 
 
+def test_counting_tokens_has_a_bound_of_its_own_and_counts_as_a_request() -> None:
+    async def scenario() -> None:
+        model = Model()
+        model.finish.set()
+        admission = Admission(model, config(max_tokenize_kb=1))
+        for size, status in ((2000, 413), (100, 200), (100, 200), (100, 429)):
+            body = b'{"prompt": "%s"}' % (b"x" * size)
+            call = Call(admission, body, path="/tokenize", key=ALICE)
+            await call.task
+            assert call.status == status
+        assert admission.num_open == 0
+
+    asyncio.run(scenario())
+
+
 def test_reading_routes_pass_without_being_counted_or_read() -> None:
     async def scenario() -> None:
         model = Model()
