@@ -80,29 +80,47 @@ class Engine:
         self.requests = requests
         self.tokens: dict[str, list[int]] = {req_id: list(PROMPT) for req_id in requests}
         self.logprobs: dict[str, list[Any]] = {req_id: [] for req_id in requests}
-        self.counted = dict.fromkeys(requests, 0)
         self.num_steps = self.num_accepted = 0
 
-    def run(self) -> None:
-        self._step(new=list(self.requests))
+    def run(self, *, lose_every: int = 0) -> None:
+        """To the end; every so many steps one is lost, and its requests are prefilled again."""
+        self._step(self._output([self._new(req_id) for req_id in self.requests], num_new={}))
         while open_ := [r for r in self.requests if len(self.tokens[r]) < len(PROMPT) + LENGTH]:
-            self._step(running=open_)
+            is_lost = lose_every and self.num_steps % lose_every == lose_every - 1
+            self._step(self._running(open_), is_lost=bool(is_lost))
+            if is_lost:
+                self._step(self._resumed(open_))
 
-    def _step(self, *, new: list[str] = [], running: list[str] = []) -> None:  # noqa: B006
+    def _running(self, req_ids: list[str]) -> Any:
         """As the scheduler plans it: it counts places for drafts as if all came true."""
-        places = {req_id: [-1] * MOST_DRAFTS for req_id in running}
-        planned = dict.fromkeys(new, len(PROMPT)) | dict.fromkeys(running, 1 + MOST_DRAFTS)
-        output = SimpleNamespace(
-            finished_req_ids=set(),
-            scheduled_new_reqs=[self._new(req_id) for req_id in new],
-            scheduled_cached_reqs=SimpleNamespace(
-                req_ids=running, resumed_req_ids=set(), all_token_ids={},
-                num_computed_tokens=[len(self.tokens[r]) - 1 + MOST_DRAFTS for r in running],
-                new_block_ids=[None] * len(running),
-            ),
-            num_scheduled_tokens=planned, scheduled_spec_decode_tokens=places,
+        computed = [len(self.tokens[r]) - 1 + MOST_DRAFTS for r in req_ids]
+        cached = _cached(req_ids, computed, [None] * len(req_ids))
+        places = {req_id: [-1] * MOST_DRAFTS for req_id in req_ids}
+        planned = dict.fromkeys(req_ids, 1 + MOST_DRAFTS)
+        return self._output([], cached=cached, num_new=planned, places=places)
+
+    def _resumed(self, req_ids: list[str]) -> Any:
+        tokens = {req_id: list(self.tokens[req_id]) for req_id in req_ids}
+        blocks = [self._new(req_id).block_ids for req_id in req_ids]
+        cached = _cached(req_ids, [0] * len(req_ids), blocks, resumed=tokens)
+        return self._output([], cached=cached, num_new={r: len(tokens[r]) for r in req_ids})
+
+    def _output(
+        self, new: list[Any], *, num_new: Any, cached: Any = None, places: Any = None
+    ) -> Any:
+        return SimpleNamespace(
+            finished_req_ids=set(), scheduled_new_reqs=new,
+            scheduled_cached_reqs=cached or _cached([], [], []),
+            num_scheduled_tokens={each.req_id: len(PROMPT) for each in new} | num_new,
+            scheduled_spec_decode_tokens=places or {},
         )  # fmt: skip
+
+    def _step(self, output: Any, *, is_lost: bool = False) -> None:
+        self.num_steps += 1
         rows = self.state.apply(output)
+        if is_lost:
+            self.state.empty_batch()
+            return
         steps = StepBuilder.for_runtime(INFO).build(list(rows.values()), epoch=1, first_step_id=0)
         written = {r: np.array(row.token_ids[: row.end]) for r, row in rows.items()}
         answers = [(step, self._reply(step, list(written.values()))) for step in steps]
@@ -145,7 +163,6 @@ class Engine:
         return look_up
 
     def _take(self, result: Any) -> None:
-        self.num_steps += 1
         for place, req_id in enumerate(result.req_ids):
             token_ids = result.sampled_token_ids[place]
             self.tokens[req_id] += token_ids
@@ -155,6 +172,15 @@ class Engine:
                 width = 1 + self.requests[req_id].logprobs
                 ids, values = part.logprob_token_ids[:, :width], part.logprobs[:, :width]
                 self.logprobs[req_id] += zip(ids.tolist(), values.tolist(), strict=True)
+
+
+def _cached(
+    req_ids: list[str], computed: list[int], blocks: list[Any], *, resumed: Any = None
+) -> Any:
+    return SimpleNamespace(
+        req_ids=req_ids, resumed_req_ids=set(resumed or ()), all_token_ids=resumed or {},
+        num_computed_tokens=computed, new_block_ids=blocks,
+    )  # fmt: skip
 
 
 def parameters(seed: int, *, bad: Any = None, **fields: Any) -> Any:
@@ -185,6 +211,15 @@ def test_tokens_and_logprobs_are_those_without_drafts(together: bool) -> None:
         assert texts(drafted) == texts(plain), names
         for name in names:
             assert drafted.logprobs[name][:LENGTH] == plain.logprobs[name], name
+
+
+def test_a_lost_step_leaves_no_draft_behind() -> None:
+    plain = Engine(requests(list(KINDS)), drafter=None)
+    plain.run()
+    drafted = Engine(requests(list(KINDS)), drafter=Eager(shortest=1, longest=4))
+    drafted.run(lose_every=4)
+    assert drafted.num_accepted > 0
+    assert texts(drafted) == texts(plain)
 
 
 def test_statistics_count_drafts_and_not_the_places_for_them() -> None:

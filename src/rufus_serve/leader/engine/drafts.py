@@ -6,16 +6,18 @@ true than what its token adds to the step's time, measured in tokens that the st
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from rufus_serve.leader.engine.ngram import lookup
 
 Array = np.ndarray
-_TOKEN_COST = 1 / 16
-"""Of one more token, in fixed parts of a step: 8.1 ms + 0.33 to 0.6 ms a token (SmolLM2-135M in
-bfloat16, two cores of an EPYC)."""
-_MEMORY = 0.96
+_TOKEN_COST = 1 / 24
+"""Of one more token, in fixed parts of a step (SmolLM2-135M in bfloat16, two cores of an EPYC)."""
+_KEY_COST = 1 / 8000
+"""Likewise of each key that it sees."""
+_MEMORY = 0.97
 """Weight of what was seen a token ago."""
 _FORGETTING = 0.995
 """Likewise for each draft not tried, so that it is tried again now and then."""
@@ -70,10 +72,11 @@ class Drafter:
             for req_id, drafts in found.items()
             if drafts
         }
-        counts = _worthwhile(
-            {req_id: (chance.value, len(found[req_id])) for req_id, chance in chances.items()},
-            num_rows,
-        )
+        options = {
+            req_id: _Option(chance.value, _cost(texts[req_id]), len(found[req_id]))
+            for req_id, chance in chances.items()
+        }
+        counts = _worthwhile(options, num_rows)
         for req_id, chance in chances.items():
             if not counts[req_id]:
                 chance.fade()
@@ -94,18 +97,31 @@ class Drafter:
         return lookup(text.tokens, text.room, shortest=self._shortest, longest=self._longest)
 
 
-def _worthwhile(found: Mapping[str, tuple[float, int]], num_rows: int) -> dict[str, int]:
-    """How many of each request's drafts pay, from (chance, number) of each; the likeliest first."""
-    counts = dict.fromkeys(found, 0)
-    likely = sorted(
-        ((chance**place, req_id) for req_id, (chance, number) in found.items()
-         for place in range(1, number + 1)),
+class _Option(NamedTuple):
+    """Drafts of one request that might be tried."""
+
+    chance: float
+    cost: float
+    number: int
+
+
+def _cost(text: Text) -> float:
+    return _TOKEN_COST + _KEY_COST * len(text.tokens)
+
+
+def _worthwhile(options: Mapping[str, _Option], num_rows: int) -> dict[str, int]:
+    """How many of each request's drafts pay; what brings most for its cost comes first."""
+    counts = dict.fromkeys(options, 0)
+    places = sorted(
+        ((option.chance**place / option.cost, req_id)
+         for req_id, option in options.items() for place in range(1, option.number + 1)),
         reverse=True,
     )  # fmt: skip
-    expected, cost = float(num_rows), 1.0 + _TOKEN_COST * num_rows
-    for chance, req_id in likely:
-        if chance * cost <= _TOKEN_COST * expected:
+    expected, spent = float(num_rows), 1.0 + _TOKEN_COST * num_rows
+    for worth, req_id in places:
+        if worth * spent <= expected:
             break
         counts[req_id] += 1
-        expected, cost = expected + chance, cost + _TOKEN_COST
+        expected += worth * options[req_id].cost
+        spent += options[req_id].cost
     return counts
