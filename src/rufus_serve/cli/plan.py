@@ -1,7 +1,8 @@
 """Plan a model on Trainium nodes: does it fit, how many sequences, how fast.
 
 Reads config.json only. Pure arithmetic, calibrated on published runs which are printed beside
-the formula's own predictions (--published). Ends with 3 if the model does not fit.
+the formula's own predictions (--published). With --traffic: how many groups a load needs, by
+simulation. Ends with 3 if the model does not fit, or no groups keep the SLO.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from rufus_serve.errors import ConfigError, ModelError
 
 _DEFAULT_LEN = 8192
 _DEFAULT_PROMPT = 2048
+_DEFAULT_SEQS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, nodes and load."""
+    from rufus_serve.cli import plan_traffic
     from rufus_serve.plan.hardware import INSTANCES
 
     names = [instance.name for instance in INSTANCES]
@@ -39,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"longest prompt plus output [the model's own, at most {_DEFAULT_LEN}]",
     )  # fmt: skip
     parser.add_argument(
-        "--max-num-seqs", type=_positive, metavar="N", default=8,
-        help="sequences decoded together [8]",
+        "--max-num-seqs", type=_positive, metavar="N",
+        help=f"sequences decoded together [{_DEFAULT_SEQS}; with --traffic several]",
     )  # fmt: skip
     parser.add_argument(
         "--prompt-tokens", type=_positive, metavar="TOKENS",
@@ -56,14 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--published", action="store_true", help="compare with published runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    plan_traffic.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
+    from rufus_serve.cli import plan_traffic
     from rufus_serve.cli.plan_tables import plan_as_json, print_plan
     from rufus_serve.plan.plan import make_plan, smallest_fit
 
     request = _request(args)
+    if args.traffic:
+        return plan_traffic.run(args, request)
+    plan_traffic.refuse_without_traffic(args)
     plan = make_plan(request)
     if args.nodes is None and not plan.fits:
         plan = smallest_fit(request) or plan
@@ -88,7 +96,7 @@ def _request(args: argparse.Namespace) -> Any:
         num_nodes=args.nodes or 1,
         cores_per_node=args.cores_per_node or instance.num_cores,
         max_model_len=length,
-        max_num_seqs=args.max_num_seqs,
+        max_num_seqs=args.max_num_seqs or _DEFAULT_SEQS,
         weights=args.weights,
         prompt_tokens=args.prompt_tokens or min(_DEFAULT_PROMPT, length),
         cp_degree=args.cp_degree,

@@ -45,7 +45,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     request: PlanRequest
     tp: TensorParallel
     attention: AttentionShares
-    weights: CoreWeights
+    placement: Placement
     memory: CoreMemory
     capacity: tuple[Capacity, ...]
     decode: tuple[DecodeEstimate, ...]
@@ -63,6 +63,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def instance(self) -> Instance:
         """The node."""
         return self.request.instance
+
+    @property
+    def weights(self) -> CoreWeights:
+        """Bytes of weights of one core."""
+        return self.placement.weights
 
     @property
     def fits(self) -> bool:
@@ -105,7 +110,7 @@ def make_plan(request: PlanRequest) -> Plan:
         request=request,
         tp=tp,
         attention=attention,
-        weights=weights,
+        placement=placement,
         memory=memory,
         capacity=_capacity(request, memory),
         decode=tuple(

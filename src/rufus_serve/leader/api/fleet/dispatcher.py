@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rufus_serve.leader.api.fleet.flight import EnginePort, Flight
-from rufus_serve.leader.api.fleet.routing import Router
 from rufus_serve.leader.delivered import take_delivered
+from rufus_serve.routing import Router
 
 _log = logging.getLogger(__name__)
 _SUSPECT_DEATHS = 2

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rufus_serve.leader.api.fleet.routing import Wanted
 from rufus_serve.leader.delivered import with_delivered
+from rufus_serve.routing import Wanted
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rufus_serve.leader.api.fleet.routing import CHUNK_TOKENS, Beginnings, Router, Wanted
+from rufus_serve.routing import CHUNK_TOKENS, Beginnings, Router, Wanted
 
 LONG = range(10 * CHUNK_TOKENS)
 

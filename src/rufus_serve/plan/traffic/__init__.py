@@ -1,0 +1,1 @@
+"""How many groups a load needs, by simulating them."""
