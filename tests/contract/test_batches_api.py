@@ -74,7 +74,7 @@ class Site:
             key = self.keys.named(key_id)
             return Recorder(bearing(model, key), None) if key else None
 
-        self.desk = BatchDesk(self.config.batch, find_app, places=4)
+        self.desk = BatchDesk(self.config.batch, find_app, places=4, max_body_bytes=1000)
         routes = BatchRoutes(model, self.desk, self.config.batch)
         self.app = Recorder(Access(routes, self.keys, docs=False), None)
 
@@ -249,6 +249,7 @@ WRONG_FILES = [
     (lines("a", url="/v1/completions"), "invalid_url"),
     (lines("a", "b", custom_id="x"), "duplicate_custom_id"),
     (b"\n", "invalid_file"),
+    (lines("x" * 12_000), "line_too_long"),
     (lines(*"abcdefgh"), "invalid_file"),
 ]
 

@@ -4,13 +4,14 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _ABSENT = ("/v1/embeddings", "/v1/moderations")
 _MAX_ID = 512
+MAX_LINE_BYTES = 64_000_000
 
 
 class BatchLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,18 +54,25 @@ class _Raw(msgspec.Struct):
     body: dict[str, Any]
 
 
-def read(path: Path, *, endpoint: str = "") -> Iterator[BatchLine | Fault]:
+def read(
+    path: Path, *, endpoint: str = "", max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[BatchLine | Fault]:
     """The lines of a file, one after another; blank ones are passed over.
 
-    `endpoint`: the only URL that lines may have; empty: any of `ENDPOINTS`.
+    `endpoint`: the only URL that lines may have; empty: any of `ENDPOINTS`. A line that is too
+    long is never held as a whole.
 
     Raises:
         OSError: it cannot be read.
     """
     seen: dict[str, int] = {}
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_cut(file, max_line_bytes), start=1):
             if not raw.strip():
+                continue
+            if len(raw) > max_line_bytes:
+                text = f"longer than {max_line_bytes / 1e6:g} MB"
+                yield Fault(line=number, code="line_too_long", message=text)
                 continue
             found = parse(raw, number, endpoint=endpoint)
             if isinstance(found, BatchLine):
@@ -76,6 +84,15 @@ def read(path: Path, *, endpoint: str = "") -> Iterator[BatchLine | Fault]:
                         line=number, code="duplicate_custom_id", message=text, param="custom_id"
                     )
             yield found
+
+
+def _cut(file: IO[bytes], most: int) -> Iterator[bytes]:
+    """Lines, of which those beyond `most` bytes come cut to one more than that."""
+    while raw := file.readline(most + 1):
+        yield raw
+        while len(raw) > most and not raw.endswith(b"\n") and (more := file.readline(most)):
+            if more.endswith(b"\n"):
+                break
 
 
 def parse(raw: bytes, number: int, *, endpoint: str = "") -> BatchLine | Fault:

@@ -68,3 +68,17 @@ def test_what_is_written_tells_which_line_it_answers() -> None:
     for other in (b"{}", b"[1]", b"x", b'{"custom_id": null, "error": null}'):
         with pytest.raises(ValueError, match="line"):
             key_of(other)
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 150, 199, 200, 201, 202, 1000])
+def test_a_line_that_is_too_long_is_a_fault_and_the_next_one_is_read(
+    tmp_path: Path, length: int
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"x" * length + b"\n" + raw() + b"\n" + b"x" * length)
+    found = list(read(path, max_line_bytes=100))
+    assert [line.line for line in found if isinstance(line, Fault)] == [1, 3]
+    assert [line.number for line in found if isinstance(line, BatchLine)] == [2]
+    code = "line_too_long" if length >= 100 else "invalid_json_line"
+    assert isinstance(found[0], Fault)
+    assert found[0].code == code

@@ -139,8 +139,13 @@ class ApiServer:
                 return None
             return Recorder(bearing(self._admission, key), self._audit, self._metrics.answered)
 
-        return (
-            BatchDesk(batch, find_app, places=self._config.max_num_seqs) if batch.folder else None
+        if batch.folder is None:
+            return None
+        return BatchDesk(
+            batch,
+            find_app,
+            places=self._config.max_num_seqs,
+            max_body_bytes=int(self._config.limits.max_body_mb * 1e6),
         )
 
     async def _serve_model(self) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +24,8 @@ from rufus_serve.leader.api.http_error import App, HttpError
 
 _log = logging.getLogger(__name__)
 _FAULTS_SHOWN = 100
+_BESIDE_BODY = 10_000
+"""Bytes of a line that are not the request's body."""
 _Result = TypeVar("_Result")
 
 
@@ -38,11 +39,17 @@ class BatchDesk:
     """Owns the folder while the server runs; event loop only, its store on a thread beside."""
 
     def __init__(
-        self, config: BatchConfig, find_app: Callable[[str], App | None], *, places: int
+        self,
+        config: BatchConfig,
+        find_app: Callable[[str], App | None],
+        *,
+        places: int,
+        max_body_bytes: int,
     ) -> None:
         """`find_app` gives what answers the lines of a key's batch; None: the key is gone."""
         assert config.folder is not None
         self._config, self._folder, self._find_app = config, config.folder, find_app
+        self._max_line_bytes = max_body_bytes + _BESIDE_BODY
         self._num_places = config.concurrency or places
         self._places = asyncio.Semaphore(self._num_places)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -178,7 +185,7 @@ class BatchDesk:
 
     async def _validate(self, batch: Batch) -> None:
         path = self.store.path(batch.input_file_id)
-        total, faults = await self._beside(_examine, path, batch.endpoint)
+        total, faults = await self._beside(_examine, path, batch.endpoint, self._max_line_bytes)
         batch.request_counts = RequestCounts(total)
         most = self._config.max_requests
         if faults:
@@ -226,14 +233,21 @@ class BatchDesk:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
 
-def _examine(path: Path, endpoint: str) -> tuple[int, list[dict[str, Any]]]:
+def _examine(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[dict[str, Any]]]:
     """How many requests a file has, and its first faults."""
-    lines = list(read(path, endpoint=endpoint))
-    faults = (line for line in lines if isinstance(line, Fault))
-    return len(lines), [
-        {"code": each.code, "line": each.line, "message": each.message, "param": each.param}
-        for each in islice(faults, _FAULTS_SHOWN)
-    ]
+    total, faults = 0, list[dict[str, Any]]()
+    for line in read(path, endpoint=endpoint, max_line_bytes=max_line_bytes):
+        total += 1
+        if isinstance(line, Fault) and len(faults) < _FAULTS_SHOWN:
+            faults.append(
+                {
+                    "code": line.code,
+                    "line": line.line,
+                    "message": line.message,
+                    "param": line.param,
+                }
+            )
+    return total, faults
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _UPLOAD_S = 600.0
 _FIELDS_BYTES = 10_000
 """Room for the other fields of a form."""
 _KNOWN = {"file", "purpose"}
+_NAME = 255
 
 
 class Uploads:
@@ -64,7 +65,7 @@ class Uploads:
             raise HttpError(400, f"the form cannot be read: {error.message}") from error
         try:
             content = _checked(form, self._max_file_bytes)
-            file = new_file(content.filename or "upload", "batch", content.size or 0)
+            file = new_file((content.filename or "upload")[:_NAME], "batch", content.size or 0)
             await self._desk.ask(self._keep, content.file, file, key.id)
             return file
         finally:
