@@ -59,6 +59,17 @@ class Keyed:
             with error:
                 return error.code, dict(error.headers.items()), error.read().decode()
 
+    def audited(self, request_id: str) -> dict[str, Any]:
+        """The line of a request, which is written once its answer is out."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            lines = [json.loads(line) for line in self.audit.read_text().splitlines()]
+            found = [line for line in lines if line["request_id"] == request_id]
+            if found:
+                return dict(found[0])
+            time.sleep(0.05)
+        raise AssertionError(f"no line of {request_id}")
+
     def chat(self, **fields: Any) -> tuple[int, Any]:
         messages = [{"role": "user", "content": "hi"}]
         body = {"model": self.server.name, "messages": messages, "max_tokens": 8} | fields
@@ -258,8 +269,7 @@ def test_each_request_leaves_one_line_that_tells_who_and_how_much_but_not_what(
         COMPLETIONS, body | {"ignore_eos": True}, X_Request_Id="my-request"
     )
     assert (status, headers["x-request-id"]) == (200, "my-request")
-    lines = [json.loads(line) for line in keyed.audit.read_text().splitlines()]
-    (line,) = (line for line in lines if line["request_id"] == "my-request")
+    line = keyed.audited("my-request")
     assert line["key_id"] == "alice"
     assert (line["route"], line["model"], line["status"]) == (COMPLETIONS, keyed.server.name, 200)
     assert line["output_tokens"] == 5
