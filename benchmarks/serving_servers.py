@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,10 +75,18 @@ def drop_page_cache() -> bool:
     return True
 
 
+def _refuse_taken_port() -> None:
+    """Another server would be taken for the one that is started here, and be measured or struck."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", PORT)) == 0:
+            raise SystemExit(f"something listens on port {PORT} already; end it first")
+
+
 class Running:
     """A started server and its log; ready when constructed."""
 
     def __init__(self, contender: Contender, folder: Path) -> None:
+        _refuse_taken_port()
         self.log_path = folder / "log"
         began = time.monotonic()
         with self.log_path.open("wb") as log:
