@@ -94,6 +94,11 @@ class Group:
 
     # ---- rotation ----
 
+    @property
+    def takes_requests(self) -> bool:
+        """Whether it is ready and in rotation."""
+        return self.state.phase is ev.GroupPhase.READY and not self._outside
+
     async def leave_rotation(self) -> None:
         """Have its requests go to other groups, and no new ones come."""
         self._outside, self._back_when_ready = "draining", False

@@ -126,8 +126,8 @@ class LinkDesk:
                 return await self._restart(group, order.node_rank)
 
     async def _drain(self, group: Group) -> str:
-        if len(self._groups) == 1:
-            return "there is no other group; `rufus-serve drain` ends the server"
+        if not any(other.takes_requests for other in self._groups if other is not group):
+            return "no other group takes requests now; `rufus-serve drain` ends the server"
         await group.leave_rotation()
         return ""
 

@@ -193,6 +193,15 @@ def test_with_one_group_there_is_nothing_to_choose(tmp_path):
     run(tmp_path, scenario, groups=1)
 
 
+def test_the_last_group_that_takes_requests_is_not_drained(tmp_path):
+    async def scenario(server: Server) -> None:
+        assert await server.ask(DrainGroup(group=0)) == Ack()
+        assert "no other group" in (await server.ask(DrainGroup(group=1))).error
+        assert server.groups[1].takes_requests
+
+    run(tmp_path, scenario)
+
+
 def test_a_drained_group_serves_again_once_it_was_restarted(tmp_path):
     async def scenario(server: Server) -> None:
         assert await server.ask(DrainGroup(group=1)) == Ack()
