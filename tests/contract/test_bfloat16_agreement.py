@@ -1,4 +1,4 @@
-"""bfloat16 picks float32's tokens at least as often as plain torch does in bfloat16.
+"""bfloat16 picks float32's tokens at least as often as plain torch does in bfloat16, int8 nearly.
 
 Teacher-forced: every follower is led through float32's greedy tokens, so that one different token
 does not make all later ones different.
@@ -28,14 +28,17 @@ QUESTIONS = [
 NUM_TOKENS = 200
 TORCH_AGREEMENT = 0.9845
 """Of plain torch in bfloat16, over ten prompts of 200 tokens on an EPYC."""
+INT8_AGREEMENT = 0.965
+"""Weights in 8 bits, all else exact, kept 97.6 % in a simulation of the same prompts."""
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def led(dtype, prompts, answers=None):
+def led(dtype, prompts, answers=None, *, weights="auto"):
     """Greedy tokens of each prompt; led through `answers`, if given."""
     settings = {
-        "model": str(DEMO_MODEL), "nodes": 1, "dtype": dtype, "max_num_seqs": len(prompts),
+        "model": str(DEMO_MODEL), "nodes": 1, "dtype": dtype, "weights": weights,
+        "max_num_seqs": len(prompts),
         "max_model_len": 512, "cpu": {"threads": 1, "kv_cache_gib": 1.0},
         "buckets": {"prefill": [128], "context": [512]},
     }  # fmt: skip
@@ -56,19 +59,30 @@ def led(dtype, prompts, answers=None):
         group.close()
 
 
-def test_kernels_agree_with_float32_as_often_as_torch_does():
+@pytest.fixture(scope="module")
+def prompts():
     try:
         load_library()
     except KernelsUnavailable as reason:
         pytest.skip(str(reason))
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    prompts = [
+    return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
         )
         for question in QUESTIONS
     ]
-    answers = led("float32", prompts)
-    found = led("bfloat16", prompts, answers)
-    agreement = np.mean(np.array(found) == np.array(answers))
-    assert agreement >= TORCH_AGREEMENT
+
+
+@pytest.fixture(scope="module")
+def answers(prompts):
+    """What float32 says."""
+    return led("float32", prompts)
+
+
+@pytest.mark.parametrize(
+    ("weights", "least"), [("auto", TORCH_AGREEMENT), ("int8", INT8_AGREEMENT)]
+)
+def test_kernels_agree_with_float32(prompts, answers, weights, least):
+    found = led("bfloat16", prompts, answers, weights=weights)
+    assert np.mean(np.array(found) == np.array(answers)) >= least

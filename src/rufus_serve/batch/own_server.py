@@ -1,4 +1,4 @@
-"""A server of one's own for the length of a batch."""
+"""A server of one's own for the length of a command."""
 
 import contextlib
 import ctypes
@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 from rufus_serve import errors
 from rufus_serve.errors import LeaderError
@@ -21,10 +22,11 @@ _STOP_S = 60.0
 
 
 @contextlib.contextmanager
-def own_server(arguments: Sequence[str]) -> Iterator[str]:
+def own_server(arguments: Sequence[str], *, log: IO[bytes] | None = None) -> Iterator[str]:
     """`rufus-serve serve ARGUMENTS` on a free port of loopback, ready; its URL.
 
-    Its log goes to our standard error. It ends with the block, and with this process.
+    What it prints goes to `log`, or to our standard error. It ends with the block, and with this
+    process.
 
     Raises:
         RufusError: it did not start; with its exit code.
@@ -33,7 +35,8 @@ def own_server(arguments: Sequence[str]) -> Iterator[str]:
     command = [sys.executable, "-m", "rufus_serve.cli.main", "serve", *arguments]
     process = subprocess.Popen(
         [*command, f"--port={port}", "--host=127.0.0.1"],
-        stdout=sys.stderr.fileno(),
+        stdout=log or sys.stderr.fileno(),
+        stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads yet
     )
@@ -53,7 +56,7 @@ def _await_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     while not _is_ready(url):
         code = process.poll()
         if code is not None:
-            text = f"the server ended with exit code {code} before it was ready; its log is above"
+            text = f"the server ended with exit code {code} before it was ready; see its log"
             raise errors.of(code, text, otherwise=LeaderError)
         time.sleep(_POLL_S)
 

@@ -2,23 +2,15 @@
 
 import contextlib
 import json
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from rufus_serve import errors
+from rufus_serve.batch.own_server import own_server
 from rufus_serve.config.schema import HttpConfig, ServeConfig
-from rufus_serve.errors import EndpointError, LeaderError, StartupTimeout
+from rufus_serve.errors import RufusError
 
-_POLL_S = 0.5
-_STOP_S = 60.0
 _SHOWN_LINES = 20
 
 
@@ -27,21 +19,21 @@ def served(config: ServeConfig) -> Iterator[str]:
     """The URL of an endpoint that serves `config` on loopback, on a free port.
 
     Raises:
-        RufusError: what `serve` ended with, with the end of its log.
+        RufusError: what `serve` ended with before it was ready, with the end of its log.
     """
-    port = _free_port()
-    plain = {"host": "127.0.0.1", "port": port, "api_key_file": None, "http": HttpConfig()}
-    own = config.model_copy(update=plain)
-    with tempfile.TemporaryDirectory(prefix="rufus-verify-") as name:
-        settings, log = write_settings(own, Path(name)), Path(name) / "log"
-        command = [sys.executable, "-m", "rufus_serve.cli.main", "serve", f"--config={settings}"]
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    # Whoever asks is on this host and knows no keys.
+    plain = config.model_copy(update={"api_key_file": None, "http": HttpConfig()})
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rufus-verify-")))
+        log = stack.enter_context((folder / "log").open("wb"))
+        settings = write_settings(plain, folder)
         try:
-            _wait_ready(process, f"http://127.0.0.1:{port}", log, _deadline_s(own))
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            _stop(process)
+            url = stack.enter_context(own_server([f"--config={settings}"], log=log))
+        except RufusError as error:
+            lines = (folder / "log").read_text(errors="replace").splitlines()
+            text = "\n".join([str(error), *lines[-_SHOWN_LINES:]])
+            raise errors.of(error.exit_code, text) from error
+        yield url
 
 
 def write_settings(config: ServeConfig, folder: Path) -> Path:
@@ -50,46 +42,3 @@ def write_settings(config: ServeConfig, folder: Path) -> Path:
     # JSON is YAML; what is default may be a value that a file cannot say.
     path.write_text(json.dumps(config.model_dump(mode="json", exclude_defaults=True)))
     return path
-
-
-def _deadline_s(config: ServeConfig) -> float:
-    limits = config.timeouts
-    return limits.join_s + limits.load_s + limits.warm_up_s + limits.leader_start_s
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, deadline_s: float) -> None:
-    until = time.monotonic() + deadline_s
-    while not _is_ready(url):
-        if process.poll() is not None:
-            text = "\n".join(log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
-            raise errors.of(process.returncode, f"serve ended:\n{text}", otherwise=LeaderError)
-        if time.monotonic() > until:
-            raise StartupTimeout(f"serve was not ready after {deadline_s:g} s, the sum of its own "
-                                 "limits; see timeouts")  # fmt: skip
-        time.sleep(_POLL_S)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=10) as answer:  # noqa: S310
-            return int(answer.status) == 200
-    except OSError:
-        return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise EndpointError(f"no port is free on 127.0.0.1: {error}") from error
