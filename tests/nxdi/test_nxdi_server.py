@@ -16,6 +16,8 @@ from tests.e2e.losses import pids
 from tests.e2e.models import assert_greedy, prompt
 from tests.e2e.server import DEMO_MODEL, Server
 
+from rufus_serve.cli.main import main
+
 PYTHON = os.environ.get("NXDI_PYTHON", "")
 NUM_BLOCKS = 33
 """Of 32 tokens, the null block included."""
@@ -112,3 +114,15 @@ def test_a_killed_rank_is_replaced_and_no_token_lost(server):
         output = answer.result()
     assert_greedy(DEMO_MODEL, tokens, output)
     assert not set(before.values()) & set(pids(server).values())
+
+
+def test_a_bring_up_compares_one_rank_and_three_with_transformers(tmp_path):
+    path = tmp_path / "report.json"
+    flags = ("--runtime=neuron", "--neuron.mode=nxdi-cpu", "--neuron.cores-per-node=1",
+             "--dtype=float32", f"--cluster.python={PYTHON}")  # fmt: skip
+    main(["doctor", str(DEMO_MODEL), f"--bring-up={path}", *flags])
+    alone, several, _ = json.loads(path.read_text())["stages"]
+    assert several["name"] == "3 processes on this host"
+    for stage in (alone, several):
+        assert stage["error"] == ""
+        assert stage["answers"]["divergences"] == []
