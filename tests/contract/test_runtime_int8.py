@@ -8,8 +8,6 @@ from runtime_models import MAX_MODEL_LEN, VOCAB, reference, write_model
 from runtime_sequences import Sequences
 from safetensors.torch import load_file, save_file
 
-from rufus_serve.kernels.library import KernelsUnavailable, load_library
-
 SIZES = {
     "llama": {"hidden_size": 144, "head_dim": 16},
     "llama3": {"hidden_size": 96, "head_dim": 48},
@@ -79,7 +77,7 @@ def distance(logits, expected):
     return float(np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)))
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 3])
+@pytest.mark.parametrize("nodes", [1, 3])
 def test_float32_answers_are_those_of_the_dequantized_model(folders, nodes):
     whole, copy = folders
     group, expected = group_of(whole, nodes=nodes, dtype="float32"), reference(copy)
@@ -90,8 +88,7 @@ def test_float32_answers_are_those_of_the_dequantized_model(folders, nodes):
         group.close()
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
-@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize(("nodes", "kernels"), [(1, "auto"), (3, "auto"), (1, "torch")])
 def test_bfloat16_answers_are_near_the_dequantized_model(folders, nodes, kernels):
     whole, copy = folders
     group = group_of(whole, nodes=nodes, dtype="bfloat16", kernels=kernels)
@@ -101,17 +98,3 @@ def test_bfloat16_answers_are_near_the_dequantized_model(folders, nodes, kernels
             assert distance(logits, expected.logits(tokens)) < TOLERANCE
     finally:
         group.close()
-
-
-def test_kernels_hold_half_of_what_bfloat16_takes(folders):
-    try:
-        load_library()
-    except KernelsUnavailable as reason:
-        pytest.skip(str(reason))
-    held = {}
-    for weights in ("auto", "int8"):
-        settings = {"model": str(folders[0]), "dtype": "bfloat16", "weights": weights}
-        group = Group(RUNTIMES["cpu"], settings | {"max_num_seqs": 1}).start()
-        held[weights] = group.info.weights_bytes
-        group.close()
-    assert held["int8"] < 0.75 * held["auto"]
