@@ -28,7 +28,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 def bring_up_stages(config: ServeConfig, shape: ModelShape) -> list[Stage]:
     """One process, several on this host with as many ranks, and what was configured."""
-    degree = smallest_degree(shape)
+    # Followers on CPUs need not divide a model evenly.
+    degree = 2 if config.runtime == "cpu" else smallest_degree(shape)
     small = _small(config, shape)
     on_device = config.runtime == "neuron" and config.neuron.mode == "device"
     cores = {"cores_per_node": degree if on_device else 1, "cp_degree": 1, "attention_dp_degree": 1}
@@ -39,13 +40,14 @@ def bring_up_stages(config: ServeConfig, shape: ModelShape) -> list[Stage]:
         Stage(
             name=f"{degree} processes on this host",
             config=small.model_copy(update={"nodes": degree, "neuron": shared}),
+            skipped="" if degree > 1 else "no tensor parallel degree above 1 divides the model",
         ),
         Stage(name="as configured", config=config, skipped=_why_not(config)),
     ]
 
 
 def smallest_degree(shape: ModelShape) -> int:
-    """The least tensor parallel degree above 1 that the model can be cut by."""
+    """The least tensor parallel degree above 1 that the model can be cut by; 1 if there is none."""
     degrees = range(2, _MAX_DEGREE + 1)
     return next((degree for degree in degrees if divides(shape, degree)), 1)
 

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from rufus_serve.config.checks import conflicts
@@ -49,9 +50,12 @@ def test_several_hosts_are_tried_once_they_are_configured(tmp_path):
 
 
 def test_the_degree_is_one_that_kv_heads_allow():
-    import msgspec
-
     assert smallest_degree(LLAMA3_70B) == 2
+    prime = msgspec.structs.replace(LLAMA3_8B, intermediate_size=50, num_q_heads=9, num_kv_heads=3)
+    assert smallest_degree(prime) == 1
+    neuron = ServeConfig(model="m", runtime="neuron")
+    assert "no tensor parallel degree" in bring_up_stages(neuron, prime)[1].skipped
+    assert bring_up_stages(ServeConfig(model="m"), prime)[1].config.nodes == 2
     odd = msgspec.structs.replace(
         LLAMA3_8B, num_q_heads=9, num_kv_heads=3, hidden_size=576, intermediate_size=1536
     )
