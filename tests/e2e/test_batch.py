@@ -75,16 +75,17 @@ def until(condition: object, deadline_s: float, what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_batch_takes_its_server_along_and_goes_on_in_the_next_one(batch: Batch) -> None:
     first = batch.start()
-    until(lambda: batch.num_answers >= 3 or first.poll() is not None, 180, "no answers")
+    until(lambda: batch.num_answers >= 3 or first.poll() is not None, 240, "no answers")
     assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert batch.num_answers < COUNT
     until(lambda: not batch.processes(), 60, "the server outlives its batch")
     second = batch.start()
-    assert second.wait(180) == 0
+    assert second.wait(240) == 0
     answered = [json.loads(line) for line in batch.out.read_text().splitlines()]
     assert sorted(line["custom_id"] for line in answered) == sorted(f"id-{i}" for i in range(COUNT))
     assert all(line["response"]["body"]["usage"]["completion_tokens"] == 16 for line in answered)
