@@ -2,10 +2,8 @@
 
 import msgspec
 
+from rufus_serve.config.schema import NeuronRuntimeConfig
 from rufus_serve.plan.plan import Plan
-
-_PREFILLS_PER_DECODE = 1
-"""The default of `neuron.max_prefills_per_decode`."""
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,13 +40,14 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def of(cls, plan: Plan) -> "Batching":
         """Of runtime neuron with the settings that the plan recommends."""
         compiled = plan.request.compiled
+        prefills = NeuronRuntimeConfig().max_prefills_per_decode
         return cls(
             max_num_seqs=compiled.max_num_seqs,
             largest_prefill=compiled.prefill[-1],
-            prefill_tokens_per_step=_PREFILLS_PER_DECODE * compiled.prefill[-1],
+            prefill_tokens_per_step=prefills * compiled.prefill[-1],
             num_blocks=compiled.num_blocks - 1,
             block_size=compiled.block_size,
-            max_prefills_per_step=_PREFILLS_PER_DECODE,
+            max_prefills_per_step=prefills,
             segmented_prefill=compiled.is_block,
             prefix_caching=compiled.is_block,
         )

@@ -3,7 +3,6 @@ from tests.unit.plan.traffic.test_step_times import measured
 
 from rufus_serve.plan.plan import make_plan
 from rufus_serve.plan.published import LLAMA31_405B
-from rufus_serve.plan.traffic.batching import Batching
 from rufus_serve.plan.traffic.candidates import of_measured, of_plan, plans
 
 
@@ -37,14 +36,9 @@ def test_what_fits_nowhere_is_no_candidate():
     assert tried(asked(LLAMA31_405B), nodes_given=True) == []
 
 
-def test_a_plans_groups_prefill_one_whole_prompt_between_decodes():
+def test_a_plan_brings_its_time_to_recover_unless_another_is_known():
     plan = make_plan(asked(max_num_seqs=4, max_model_len=2048))
-    rules = Batching.of(plan)
-    assert (rules.max_num_seqs, rules.num_blocks, rules.block_size) == (4, 4, 2048)
-    assert (rules.max_prefills_per_step, rules.segmented_prefill) == (1, False)
-    assert rules.prefill_tokens_per_step == 2048
-    candidate = of_plan(plan)
-    assert candidate.recover_s == plan.start_up.recover_s
+    assert of_plan(plan).recover_s == plan.start_up.recover_s
     assert of_plan(plan, recover_s=5.0).recover_s == 5.0
 
 
