@@ -33,7 +33,8 @@ class Alone:
         )  # fmt: skip
 
     def step(self, step):
-        return getattr(self.runtime, step.phase.value)(step)
+        logits = getattr(self.runtime, step.phase.value)(step)
+        return None if logits is None else logits.rows(np.arange(step.num_rows))
 
 
 @pytest.fixture(scope="module", params=[("contiguous", 3), ("block", 3), ("block", 1)],
