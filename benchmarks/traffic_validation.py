@@ -57,7 +57,7 @@ PREFILL_TOKENS, DECODE_ROWS, DECODE_PROMPTS = (32, 128, 256, 512), (1, 2, 4, 8),
 PROMPT, OUTPUT = Lengths("uniform", 32, 448), Lengths("uniform", 16, 64)
 NUM_BLOCKS = 513
 """The null block included."""
-REPEATS, PROBE_OUTPUT = 5, 48
+REPEATS, PROBE_OUTPUT, HEARTBEATS_S = 5, 48, 1.5
 AGREE = 0.15
 
 
@@ -116,18 +116,20 @@ def prompts(source: random.Random, lengths: list[int], outputs: list[int]) -> li
 def probe(
     server: Server, source: random.Random, phase: str, *, tokens: int, output: int, rows: int
 ) -> tuple[float, list[Record]]:
-    """Milliseconds of a step of `phase` while each group has `rows` equal requests."""
-    # Engines report their counts with a heartbeat, so they are read when all is quiet.
+    """Milliseconds of a step of `phase` while each group has `rows` equal requests: the median of
+    some repetitions' means, so that a moment of other work on the machine does not count."""
     count = server.groups * rows
-    time.sleep(1.5)
-    seconds, steps = server.steps(phase)
-    records: list[Record] = []
-    for _ in range(REPEATS if phase == "prefill" else 2):
+    found, records = [], []
+    before = server.steps(phase)
+    for _ in range(REPEATS):
         asked = prompts(source, [tokens] * count, [output] * count)
         records += server.ask(asked, [0.0] * count)
-    time.sleep(1.5)
-    after_s, after = server.steps(phase)
-    return 1e3 * (after_s - seconds) / (after - steps), records
+        # Engines report their counts with a heartbeat.
+        time.sleep(HEARTBEATS_S)
+        after = server.steps(phase)
+        found.append(1e3 * (after[0] - before[0]) / (after[1] - before[1]))
+        before = after
+    return statistics.median(found), records
 
 
 def measured(server: Server, source: random.Random) -> Measured:
@@ -168,6 +170,7 @@ def validate(server: Server, *, load: float, num_requests: int, seed: int) -> di
     """The server's and the simulator's figures for the same arrivals."""
     source = random.Random(seed)
     server.ask(prompts(source, [64] * 16, [16] * 16), [0.0] * 16)
+    time.sleep(HEARTBEATS_S)
     steps = measured(server, source)
     candidate = of_measured(steps, num_nodes=1, recover_s=1.0)
     demand = Load(rate=1.0, prompt=PROMPT, output=OUTPUT, max_model_len=MAX_MODEL_LEN, seed=seed)
