@@ -74,6 +74,17 @@ def test_engines_end_with_the_api_process_s_handle(tmp_path: Path) -> None:
     wait(lambda: gone(pid) and all(map(gone, zygotes.pids)))
 
 
+def test_an_engine_that_fails_leaves_word_of_the_reason(tmp_path: Path) -> None:
+    def fail(_: EngineSpec) -> None:
+        raise ValueError("no processor of that name")
+
+    zygotes, spec = Zygotes(fail), EngineSpec.new(0, str(tmp_path))
+    zygotes.fork_engine(spec)
+    wait(spec.last_word)
+    assert spec.last_word() == "ValueError: no processor of that name"
+    zygotes.close()
+
+
 def test_a_dead_engine_is_buried_and_another_one_forked(zygotes: Zygotes, tmp_path: Path) -> None:
     for _ in range(3):
         pid = zygotes.fork_engine(EngineSpec.new(0, str(tmp_path)))

@@ -1,5 +1,6 @@
 """What an engine process is told when it is forked."""
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -48,6 +49,18 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     def enter_environment(self) -> None:
         """Leave word for `from_environment` in this process."""
         os.environ[ENGINE_VARIABLE] = msgspec.json.encode(self).decode()
+
+    def leave_word(self, error: BaseException) -> None:
+        """Write down why this engine ends, for the API process to repeat."""
+        with contextlib.suppress(OSError):
+            self.path("word").write_text(f"{type(error).__name__}: {error}")
+
+    def last_word(self) -> str:
+        """What it wrote down; empty if it did not."""
+        try:
+            return self.path("word").read_text()
+        except OSError:
+            return ""
 
     def address(self, kind: str) -> str:
         """ZeroMQ address of its socket of that kind."""

@@ -243,8 +243,9 @@ def _run_engine(control: socket.socket, spec: EngineSpec, become_engine: BecomeE
         code = 0
     except SystemExit as end:
         code = end.code or 0
-    except BaseException:  # noqa: BLE001 - the process edge
+    except BaseException as error:  # noqa: BLE001 - the process edge
         _log.exception("the engine of group %d failed", spec.group)
+        spec.leave_word(error)
     finally:
         logging.shutdown()
         os._exit(code if isinstance(code, int) else LeaderError.exit_code)

@@ -170,10 +170,13 @@ class EngineLink:
         try:
             self._pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
-            self._lose(f"process {self.pid} ended")
+            self._process_ended()
             return
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._pidfd, self._lose, f"process {self.pid} ended")
+        asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
+
+    def _process_ended(self) -> None:
+        word = self.spec.last_word()
+        self._lose(f"process {self.pid} ended{word and f': {word}'}")
 
     async def _shake_hands(self) -> None:
         inputs, outputs = [self.spec.address("input")], [self.spec.address("output")]
