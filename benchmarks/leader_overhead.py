@@ -212,9 +212,9 @@ def group_steps(arguments, token: str, places):
     from rufus_serve.channel.zeromq import ZmqLeaderChannel
     from rufus_serve.leader.engine.epoch_gate import EpochGate
     from rufus_serve.leader.engine.group_steps import GroupSteps
-    from rufus_serve.leader.engine.progress import Progress
     from rufus_serve.leader.engine.shared import Engine as Shared
     from rufus_serve.leader.engine.step_builder import StepBuilder
+    from rufus_serve.leader.engine.step_counter import Progress
     from rufus_serve.leader.engine.step_deadline import StepDeadline
     from rufus_serve.protocol.messages import GroupReady, StepEndpoint
 

@@ -21,7 +21,7 @@ from channel_group import (
 )
 
 from rufus_serve.channel import ledger
-from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
+from rufus_serve.channel.base import NOBODY, FollowerLost, HelloInfo
 from rufus_serve.channel.faults import Fault, FaultPlan, FaultyFollowerChannel
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.protocol.messages import (
@@ -149,7 +149,7 @@ def test_a_follower_of_another_rank_is_refused(group: Group) -> None:
 def test_a_handshake_without_answer_ends_at_its_deadline(group: Group) -> None:
     answering, mute = group.serve(group.follower(0)), group.follower(1)
     started = time.monotonic()
-    with pytest.raises(FollowerGone, match=r"follower 1: no answer .* within 0.3 s") as gone:
+    with pytest.raises(FollowerLost, match=r"follower 1: no answer .* within 0.3 s") as gone:
         group.leader().connect(1, [*endpoints(answering), mute.endpoint], deadline_s=0.3)
     assert gone.value.node_rank == 1
     assert 0.3 <= time.monotonic() - started < 0.3 + SOON_S
@@ -170,12 +170,12 @@ def test_a_silent_follower_is_named_at_the_deadline_and_stays_lost(group: Group)
     leader, _ = group.connected(reply_to, silence)
     leader.broadcast(step(1))
     started = time.monotonic()
-    with pytest.raises(FollowerGone, match=r"follower 1: silent on step 1") as gone:
+    with pytest.raises(FollowerLost, match=r"follower 1: silent on step 1") as gone:
         leader.gather(1, deadline_s=0.2)
     assert gone.value.node_rank == 1
     assert 0.2 <= time.monotonic() - started < 0.2 + SOON_S
     leader.broadcast(step(2))
-    with pytest.raises(FollowerGone):
+    with pytest.raises(FollowerLost):
         leader.gather(2, deadline_s=LONG_S)
 
 
@@ -186,12 +186,12 @@ def test_a_closed_follower_is_noticed_within_a_second_by_a_waiting_gather(group:
     closing = threading.Timer(0.2, serving[1].channel.close)
     started = time.monotonic()
     closing.start()
-    with pytest.raises(FollowerGone, match="follower 1: connection closed"):
+    with pytest.raises(FollowerLost, match="follower 1: connection closed"):
         leader.gather(1, deadline_s=LONG_S)
     assert time.monotonic() - started < 0.2 + SOON_S
     closing.join()
     leader.broadcast(step(2))
-    with pytest.raises(FollowerGone, match="follower 1"):
+    with pytest.raises(FollowerLost, match="follower 1"):
         leader.gather(2, deadline_s=LONG_S)
 
 
@@ -205,7 +205,7 @@ def test_the_last_reply_counts_though_its_follower_hung_up(group: Group) -> None
     time.sleep(0.1)
     assert leader.gather(1, deadline_s=LONG_S)[0].step_id == 1
     leader.broadcast(step(2))
-    with pytest.raises(FollowerGone):
+    with pytest.raises(FollowerLost):
         leader.gather(2, deadline_s=LONG_S)
 
 
@@ -217,9 +217,9 @@ def test_a_failed_step_ends_its_gather_at_once_with_the_error(group: Group) -> N
 
     leader, _ = group.connected(silence, fail)
     leader.broadcast(step(5))
-    with pytest.raises(FollowerGone, match="follower 1: step 5 failed: no such bucket"):
+    with pytest.raises(FollowerLost, match="follower 1: step 5 failed: no such bucket"):
         leader.gather(5, deadline_s=LONG_S)
-    with pytest.raises(FollowerGone, match="no such bucket"):
+    with pytest.raises(FollowerLost, match="no such bucket"):
         leader.gather(6, deadline_s=LONG_S)
 
 
@@ -237,7 +237,7 @@ def test_the_follower_that_refused_a_step_is_named_though_its_peer_failed_first(
 
     leader, _ = group.connected(abort, refuse)
     leader.broadcast(step(5))
-    with pytest.raises(FollowerGone, match="follower 1: step 5 failed: no bucket") as gone:
+    with pytest.raises(FollowerLost, match="follower 1: step 5 failed: no bucket") as gone:
         leader.gather(5, deadline_s=LONG_S)
     assert gone.value.refused_step == 5
 
@@ -255,14 +255,14 @@ def test_a_follower_in_a_later_epoch_ignores_its_old_leader(group: Group) -> Non
     leader, (one,) = group.connected(reply_to)
     one.begin(2)
     leader.broadcast(step(1))
-    with pytest.raises(FollowerGone, match="silent"):
+    with pytest.raises(FollowerLost, match="silent"):
         leader.gather(1, deadline_s=0.2)
     assert one.seen == []
 
 
 def test_a_leader_behind_the_followers_epoch_is_told_so(group: Group) -> None:
     serving = group.serve(group.follower(epoch=7))
-    with pytest.raises(FollowerGone, match="epoch 6 is over, it is at 7"):
+    with pytest.raises(FollowerLost, match="epoch 6 is over, it is at 7"):
         group.leader().connect(6, endpoints(serving), deadline_s=LONG_S)
 
 
@@ -277,7 +277,7 @@ def test_replies_of_a_past_epoch_do_not_reach_the_next(group: Group) -> None:
     leader.connect(2, endpoints(again), deadline_s=LONG_S)
     leader.broadcast(step(1, epoch=2))
     one.channel.reply(reply_to(step(1, epoch=1), 0))
-    with pytest.raises(FollowerGone, match="silent"):
+    with pytest.raises(FollowerLost, match="silent"):
         leader.gather(1, deadline_s=0.2)
 
 
@@ -301,7 +301,7 @@ def test_a_second_leader_adopts_the_followers(group: Group) -> None:
     first.broadcast(step(1))
     second.broadcast(step(1, epoch=2))
     assert len(second.gather(1, deadline_s=LONG_S)) == 2
-    with pytest.raises(FollowerGone):
+    with pytest.raises(FollowerLost):
         first.gather(1, deadline_s=0.1)
 
 
@@ -320,7 +320,7 @@ def test_a_broken_connection_can_be_made_again_for_a_new_epoch(group: Group) -> 
     leader.broadcast(step(1))
     one.stop()
     one.channel.disconnect()
-    with pytest.raises(FollowerGone, match="connection closed"):
+    with pytest.raises(FollowerLost, match="connection closed"):
         leader.gather(1, deadline_s=SOON_S)
     one.channel.begin(2)
     again = group.serve(one.channel)
@@ -337,7 +337,7 @@ def test_an_epoch_given_up_from_another_thread_ends_a_waiting_gather_and_names_n
     giving_up = threading.Timer(0.2, leader.abandon, args=(1, "node 1 is gone"))
     started = time.monotonic()
     giving_up.start()
-    with pytest.raises(FollowerGone, match=r"^node 1 is gone$") as gone:
+    with pytest.raises(FollowerLost, match=r"^node 1 is gone$") as gone:
         leader.gather(1, deadline_s=LONG_S)
     giving_up.join()
     assert time.monotonic() - started < 0.2 + SOON_S
@@ -352,7 +352,7 @@ def test_an_epoch_given_up_gets_no_further_step_but_replies_that_are_in_count(
     leader.gather(1, deadline_s=LONG_S)
     leader.abandon(1, "given up")
     leader.broadcast(step(2))
-    with pytest.raises(FollowerGone, match="given up"):
+    with pytest.raises(FollowerLost, match="given up"):
         leader.gather(2, deadline_s=LONG_S)
     assert [request.step_id for request in one.seen] == [1]
 
@@ -362,7 +362,7 @@ def test_an_epoch_given_up_before_its_handshake_is_not_connected_to(group: Group
     leader = group.leader()
     leader.abandon(7, "lost already")
     started = time.monotonic()
-    with pytest.raises(FollowerGone, match="lost already"):
+    with pytest.raises(FollowerLost, match="lost already"):
         leader.connect(7, endpoints(serving), deadline_s=LONG_S)
     assert time.monotonic() - started < SOON_S
     serving.begin(8)
@@ -400,7 +400,7 @@ def test_closing_ends_a_waiting_gather(group: Group) -> None:
     leader.broadcast(step(1))
     closing = threading.Timer(0.1, leader.close)
     closing.start()
-    with pytest.raises(FollowerGone, match="closed"):
+    with pytest.raises(FollowerLost, match="closed"):
         leader.gather(1, deadline_s=LONG_S)
     closing.join()
 

@@ -15,7 +15,7 @@ import pytest
 from channel_group import INFO, KEYS, LONG_S, SOON_S, reply_to, step
 
 from rufus_serve.channel import reply_memory
-from rufus_serve.channel.base import FollowerGone
+from rufus_serve.channel.base import FollowerLost
 from rufus_serve.channel.zeromq import ZmqFollowerChannel, ZmqLeaderChannel
 from rufus_serve.protocol.messages import StepEndpoint
 
@@ -94,7 +94,7 @@ def test_a_killed_follower_is_noticed_within_a_second(followers: Followers) -> N
     followers.processes[1].kill()
     started = time.monotonic()
     leader.broadcast(step(2))
-    with pytest.raises(FollowerGone, match="follower 1: connection closed"):
+    with pytest.raises(FollowerLost, match="follower 1: connection closed"):
         leader.gather(2, deadline_s=LONG_S)
     assert time.monotonic() - started < SOON_S
     leader.close()
@@ -104,7 +104,7 @@ def test_a_follower_that_is_not_there_is_named_at_the_deadline(followers: Follow
     followers.processes[0].kill()
     followers.processes[0].join()
     leader = ZmqLeaderChannel(INFO, KEYS)
-    with pytest.raises(FollowerGone, match="follower 0: no answer to the handshake from node"):
+    with pytest.raises(FollowerLost, match="follower 0: no answer to the handshake from node"):
         leader.connect(1, followers.endpoints, deadline_s=0.3)
     leader.close()
 
@@ -133,7 +133,7 @@ def test_what_a_follower_left_half_written_in_memory_is_never_read() -> None:
     leader.broadcast(step(1))
     (first,) = leader.gather(1, deadline_s=LONG_S)
     leader.broadcast(step(2))
-    with pytest.raises(FollowerGone, match="follower 0: connection closed"):
+    with pytest.raises(FollowerLost, match="follower 0: connection closed"):
         leader.gather(2, deadline_s=LONG_S)
     process.join()
     assert process.exitcode == -signal.SIGKILL

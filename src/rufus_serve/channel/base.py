@@ -15,7 +15,7 @@ NOBODY = -1
 """Node rank of a loss that is no follower's fault."""
 
 
-class FollowerGone(Exception):
+class FollowerLost(Exception):
     """A follower is lost: no reply in time, a closed connection, or a failed step.
 
     Of rank `NOBODY`, and all of them, where the leader's own side gave the epoch up.
@@ -44,7 +44,7 @@ class LeaderChannel(Protocol):
 
         Raises:
             HandshakeRefused: a follower has another version or configuration; it is named.
-            FollowerGone: a follower did not answer within `deadline_s`.
+            FollowerLost: a follower did not answer within `deadline_s`.
         """
 
     def broadcast(self, step: StepOrder) -> None:
@@ -54,14 +54,14 @@ class LeaderChannel(Protocol):
         """Replies to `step_id` by node rank, once all are in.
 
         Raises:
-            FollowerGone: one failed, closed, or stayed silent past `deadline_s`. The epoch is
+            FollowerLost: one failed, closed, or stayed silent past `deadline_s`. The epoch is
                 over then: only steps whose replies are all in can still be gathered.
         """
 
     def abandon(self, epoch: int, reason: str) -> None:
         """Give up `epoch`, and any before it; never blocks, any thread.
 
-        A call of the owner's that waits ends with `FollowerGone` of rank `NOBODY` within 0.1 s,
+        A call of the owner's that waits ends with `FollowerLost` of rank `NOBODY` within 0.1 s,
         and so does a later `connect` to such an epoch. Sockets are closed by the owner's calls.
         """
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from rufus_serve.channel.base import FollowerChannel, FollowerGone, LeaderChannel
+from rufus_serve.channel.base import FollowerChannel, FollowerLost, LeaderChannel
 from rufus_serve.errors import ConfigError
 from rufus_serve.protocol.messages import (
     StepEndpoint,
@@ -218,7 +218,7 @@ class FaultyLeaderChannel:
         copies = _strike(self._break, faults, step_id)
         replies = self._inner.gather(step_id, deadline_s=deadline_s)
         if not copies:
-            raise FollowerGone(0, f"silent on step {step_id} ({VARIABLE})")
+            raise FollowerLost(0, f"silent on step {step_id} ({VARIABLE})")
         return replies
 
     def abandon(self, epoch: int, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
+from rufus_serve.channel.base import NOBODY, FollowerLost, HelloInfo
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.protocol.messages import (
     PROTOCOL_VERSION,
@@ -52,7 +52,7 @@ class StepLedger:
         self._welcomed: set[int] = set()
         self._open: dict[int, dict[int, StepReply]] = {}
         self._refused: HandshakeRefused | None = None
-        self._gone: FollowerGone | None = None
+        self._gone: FollowerLost | None = None
         self._heard_out: set[int] = set()
         """Followers that said, or whose end says, why they will answer no more."""
         self._awaits_cause = False
@@ -91,7 +91,7 @@ class StepLedger:
         """Note that a follower is lost; the first loss of an epoch is the one that counts."""
         self._heard_out.add(node_rank)
         if self._gone is None:
-            self._gone = FollowerGone(node_rank, reason)
+            self._gone = FollowerLost(node_rank, reason)
 
     def is_explained(self) -> bool:
         """Whether nothing is still to come that tells why the epoch ended.
@@ -102,11 +102,11 @@ class StepLedger:
         return not self._awaits_cause or self._heard_out >= self._followers.keys()
 
     @property
-    def gone(self) -> FollowerGone:
+    def gone(self) -> FollowerLost:
         """The loss on record, as a fresh exception: one raised twice piles up tracebacks."""
         assert self._gone is not None
         gone = self._gone
-        return FollowerGone(gone.node_rank, gone.reason, refused_step=gone.refused_step)
+        return FollowerLost(gone.node_rank, gone.reason, refused_step=gone.refused_step)
 
     def refuse(self, node_rank: int, reason: str) -> None:
         """Note that a follower and this leader cannot work together."""
@@ -120,7 +120,7 @@ class StepLedger:
 
         Raises:
             HandshakeRefused: a follower and this leader cannot work together.
-            FollowerGone: a follower is lost.
+            FollowerLost: a follower is lost.
         """
         if self._refused is not None:
             raise self._refused
@@ -128,7 +128,7 @@ class StepLedger:
             raise self.gone
         return len(self._welcomed) == len(self._followers)
 
-    def unheard(self, deadline_s: float) -> FollowerGone:
+    def unheard(self, deadline_s: float) -> FollowerLost:
         """The first follower without a handshake after `deadline_s`, as lost."""
         rank = min(self._followers.keys() - self._welcomed)
         follower = self._followers[rank]
@@ -140,7 +140,7 @@ class StepLedger:
         """All replies to a step by node rank, once; None while some are missing.
 
         Raises:
-            FollowerGone: some are missing and will not come.
+            FollowerLost: some are missing and will not come.
         """
         replies = self._open.get(step_id, {})
         if self._followers and len(replies) == len(self._followers):
@@ -150,7 +150,7 @@ class StepLedger:
             raise self.gone
         return None
 
-    def silent(self, step_id: int, deadline_s: float) -> FollowerGone:
+    def silent(self, step_id: int, deadline_s: float) -> FollowerLost:
         """The first follower whose reply is missing after `deadline_s`, as lost.
 
         It stays lost for the epoch: what it says later would be answers to forgotten steps.
@@ -165,7 +165,7 @@ class StepLedger:
         if not failed.refused:
             self._awaits_cause = self._awaits_cause or self._gone is None
         elif self._gone is None or self._awaits_cause:
-            self._gone = FollowerGone(node_rank, reason, refused_step=failed.step_id)
+            self._gone = FollowerLost(node_rank, reason, refused_step=failed.step_id)
             self._awaits_cause = False
         self.lose(node_rank, reason)
 

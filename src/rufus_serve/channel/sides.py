@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from rufus_serve.channel.base import NOBODY, FollowerGone, HelloInfo
+from rufus_serve.channel.base import NOBODY, FollowerLost, HelloInfo
 from rufus_serve.channel.inbox import Peer, StepInbox
 from rufus_serve.channel.ledger import StepLedger
 from rufus_serve.errors import HandshakeRefused
@@ -54,7 +54,7 @@ class LeaderSide(ABC):
             self._send(self._ledger.hello())
             if self._wait(lambda: self._ledger.all_welcome() or None, deadline_s) is None:
                 raise self._ledger.unheard(deadline_s)
-        except (HandshakeRefused, FollowerGone):
+        except (HandshakeRefused, FollowerLost):
             self._drop()
             raise
 
@@ -68,7 +68,7 @@ class LeaderSide(ABC):
         """See `LeaderChannel.gather`."""
         try:
             replies = self._wait(lambda: self._ledger.complete(step_id), deadline_s)
-        except FollowerGone:
+        except FollowerLost:
             self._wait(lambda: self._ledger.is_explained() or None, CAUSE_S)
             raise self._ledger.gone from None
         if replies is None:

@@ -12,6 +12,7 @@ A new field needs a default, so that an older peer of the same protocol version 
 import msgspec
 
 from rufus_serve.errors import FollowerError, RestartBudgetSpent
+from rufus_serve.protocol.runtime_info import RuntimeInfo
 from rufus_serve.protocol.step_messages import (
     Array,
     Candidates,
@@ -40,6 +41,7 @@ __all__ = [
     "Phase",
     "ReplyMemory",
     "RowWants",
+    "RuntimeInfo",
     "StepFailed",
     "StepHello",
     "StepMessage",
@@ -52,41 +54,6 @@ __all__ = [
 
 PROTOCOL_VERSION = 2
 """Raised when a peer of the older version could misread a message."""
-
-
-class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a follower can do, known once its weights are loaded."""
-
-    model_type: str
-    num_layers: int
-    num_kv_heads: int
-    """KV heads of the whole model, before sharding or replication."""
-    head_size: int
-    vocab_size: int
-    dtype: str
-    block_size: int
-    num_blocks: int
-    """KV blocks that fit here, vLLM's null block 0 included."""
-    max_model_len: int
-    prefill_buckets: tuple[int, ...]
-    decode_batch_buckets: tuple[int, ...]
-    context_buckets: tuple[int, ...]
-    prefix_caching: bool = True
-    """A prefill may start where cached blocks end."""
-    segmented_prefill: bool = True
-    """A prompt may be prefilled in several steps."""
-    can_rejoin: bool = True
-    """`join` may be called again with the weights kept."""
-    weights_bytes: int = 0
-    load_s: float = 0.0
-    kernels: str = ""
-    """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
-    candidates: bool = False
-    """A step may ask for candidates, and for rows in full until the next steps begin."""
-    multi_token_decode: bool = False
-    """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
-    batched_prefill: bool = False
-    """A prefill may have several rows; one may share blocks that another completes."""
 
 
 # ---- control: follower <-> supervisor ----
@@ -233,8 +200,8 @@ class GroupReady(Message, frozen=True):
     info: RuntimeInfo
 
 
-class GroupLost(Message, frozen=True):
-    """`epoch` is over; a later `GroupReady` brings the next one."""
+class EpochLost(Message, frozen=True):
+    """`epoch` is over; a later `GroupReady` brings the next one. Told by whoever finds it lost."""
 
     epoch: int
     reason: str
@@ -245,13 +212,6 @@ class GroupFailed(Message, frozen=True):
 
     reason: str
     exit_code: int = RestartBudgetSpent.exit_code
-
-
-class FollowerSuspected(Message, frozen=True):
-    """The leader found a follower dead, hung or failing in `epoch`; `reason` names it."""
-
-    epoch: int
-    reason: str
 
 
 class LeaderProgress(Message, frozen=True):
@@ -404,7 +364,7 @@ ControlMessage = (
 Order = StatusRequest | RestartFollower | RestartGroup | DrainGroup | TraceSteps | Drain
 """What a command asks of a running supervisor."""
 LinkMessage = (
-    LeaderHello | GroupReady | GroupLost | GroupFailed | FollowerSuspected | LeaderProgress
+    LeaderHello | GroupReady | EpochLost | GroupFailed | LeaderProgress
     | Serving | StatusRequest | Status | GroupNews | GroupIdle | RestartFollower | RestartGroup
     | DrainGroup | TraceSteps | Drain | Ack
 )  # fmt: skip

@@ -13,8 +13,8 @@ from rufus_serve.config import ServeConfig
 from rufus_serve.config.ports import step_port
 from rufus_serve.errors import ClusterError, RufusError
 from rufus_serve.protocol.messages import (
+    EpochLost,
     FollowerStatus,
-    GroupLost,
     GroupNews,
     GroupReady,
     GroupStatus,
@@ -173,7 +173,7 @@ class Group:
             case ev.AnnounceLost():
                 _log.warning("%s is over: %s", self._epoch(action.epoch), action.reason)
                 await self.tell_api(action.reason)
-                lost = GroupLost(epoch=action.epoch, reason=action.reason)
+                lost = EpochLost(epoch=action.epoch, reason=action.reason)
                 await shared.link.to_engine(self.number, lost)
             case ev.FailGroup():
                 shared.on_failed(self, action.kind(action.reason))

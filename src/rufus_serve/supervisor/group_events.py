@@ -226,8 +226,8 @@ class Failed(MemberEvent, frozen=True):
     kind: type[RufusError] = FollowerError
 
 
-class Suspected(Event, frozen=True):
-    """The leader gave up on the epoch."""
+class EpochLost(Event, frozen=True):
+    """The engine lost the epoch."""
 
     epoch: int
     reason: str

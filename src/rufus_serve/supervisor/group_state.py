@@ -24,6 +24,7 @@ from rufus_serve.supervisor.group_events import (
     AnnounceReady,
     EngineFailed,
     EngineJoined,
+    EpochLost,
     Event,
     Failed,
     FailGroup,
@@ -45,7 +46,6 @@ from rufus_serve.supervisor.group_events import (
     StartFollower,
     Stepped,
     Stopping,
-    Suspected,
     Welcomed,
 )
 from rufus_serve.supervisor.recovery_time import RecoveryTime
@@ -137,8 +137,8 @@ class GroupState:
             return self._actions
         if isinstance(event, MemberEvent):
             self._on_member_event(event, now)
-        elif isinstance(event, Suspected):
-            self._on_suspected(event, now)
+        elif isinstance(event, EpochLost):
+            self._on_epoch_lost(event, now)
         elif isinstance(event, EngineJoined):
             self._on_engine(event, now)
         elif isinstance(event, EngineFailed):
@@ -213,7 +213,7 @@ class GroupState:
         else:
             self._on_lost(member, event.reason, now)
 
-    def _on_suspected(self, event: Suspected, now: float) -> None:
+    def _on_epoch_lost(self, event: EpochLost, now: float) -> None:
         if event.epoch != self.epoch or self.phase is not GroupPhase.READY:
             return
         self._end_epoch(event.reason, now)

@@ -11,7 +11,7 @@ from rufus_serve.protocol.messages import (
     AnyMessage,
     Drain,
     DrainGroup,
-    FollowerSuspected,
+    EpochLost,
     GroupFailed,
     GroupIdle,
     LeaderHello,
@@ -56,7 +56,7 @@ class LinkDesk:
         match message:
             case LeaderHello():
                 await self._hello(peer, message)
-            case LeaderProgress() | FollowerSuspected() | GroupFailed():
+            case LeaderProgress() | EpochLost() | GroupFailed():
                 if (number := self._link.group_of(peer)) is not None:
                     await self._take_from_engine(self._groups[number], message)
             case GroupIdle():
@@ -92,9 +92,9 @@ class LinkDesk:
         match message:
             case LeaderProgress():
                 await group.took_progress(message)
-            case FollowerSuspected():
+            case EpochLost():
                 _log.warning("the leader gave up epoch %d: %s", message.epoch, message.reason)
-                await group.handle(ev.Suspected(epoch=message.epoch, reason=message.reason))
+                await group.handle(ev.EpochLost(epoch=message.epoch, reason=message.reason))
             case GroupFailed():
                 kind = class_of(message.exit_code) or LeaderError
                 await group.handle(ev.EngineFailed(reason=message.reason, kind=kind))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rufus_serve.channel import faults
-from rufus_serve.channel.base import FollowerGone
+from rufus_serve.channel.base import FollowerLost
 from rufus_serve.channel.faults import (
     Fault,
     FaultDice,
@@ -175,7 +175,7 @@ def test_the_leader_fails_only_by_faults_of_its_own() -> None:
 
 def test_a_reply_the_leader_drops_counts_as_silence() -> None:
     channel = FaultyLeaderChannel(Recorder(), plan(kind="drop", step_ids=(1,), node_rank=-2))
-    with pytest.raises(FollowerGone, match="silent on step 1"):
+    with pytest.raises(FollowerLost, match="silent on step 1"):
         channel.gather(1, deadline_s=1.0)
     assert channel.gather(2, deadline_s=1.0)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rufus_serve.channel.base import FollowerGone, HelloInfo
+from rufus_serve.channel.base import FollowerLost, HelloInfo
 from rufus_serve.channel.ledger import StepLedger
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.protocol.messages import (
@@ -90,7 +90,7 @@ def test_a_welcome_of_a_past_epoch_does_not_count(ledger: StepLedger) -> None:
 
 def test_a_follower_in_a_later_epoch_is_lost_to_this_leader(ledger: StepLedger) -> None:
     ledger.take(0, welcome(0, epoch=2))
-    with pytest.raises(FollowerGone, match="epoch 1 is over, it is at 2"):
+    with pytest.raises(FollowerLost, match="epoch 1 is over, it is at 2"):
         ledger.all_welcome()
 
 
@@ -137,7 +137,7 @@ def test_the_first_loss_counts_and_lasts_for_the_epoch(ledger: StepLedger) -> No
     ledger.lose(0, "connection closed")
     assert ledger.complete(1) is not None
     for _ in range(2):
-        with pytest.raises(FollowerGone, match="follower 1: step 2 failed: boom"):
+        with pytest.raises(FollowerLost, match="follower 1: step 2 failed: boom"):
             ledger.complete(2)
     assert not ledger.expect(request(3))
     ledger.begin(2, [])

@@ -116,7 +116,7 @@ def test_the_budget_refills_as_restarts_leave_the_window():
 def test_a_suspicion_alone_forms_the_next_epoch_of_the_same_processes():
     history = GroupHistory(settle_s=0.3).serve()
     before = dict(history.state.members)
-    assert history.happen(ev.Suspected(epoch=1, reason="step 7 late")) == [
+    assert history.happen(ev.EpochLost(epoch=1, reason="step 7 late")) == [
         ev.AnnounceLost(epoch=1, reason="step 7 late")
     ]
     (form,) = history.wait(0.4)
@@ -127,7 +127,7 @@ def test_a_suspicion_alone_forms_the_next_epoch_of_the_same_processes():
 
 def test_a_suspicion_followed_by_the_loss_it_was_about_costs_one_restart():
     history = GroupHistory().serve()
-    history.happen(ev.Suspected(epoch=1, reason="connection closed"))
+    history.happen(ev.EpochLost(epoch=1, reason="connection closed"))
     history.wait(0.1)
     history.lose(1)
     assert not of(ev.Form, history.wait(1.0))
@@ -138,14 +138,14 @@ def test_a_suspicion_followed_by_the_loss_it_was_about_costs_one_restart():
 
 def test_a_suspicion_about_another_epoch_is_ignored():
     history = GroupHistory().serve()
-    assert history.happen(ev.Suspected(epoch=0, reason="late news")) == []
+    assert history.happen(ev.EpochLost(epoch=0, reason="late news")) == []
     assert history.state.phase is Phase.READY
 
 
 def test_a_poison_step_spends_the_budget():
     history = GroupHistory(max_restarts=3).serve()
     while history.state.phase is not Phase.FAILED:
-        history.happen(ev.Suspected(epoch=history.state.epoch, reason="step 9 failed"))
+        history.happen(ev.EpochLost(epoch=history.state.epoch, reason="step 9 failed"))
         history.wait(0.5)
         history.advance()
     assert history.state.total_restarts == 3
@@ -155,7 +155,7 @@ def test_a_poison_step_spends_the_budget():
 def test_a_member_that_ignores_the_new_epoch_is_replaced_within_regroup_s():
     history = GroupHistory(regroup_s=2.0).serve()
     hung = history.id_of(0)
-    history.happen(ev.Suspected(epoch=1, reason="step 7 late"))
+    history.happen(ev.EpochLost(epoch=1, reason="step 7 late"))
     history.wait(0.4)
     history.group(history.id_of(1))
     actions = history.wait(2.2)
@@ -389,7 +389,7 @@ def test_news_of_a_replaced_process_is_ignored():
 
 def test_readiness_of_a_past_epoch_is_ignored():
     history = GroupHistory().serve()
-    history.happen(ev.Suspected(epoch=1, reason="late"))
+    history.happen(ev.EpochLost(epoch=1, reason="late"))
     history.wait(0.4)
     for rank in (0, 1):
         assert history.ready(history.id_of(rank), epoch=1) == []

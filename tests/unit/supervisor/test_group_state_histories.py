@@ -153,7 +153,7 @@ class GroupHistories(RuleBasedStateMachine):
 
     @rule(behind=st.integers(0, 1))
     def suspect(self, behind):
-        self.happen(ev.Suspected(epoch=self.state.epoch - behind, reason="step failed"))
+        self.happen(ev.EpochLost(epoch=self.state.epoch - behind, reason="step failed"))
 
     @rule(leader=st.sampled_from(["a", "b"]))
     def engine(self, leader):

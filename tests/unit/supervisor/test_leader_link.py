@@ -2,10 +2,10 @@ import asyncio
 
 from fake_peers import FakePeerServer
 
-from rufus_serve.protocol.messages import GroupLost, LeaderHello
+from rufus_serve.protocol.messages import EpochLost, LeaderHello
 from rufus_serve.supervisor.leader_link import LeaderLink
 
-LOST = GroupLost(epoch=1, reason="x")
+LOST = EpochLost(epoch=1, reason="x")
 
 
 def hello(role: str, group: int = 0) -> LeaderHello:

@@ -18,10 +18,9 @@ from rufus_serve.protocol.messages import (
     AnyMessage,
     Drain,
     DrainGroup,
-    FollowerSuspected,
+    EpochLost,
     GroupFailed,
     GroupIdle,
-    GroupLost,
     GroupNews,
     GroupReady,
     LeaderHello,
@@ -152,12 +151,12 @@ def run(tmp_path: Any, scenario: Callable[[Server], Any], *, groups: int = 2) ->
 def test_an_engine_speaks_for_its_own_group_alone(tmp_path):
     async def scenario(server: Server) -> None:
         await server.desk.take(b"e1", LeaderProgress(steps_done=7, steps_in_flight=0))
-        assert server.groups[0].engine.progress is None
-        assert server.groups[1].engine.progress.steps_done == 7
-        await server.desk.take(b"e1", FollowerSuspected(epoch=1, reason="hung"))
+        assert server.groups[0].engine.step_counter is None
+        assert server.groups[1].engine.step_counter.steps_done == 7
+        await server.desk.take(b"e1", EpochLost(epoch=1, reason="hung"))
         phases = [state.phase for state in server.states]
         assert phases == [ev.GroupPhase.READY, ev.GroupPhase.RECOVERING]
-        lost = [peer for peer, message in server.take() if isinstance(message, GroupLost)]
+        lost = [peer for peer, message in server.take() if isinstance(message, EpochLost)]
         assert lost == [b"e1"]
 
     run(tmp_path, scenario)
@@ -176,7 +175,7 @@ def test_the_api_process_hears_of_a_loss_and_of_the_return(tmp_path):
 
 def test_an_api_process_that_comes_later_hears_of_every_group(tmp_path):
     async def scenario(server: Server) -> None:
-        await server.desk.take(b"e0", FollowerSuspected(epoch=1, reason="hung"))
+        await server.desk.take(b"e0", EpochLost(epoch=1, reason="hung"))
         server.take()
         await server.desk.take(b"api", LeaderHello(leader_id="m", role="api"))
         assert server.words() == [(0, "lost"), (1, "open")]
@@ -186,7 +185,7 @@ def test_an_api_process_that_comes_later_hears_of_every_group(tmp_path):
 
 def test_with_one_group_there_is_nothing_to_choose(tmp_path):
     async def scenario(server: Server) -> None:
-        await server.desk.take(b"e0", FollowerSuspected(epoch=1, reason="hung"))
+        await server.desk.take(b"e0", EpochLost(epoch=1, reason="hung"))
         assert server.words() == []
         assert "no other group" in (await server.ask(DrainGroup(group=0))).error
 
@@ -226,7 +225,7 @@ def test_a_drained_group_serves_again_once_it_was_restarted(tmp_path):
 def test_a_loss_does_not_bring_a_drained_group_back(tmp_path):
     async def scenario(server: Server) -> None:
         await server.ask(DrainGroup(group=1))
-        await server.desk.take(b"e1", FollowerSuspected(epoch=1, reason="hung"))
+        await server.desk.take(b"e1", EpochLost(epoch=1, reason="hung"))
         await server.groups[1].handle(ev.Tick())
         assert {word for _, word in server.words()} == {"out"}
 

@@ -23,16 +23,16 @@ from rufus_serve.leader.engine.drafts import Drafter
 from rufus_serve.leader.engine.group_link import GroupEvents, GroupLink
 from rufus_serve.leader.engine.group_shape import GroupShape
 from rufus_serve.leader.engine.group_steps import GroupSteps
-from rufus_serve.leader.engine.progress import Progress
 from rufus_serve.leader.engine.sampling import TokenSampler
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.step_builder import StepBuilder
+from rufus_serve.leader.engine.step_counter import StepCounter
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.leader.engine.step_loop import StepLoop
 from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.leader.spec import config_of, read_spec
-from rufus_serve.protocol.messages import GroupLost, GroupReady
+from rufus_serve.protocol.messages import EpochLost, GroupReady
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         self._config = config = config_of(spec)
         self._engine = Engine(max_prefills_per_step=_max_prefills(config))
         vllm_compat.attach_engine(self.vllm_config, self._engine)
-        self._progress = progress = Progress(self._engine)
+        self._progress = progress = StepCounter(self._engine)
         self._link = GroupLink(
             spec,
             engine=self._own,
@@ -88,7 +88,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             builder=StepBuilder.for_runtime(ready.info),
             progress=progress,
             deadline=StepDeadline(config.timeouts.step_floor_s),
-            suspect=self._link.suspect,
+            tell_lost=self._link.tell_lost,
         )
         self._engine.tokens_per_row = self._shape.tokens_per_row
         state = BatchState(self.vllm_config, info=ready.info, drafter=_drafter(config))
@@ -141,7 +141,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
         self._formed.put(ready)
         self._connect_newest()
 
-    def _on_lost(self, lost: GroupLost) -> None:
+    def _on_lost(self, lost: EpochLost) -> None:
         _log.warning("epoch %d is over: %s", lost.epoch, lost.reason)
         if self._engine.gate.shut(lost.epoch):
             self._channel.abandon(lost.epoch, lost.reason)

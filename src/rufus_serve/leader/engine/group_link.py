@@ -13,9 +13,8 @@ from rufus_serve.channel.peer import PeerClient
 from rufus_serve.errors import RufusError
 from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.protocol.messages import (
-    FollowerSuspected,
+    EpochLost,
     GroupFailed,
-    GroupLost,
     GroupReady,
     LeaderHello,
     LeaderProgress,
@@ -32,7 +31,7 @@ class GroupEvents:
     """What to call on news of the group; the link's IO thread calls them, so they must be quick."""
 
     on_ready: Callable[[GroupReady], None]
-    on_lost: Callable[[GroupLost], None]
+    on_lost: Callable[[EpochLost], None]
     on_trace: Callable[[int, str], None]
 
 
@@ -67,9 +66,9 @@ class GroupLink:
         self._thread = threading.Thread(target=self._report, name="progress", daemon=True)
         self._thread.start()
 
-    def suspect(self, epoch: int, reason: str) -> None:
+    def tell_lost(self, epoch: int, reason: str) -> None:
         """Tell the supervisor that a follower of `epoch` is dead, hung or failing."""
-        self._peer.send(FollowerSuspected(epoch=epoch, reason=reason))
+        self._peer.send(EpochLost(epoch=epoch, reason=reason))
 
     def fail(self, error: RufusError) -> None:
         """Tell the supervisor that no group can be stepped any more, for it to end everything."""
@@ -90,7 +89,7 @@ class GroupLink:
         match message:
             case GroupReady():
                 self._events.on_ready(message)
-            case GroupLost():
+            case EpochLost():
                 self._events.on_lost(message)
             case TraceSteps():
                 self._events.on_trace(message.num_steps, message.path)

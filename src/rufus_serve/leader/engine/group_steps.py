@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rufus_serve.channel.base import FollowerGone, LeaderChannel
+from rufus_serve.channel.base import FollowerLost, LeaderChannel
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.epoch_gate import EpochGate
-from rufus_serve.leader.engine.progress import Progress
 from rufus_serve.leader.engine.step_builder import LogitsOf, PlannedStep, Row, StepBuilder
+from rufus_serve.leader.engine.step_counter import StepCounter
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.leader.engine.step_tally import Answered
 from rufus_serve.protocol.messages import Array, GroupReady, LogitsRequest, StepOrder, StepReply
@@ -19,7 +19,7 @@ from rufus_serve.protocol.messages import Array, GroupReady, LogitsRequest, Step
 _log = logging.getLogger(__name__)
 _HANDSHAKE_S = 15.0
 
-Answer = tuple[PlannedStep, StepReply]
+AnsweredStep = tuple[PlannedStep, StepReply]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Refusal:
     reason: str
 
 
-Suspect = Callable[[int, str], None]
+TellLost = Callable[[int, str], None]
 """Called with (epoch, reason) when a follower is found lost; any thread."""
 
 
@@ -44,16 +44,16 @@ class GroupSteps:
         gate: EpochGate,
         *,
         builder: StepBuilder,
-        progress: Progress,
+        progress: StepCounter,
         deadline: StepDeadline,
-        suspect: Suspect,
+        tell_lost: TellLost,
     ) -> None:
         self._channel = channel
         self._gate = gate
         self._builder = builder
         self._progress = progress
         self._deadline = deadline
-        self._suspect = suspect
+        self._tell_lost = tell_lost
         self._next_step_id = 0
         self.pace = progress.pace
         self.trace, self.tally = progress.trace, progress.tally
@@ -64,13 +64,13 @@ class GroupSteps:
         """Shake hands with the followers of an epoch; steps may run then."""
         try:
             self._channel.connect(ready.epoch, ready.endpoints, deadline_s=_HANDSHAKE_S)
-        except (FollowerGone, HandshakeRefused) as error:
+        except (FollowerLost, HandshakeRefused) as error:
             self._lose(ready.epoch, str(error))
             return False
         self._next_step_id = 0
         return self._gate.open(ready.epoch)
 
-    def run(self, rows: Sequence[Row], epoch: int) -> list[Answer] | None:
+    def run(self, rows: Sequence[Row], epoch: int) -> list[AnsweredStep] | None:
         """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
         with self.trace.span("build"):
             planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
@@ -80,14 +80,14 @@ class GroupSteps:
             with self.trace.span("send"):
                 sent = [self._send(step.request) for step in planned]
             return [(step, self._gather(step, at)) for step, at in zip(planned, sent, strict=True)]
-        except FollowerGone as gone:
+        except FollowerLost as gone:
             refused = [s.members for s in planned if s.request.step_id == gone.refused_step]
             self.refusal = Refusal(refused[0], str(gone)) if refused else None
             self._lose(epoch, str(gone))
             return None
 
     def look_up(
-        self, answers: Sequence[Answer], wanted: Collection[LogitsOf]
+        self, answers: Sequence[AnsweredStep], wanted: Collection[LogitsOf]
     ) -> dict[LogitsOf, Array] | None:
         """[V] logits of what is `wanted` of `answers`; None if the group is lost.
 
@@ -116,7 +116,7 @@ class GroupSteps:
             self._send(request)
             deadline_s = self._deadline.seconds_for(step.request)
             (first, *_) = self._channel.gather(request.step_id, deadline_s=deadline_s)
-        except FollowerGone as gone:
+        except FollowerLost as gone:
             self._lose(request.epoch, str(gone))
             return None
         self._progress.end(request.step_id)
@@ -148,4 +148,4 @@ class GroupSteps:
         # The supervisor need not hear of an epoch that it ended itself.
         if self._gate.shut(epoch):
             _log.warning("epoch %d is lost: %s", epoch, reason)
-            self._suspect(epoch, reason)
+            self._tell_lost(epoch, reason)

@@ -3,12 +3,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rufus_serve.channel.base import NOBODY, FollowerGone
+from rufus_serve.channel.base import NOBODY, FollowerLost
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.group_steps import GroupSteps
-from rufus_serve.leader.engine.progress import Progress
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.step_builder import LogitsOf, Row, StepBuilder
+from rufus_serve.leader.engine.step_counter import StepCounter
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.protocol.messages import (
     GroupReady,
@@ -64,7 +64,7 @@ class Channel:
         ]
 
     def abandon(self, epoch: int, reason: str) -> None:
-        self.error = FollowerGone(NOBODY, reason)
+        self.error = FollowerLost(NOBODY, reason)
 
     def close(self) -> None:
         pass
@@ -73,15 +73,15 @@ class Channel:
 class Group:
     def __init__(self) -> None:
         self.channel, self.engine = Channel(), Engine()
-        self.progress = Progress(self.engine)
-        self.suspected: list[tuple[int, str]] = []
+        self.progress = StepCounter(self.engine)
+        self.lost: list[tuple[int, str]] = []
         self.steps = GroupSteps(
             self.channel,
             self.engine.gate,
             builder=StepBuilder.for_runtime(INFO),
             progress=self.progress,
             deadline=StepDeadline(1.0),
-            suspect=lambda *event: self.suspected.append(event),
+            tell_lost=lambda *event: self.lost.append(event),
         )
 
     def connect(self, epoch: int) -> bool:
@@ -114,34 +114,34 @@ def test_step_ids_go_on_within_an_epoch_and_start_again_with_the_next() -> None:
 def test_a_lost_follower_shuts_the_epoch_and_is_reported_instead_of_raised() -> None:
     group = Group()
     group.connect(1)
-    group.channel.error = FollowerGone(1, "connection closed")
+    group.channel.error = FollowerLost(1, "connection closed")
     assert group.steps.run([prompt(4)], 1) is None
     assert group.engine.gate.epoch is None
-    assert group.suspected == [(1, "follower 1: connection closed")]
+    assert group.lost == [(1, "follower 1: connection closed")]
     assert group.progress.report().steps_in_flight == 0
 
 
-@pytest.mark.parametrize("error", [FollowerGone(0, "silent"), HandshakeRefused("another key")])
+@pytest.mark.parametrize("error", [FollowerLost(0, "silent"), HandshakeRefused("another key")])
 def test_a_failed_handshake_leaves_the_gate_shut_and_is_reported(error: Exception) -> None:
     group = Group()
     group.engine.gate.announce(1)
     group.channel.error = error
     assert not group.connect(1)
     assert group.engine.gate.epoch is None
-    assert [event[0] for event in group.suspected] == [1]
+    assert [event[0] for event in group.lost] == [1]
 
 
 def test_a_refused_step_names_its_rows_and_the_runtimes_words() -> None:
     group = Group()
     group.connect(1)
-    group.channel.error = FollowerGone(1, "step 1 failed: no such bucket", refused_step=1)
+    group.channel.error = FollowerLost(1, "step 1 failed: no such bucket", refused_step=1)
     assert group.steps.run([prompt(4), prompt(4)], 1) is None
     refusal = group.steps.refusal
     assert refusal is not None
     assert refusal.rows == (1,)
     assert "no such bucket" in refusal.reason
     group.connect(2)
-    group.channel.error = FollowerGone(1, "connection closed")
+    group.channel.error = FollowerLost(1, "connection closed")
     assert group.steps.run([prompt(4)], 2) is None
     assert group.steps.refusal is None
 
@@ -152,7 +152,7 @@ def test_an_epoch_that_the_supervisor_ended_is_not_reported_to_it_again() -> Non
     group.engine.gate.shut(1)
     group.channel.abandon(1, "follower 1 died")
     assert group.steps.run([prompt(4)], 1) is None
-    assert group.suspected == []
+    assert group.lost == []
 
 
 def test_progress_counts_what_was_answered() -> None:
@@ -181,6 +181,6 @@ def test_a_group_that_is_lost_while_rows_are_asked_for_is_reported() -> None:
     group = Group()
     group.connect(1)
     answers = group.steps.run([prompt(4)], 1)
-    group.channel.error = FollowerGone(0, "connection closed")
+    group.channel.error = FollowerLost(0, "connection closed")
     assert group.steps.look_up(answers, {LogitsOf(0)}) is None
-    assert group.suspected == [(1, "follower 0: connection closed")]
+    assert group.lost == [(1, "follower 0: connection closed")]

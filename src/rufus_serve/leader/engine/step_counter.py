@@ -8,7 +8,7 @@ from rufus_serve.leader.engine.step_tally import StepTally
 from rufus_serve.protocol.messages import LeaderProgress
 
 
-class Progress:
+class StepCounter:
     """Counts steps for the heartbeat; any thread."""
 
     def __init__(self, engine: Engine) -> None:

@@ -1,0 +1,38 @@
+"""What a follower says of its runtime."""
+
+import msgspec
+
+
+class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a follower can do, known once its weights are loaded."""
+
+    model_type: str
+    num_layers: int
+    num_kv_heads: int
+    """KV heads of the whole model, before sharding or replication."""
+    head_size: int
+    vocab_size: int
+    dtype: str
+    block_size: int
+    num_blocks: int
+    """KV blocks that fit here, vLLM's null block 0 included."""
+    max_model_len: int
+    prefill_buckets: tuple[int, ...]
+    decode_batch_buckets: tuple[int, ...]
+    context_buckets: tuple[int, ...]
+    prefix_caching: bool = True
+    """A prefill may start where cached blocks end."""
+    segmented_prefill: bool = True
+    """A prompt may be prefilled in several steps."""
+    can_rejoin: bool = True
+    """`join` may be called again with the weights kept."""
+    weights_bytes: int = 0
+    load_s: float = 0.0
+    kernels: str = ""
+    """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
+    candidates: bool = False
+    """A step may ask for candidates, and for rows in full until the next steps begin."""
+    multi_token_decode: bool = False
+    """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
+    batched_prefill: bool = False
+    """A prefill may have several rows; one may share blocks that another completes."""
