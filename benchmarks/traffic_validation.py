@@ -29,8 +29,8 @@ from rufus_serve.bench.stream import Endpoint, Record
 from rufus_serve.bench.summary import summarize
 from rufus_serve.bench.workload import Ask
 from rufus_serve.plan.traffic.batching import Batching
-from rufus_serve.plan.traffic.candidates import of_measured
 from rufus_serve.plan.traffic.demand import Lengths, Load
+from rufus_serve.plan.traffic.group_candidates import of_measured
 from rufus_serve.plan.traffic.measures import measure
 from rufus_serve.plan.traffic.simulation import simulate
 from rufus_serve.plan.traffic.sizing import least_groups

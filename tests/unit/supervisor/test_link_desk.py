@@ -151,8 +151,8 @@ def run(tmp_path: Any, scenario: Callable[[Server], Any], *, groups: int = 2) ->
 def test_an_engine_speaks_for_its_own_group_alone(tmp_path):
     async def scenario(server: Server) -> None:
         await server.desk.take(b"e1", LeaderProgress(steps_done=7, steps_in_flight=0))
-        assert server.groups[0].engine.step_counter is None
-        assert server.groups[1].engine.step_counter.steps_done == 7
+        assert server.groups[0].engine.progress is None
+        assert server.groups[1].engine.progress.steps_done == 7
         await server.desk.take(b"e1", EpochLost(epoch=1, reason="hung"))
         phases = [state.phase for state in server.states]
         assert phases == [ev.GroupPhase.READY, ev.GroupPhase.RECOVERING]

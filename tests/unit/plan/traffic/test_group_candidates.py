@@ -3,7 +3,7 @@ from tests.unit.plan.traffic.test_step_times import measured
 
 from rufus_serve.plan.plan import make_plan
 from rufus_serve.plan.published import LLAMA31_405B
-from rufus_serve.plan.traffic.candidates import of_measured, of_plan, plans
+from rufus_serve.plan.traffic.group_candidates import of_measured, of_plan, plans
 
 
 def tried(request, *, nodes_given=False, batch_given=False):
