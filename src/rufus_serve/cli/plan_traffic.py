@@ -181,21 +181,23 @@ def _candidates(
     args: argparse.Namespace, request: "PlanRequest"
 ) -> "tuple[dict[Any, Plan], list[Candidate]]":
     """Plans by shape, none for measured step times; and what is to be tried."""
-    from rufus_serve.plan.traffic import candidates
+    from rufus_serve.plan.traffic import group_candidates
     from rufus_serve.plan.traffic.step_times import read_measured
 
     if args.step_times is not None:
         measured = read_measured(args.step_times)
         if args.recover_s is None:
             raise ConfigError("--step-times needs --recover-s: the planner knows only Trainium's")
-        made = candidates.of_measured(measured, num_nodes=args.nodes or 1, recover_s=args.recover_s)
+        made = group_candidates.of_measured(
+            measured, num_nodes=args.nodes or 1, recover_s=args.recover_s
+        )
         return {}, [made]
-    plans = list(candidates.plans(
+    plans = list(group_candidates.plans(
         request, nodes_given=args.nodes is not None, batch_given=args.max_num_seqs is not None
     ))  # fmt: skip
     if not plans:
         raise ModelError("the model fits no group of this kind; `rufus-serve plan` says why")
-    made_all = [candidates.of_plan(plan, recover_s=args.recover_s) for plan in plans]
+    made_all = [group_candidates.of_plan(plan, recover_s=args.recover_s) for plan in plans]
     return {each.shape: plan for each, plan in zip(made_all, plans, strict=True)}, made_all
 
 
