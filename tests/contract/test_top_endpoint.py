@@ -47,12 +47,22 @@ def test_one_look_is_printed(endpoint: str, capsys: pytest.CaptureFixture[str]) 
     assert "this needs metrics" in capsys.readouterr().err
 
 
+def heed_ctrl_c() -> None:
+    """As a terminal starts programs; a test run in the background ignores it, and its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_watch_is_renewed_until_ctrl_c(endpoint: str) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "rufus_serve.cli.main", "top", "--url", endpoint]
     command += ["--api-key", "k", "--interval", "0.05"]
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm"},
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - no threads are running
     )
     os.close(theirs)
     seen, deadline = b"", time.monotonic() + 30
