@@ -62,7 +62,7 @@ def test_a_watch_is_renewed_until_ctrl_c(endpoint: str) -> None:
         stdout=theirs,
         stderr=theirs,
         env=os.environ | {"TERM": "xterm"},
-        preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - no threads are running
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - sets a signal
     )
     os.close(theirs)
     seen, deadline = b"", time.monotonic() + 30
