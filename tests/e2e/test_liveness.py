@@ -73,13 +73,13 @@ def test_a_process_that_stands_still_while_it_loads_is_found_within_its_limit(
 
 WEDGED_LOOP = """
 import os, time
-from rufus_serve.leader.engine.step_counter import Progress
-turned = Progress.turned
+from rufus_serve.leader.engine.step_counter import StepCounter
+turned = StepCounter.turned
 def held(self):
     while os.path.exists({path!r}):
         time.sleep(0.05)
     turned(self)
-Progress.turned = held
+StepCounter.turned = held
 """
 
 
