@@ -214,7 +214,7 @@ def group_steps(arguments, token: str, places):
     from rufus_serve.leader.engine.group_steps import GroupSteps
     from rufus_serve.leader.engine.shared import Engine as Shared
     from rufus_serve.leader.engine.step_builder import StepBuilder
-    from rufus_serve.leader.engine.step_counter import Progress
+    from rufus_serve.leader.engine.step_counter import StepCounter
     from rufus_serve.leader.engine.step_deadline import StepDeadline
     from rufus_serve.protocol.messages import GroupReady, StepEndpoint
 
@@ -222,7 +222,7 @@ def group_steps(arguments, token: str, places):
     identity = HelloInfo(config_hash="benchmark", sender_id="benchmark")
     steps = GroupSteps(
         ZmqLeaderChannel(identity, GroupKeys.from_token(token)), EpochGate(),
-        builder=StepBuilder.for_runtime(info), progress=Progress(Shared()),
+        builder=StepBuilder.for_runtime(info), progress=StepCounter(Shared()),
         deadline=StepDeadline(60.0), suspect=print,
     )  # fmt: skip
     endpoints = tuple(

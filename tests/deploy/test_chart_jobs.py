@@ -79,6 +79,8 @@ def test_settings_that_change_no_artifact_leave_job_and_mark_alone(helm, tmp_pat
             if setting.is_bool
             else next(each for each in setting.choices if each != setting.default)
             if setting.choices
+            else 0.5
+            if setting.key.endswith("ratio")
             else int(setting.default) + 2
         )
         changes.append(f"config.{setting.key}={str(other).lower() if setting.is_bool else other}")
