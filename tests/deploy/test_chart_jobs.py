@@ -79,7 +79,7 @@ def test_settings_that_change_no_artifact_leave_job_and_mark_alone(helm, tmp_pat
             if setting.is_bool
             else next(each for each in setting.choices if each != setting.default)
             if setting.choices
-            else 0.5
+            else 1
             if setting.key.endswith("ratio")
             else int(setting.default) + 2
         )
