@@ -2,12 +2,18 @@
 
 A module that needs more (torch, Ray, vLLM, ...) is then skipped with the reason, and so is a
 test marked `heavy`. Without the option a missing package is an error, as it should be in CI.
+
+Property tests try the same examples in every run; `--hypothesis-profile=default` draws new ones.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

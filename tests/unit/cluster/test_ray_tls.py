@@ -107,7 +107,9 @@ def test_a_stranger_cannot_reach_a_member(tmp_path):
             sock.sendall(b"x")
             sock.recv(1)
 
-    with answering(member) as (port, received), pytest.raises(ssl.SSLError, match="unknown ca"):
+    # The alert that names the reason may come after the connection's end.
+    refusal = "unknown ca|EOF|reset|[Bb]roken pipe"
+    with answering(member) as (port, received), pytest.raises(OSError, match=refusal):
         intrude(port)
     assert not any(received)
 
