@@ -10,6 +10,7 @@ import aiohttp
 
 from rufus_serve.batch.lines import BatchLine, Reply
 from rufus_serve.batch.runner import NotNow, Send
+from rufus_serve.client import bearer
 from rufus_serve.errors import EndpointError
 
 _CHECK_S = 10.0
@@ -23,10 +24,9 @@ async def http_sender(url: str, api_key: str, *, timeout_s: float) -> AsyncItera
     Raises:
         EndpointError: nobody answers there, or not as an OpenAI endpoint does.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limit = aiohttp.ClientTimeout(total=timeout_s)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+    async with aiohttp.ClientSession(headers=bearer(api_key), connector=connector) as session:
         await _check(session, url)
 
         async def send(line: BatchLine) -> Reply:

@@ -1,8 +1,6 @@
 """A server of one's own for the length of a command."""
 
 import contextlib
-import ctypes
-import os
 import signal
 import socket
 import subprocess
@@ -15,8 +13,8 @@ from typing import IO
 
 from rufus_serve import errors
 from rufus_serve.errors import LeaderError
+from rufus_serve.parent import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _POLL_S = 0.2
 _STOP_S = 60.0
 
@@ -38,7 +36,7 @@ def own_server(arguments: Sequence[str], *, log: IO[bytes] | None = None) -> Ite
         stdout=log or sys.stderr.fileno(),
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads yet
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads yet
     )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -73,9 +71,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
-        os._exit(1)

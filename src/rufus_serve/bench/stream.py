@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from rufus_serve.bench.workload import Ask
+from rufus_serve.client import bearer
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +24,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def headers(self) -> dict[str, str]:
         """Of every request."""
-        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return bearer(self.api_key)
 
 
 class Record(msgspec.Struct, kw_only=True):

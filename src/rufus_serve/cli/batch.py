@@ -8,16 +8,15 @@ server of its own is started for the batch.
 import argparse
 import asyncio
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rufus_serve.cli.endpoint_flags import add_key_argument, add_url_argument
+from rufus_serve.client import base_url
 from rufus_serve.errors import BatchError, ConfigError, EndpointError
 
 if TYPE_CHECKING:
     from rufus_serve.batch.journal import Journal
-
-_KEY = "OPENAI_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="gets the answers")
     add("--errors", type=Path, metavar="FILE", help="gets the failures [OUTPUT.errors.jsonl]")
     add("--retry-failed", action="store_true", help="ask again what failed in an earlier run")
-    add("--url", default="http://127.0.0.1:8000", help="the endpoint [http://127.0.0.1:8000]")
-    add("--api-key", default=os.environ.get(_KEY, ""), help=f"[{_KEY}]")
+    add_url_argument(parser)
+    add_key_argument(parser)
     add("--concurrency", type=int, default=16, metavar="N", help="requests in flight [16]")
     add("--timeout-s", type=float, default=3600, metavar="S", help="of one request [3600]")
     add("--patience-s", type=float, default=120, metavar="S",
@@ -89,7 +88,7 @@ def _ask_all(args: argparse.Namespace, url: str, journal: "Journal", total: int)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         done = journal.completed + journal.failed
         task = progress.add_task(args.input.name, total=total, completed=done)
-        endpoint = url.rstrip("/").removesuffix("/v1")
+        endpoint = base_url(url)
 
         async def go() -> None:
             async with http_sender(endpoint, args.api_key, timeout_s=args.timeout_s) as send:

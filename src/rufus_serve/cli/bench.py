@@ -6,10 +6,11 @@ or `at` in a file's lines) sends them by the clock. Ctrl-C keeps what was measur
 
 import argparse
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rufus_serve.cli.endpoint_flags import add_key_argument, add_url_argument
+from rufus_serve.client import base_url
 from rufus_serve.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
@@ -19,15 +20,13 @@ if TYPE_CHECKING:
     from rufus_serve.bench.summary import Summary
     from rufus_serve.bench.workload import Ask
 
-_KEY = "OPENAI_API_KEY"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Endpoint, workload, load and results."""
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:8000", help="the endpoint [http://127.0.0.1:8000]")
+    add_url_argument(parser)
     add("--model", default="", help="name of the model [the first that the endpoint serves]")
-    add("--api-key", default=os.environ.get(_KEY, ""), help=f"[{_KEY}]")
+    add_key_argument(parser)
     add("--workload", choices=("random", "turns", "file"), default="random",
         help="random token ids, conversations, or --file [random]")  # fmt: skip
     add("--file", type=Path, help="JSONL: prompt or messages, max_tokens, at (seconds)")
@@ -84,7 +83,7 @@ def _endpoint(args: argparse.Namespace) -> "Endpoint":
     from rufus_serve.bench.runner import served_model
     from rufus_serve.bench.stream import Endpoint
 
-    url = args.url.rstrip("/").removesuffix("/v1")
+    url = base_url(args.url)
     found = Endpoint(url=url, model=args.model, api_key=args.api_key, timeout_s=args.timeout_s)
     named = asyncio.run(served_model(found))
     return found if found.model else msgspec.structs.replace(found, model=named)

@@ -1,26 +1,26 @@
 """Watch a running server in the terminal: groups, followers, load, and what happened."""
 
 import argparse
-import os
 import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
+from rufus_serve.cli.endpoint_flags import add_key_argument, add_url_argument
+from rufus_serve.client import base_url, bearer
 from rufus_serve.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
     from rufus_serve.leader.api.overview.views import Overview
 
-_KEY = "OPENAI_API_KEY"
 _ANSWER_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which server, as whom, how often."""
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:8000", help="the endpoint [http://127.0.0.1:8000]")
-    add("--api-key", default=os.environ.get(_KEY, ""), help=f"needs scope metrics [{_KEY}]")
+    add_url_argument(parser)
+    add_key_argument(parser, "needs scope metrics")
     add("--interval", type=float, default=1.0, metavar="S", help="seconds between looks [1]")
     add("--once", action="store_true", help="look once, print it, and end")
 
@@ -61,10 +61,9 @@ def _look(args: argparse.Namespace) -> "Overview":
 
     from rufus_serve.leader.api.overview.views import Overview
 
-    url = f"{args.url.rstrip('/').removesuffix('/v1')}/overview"
-    headers = {"Authorization": f"Bearer {args.api_key}"} if args.api_key else {}
+    url = f"{base_url(args.url)}/overview"
     try:
-        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the user's own
+        request = urllib.request.Request(url, headers=bearer(args.api_key))  # noqa: S310 - the user's own
         with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310
             return msgspec.json.decode(answer.read(), type=Overview)
     except urllib.error.HTTPError as error:

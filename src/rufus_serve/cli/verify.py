@@ -7,20 +7,19 @@ if more differs than rounding explains.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rufus_serve.cli.endpoint_flags import add_key_argument
 from rufus_serve.cli.setting_flags import add_setting_arguments, resolve_arguments
+from rufus_serve.client import base_url
 from rufus_serve.errors import ConfigError, VerifyFailed
 
 if TYPE_CHECKING:
     from rufus_serve.config.schema import ServeConfig
     from rufus_serve.verify.comparison import Divergence, Limits, VerifyReport
     from rufus_serve.verify.reference import Reference
-
-_KEY = "OPENAI_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--against", type=Path, metavar="FILE", help="compare with a reference")
     add("--tokens", type=int, default=64, metavar="N", help="of each prompt, with --make [64]")
     add("--url", default="", help="an endpoint that runs [one that is started for it]")
-    add("--api-key", default=os.environ.get(_KEY, ""), help=f"of --url [{_KEY}]")
+    add_key_argument(parser, "of --url")
     add("--margin", type=float, metavar="NATS",
         help="by how much less likely than the reference's a token may be [0.5]")  # fmt: skip
     add("--mean-error", type=float, metavar="NATS",
@@ -85,8 +84,7 @@ def _compared(args: argparse.Namespace, reference: "Reference", limits: "Limits"
     from rufus_serve.verify.served import served
 
     if args.url:
-        url = args.url.rstrip("/").removesuffix("/v1")
-        endpoint = Endpoint(url=url, api_key=args.api_key).named()
+        endpoint = Endpoint(url=base_url(args.url), api_key=args.api_key).named()
         return compare(reference, endpoint.greedy, limits=limits, same_checkpoint=None)
     config = resolve_arguments(args).config
     same = _is_of(reference, config)

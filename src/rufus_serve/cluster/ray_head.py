@@ -1,10 +1,7 @@
 """A Ray head of our own, as a child process."""
 
-import ctypes
 import ipaddress
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,11 +12,11 @@ from rufus_serve.cluster.process import end
 from rufus_serve.cluster.ray_ports import RayPorts
 from rufus_serve.cluster.ray_session import RaySession
 from rufus_serve.errors import ClusterError
+from rufus_serve.parent import die_with_parent
 
 _POLL_S = 0.1
 _START_S = 60.0
 _STOP_S = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 class RayHead:
@@ -92,12 +89,3 @@ def ray_command(*arguments: str, address: str, resources: str, session: RaySessi
         f"--resources={resources}", "--object-store-memory=80000000", "--disable-usage-stats",
         "--include-log-monitor=false", f"--temp-dir={session.ray_folder}",
     ]  # fmt: skip
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends (Linux); runs after fork."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)

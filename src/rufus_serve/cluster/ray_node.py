@@ -17,12 +17,13 @@ from rufus_serve.cluster.addresses import choose_address
 from rufus_serve.cluster.process import end, kill_marked, last_words
 from rufus_serve.cluster.ray_agent import ADDRESS_VARIABLE, FOLDER_VARIABLE, TOKEN_VARIABLE
 from rufus_serve.cluster.ray_greeting import greet
-from rufus_serve.cluster.ray_head import die_with_parent, ray_command
+from rufus_serve.cluster.ray_head import ray_command
 from rufus_serve.cluster.ray_join import RESOURCE
 from rufus_serve.cluster.ray_ports import RayPorts
 from rufus_serve.cluster.ray_session import RaySession
 from rufus_serve.cluster.ray_tls import GroupTls
 from rufus_serve.errors import ClusterError, LeaderLost
+from rufus_serve.parent import die_with_parent
 
 _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 1.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from rufus_serve.client import bearer
 from rufus_serve.errors import EndpointError
 from rufus_serve.verify.reference import TOP, Choice
 
@@ -49,9 +50,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
             ) from error
 
     def _call(self, path: str, body: Any = None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
+        headers = {"Content-Type": "application/json", **bearer(self.api_key)}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data=data, headers=headers)  # noqa: S310
         try:

@@ -6,7 +6,6 @@ no keys and no sockets.
 """
 
 import contextlib
-import ctypes
 import json
 import math
 import os
@@ -20,11 +19,12 @@ from typing import Any
 
 import msgspec
 
+from rufus_serve.parent import die_with_parent
+
 _MEMORY_BYTES = 2 << 30
 _WALL_FACTOR = 5
 """Wall-clock time allowed for each second of CPU time: the machine is busy with the model."""
 _NICENESS = 10
-_PR_SET_PDEATHSIG = 1
 _MAX_ERROR_BYTES = 4000
 _PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 """Time and source line that xgrammar's messages begin with."""
@@ -109,9 +109,8 @@ def _in_fork(compiler: _Compiler, request: CompileRequest) -> str:
 def _compile_and_exit(compiler: _Compiler, request: CompileRequest, writing: int) -> None:
     from rufus_serve.leader.api.grammar_emptiness import unproductive_rule
 
-    if sys.platform == "linux":
-        # Else it would outlive us, and go on compiling, when we are killed.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # Else it would outlive us, and go on compiling, when we are killed.
+    die_with_parent(signal.SIGKILL)
     os.nice(_NICENESS)
     seconds = math.ceil(request.cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
