@@ -2,15 +2,14 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 from nxdi_group import Failed, Group, Reference, write_model
-from tests.contract.step_sequences import CONTIGUOUS, SCHEDULES, Sequences
+from nxdi_schedules import check_schedules
+from tests.contract.step_sequences import CONTIGUOUS
 
 pytestmark = pytest.mark.timeout(300)
 
 CP, DP = {"cp_degree": 2}, {"attention_dp_degree": 2}
-TOLERANCE = 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +26,10 @@ def settings(model, degrees):
     }  # fmt: skip
 
 
-def check_all_schedules(group, model):
-    """Mixed lengths, full and partial batches in every order, preemption: as transformers."""
-    reference, random = Reference(model), np.random.default_rng(11)
-
-    class Checked(Sequences):
-        def run(self, *names):
-            logits = super().run(*names)
-            for name, found in logits.items():
-                wanted = reference(self.tokens[name])
-                np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
-            return logits
-
-    for schedule in SCHEDULES["contiguous"]:
-        sequences = Checked(group.step, group.info)
-        schedule(sequences, lambda length: random.integers(3, 504, length).tolist())
-
-
 @pytest.mark.parametrize("degrees", [CP, DP, CP | DP], ids=["cp2", "dp2", "cp2-dp2"])
 def test_every_schedule_gives_the_reference_logits(even_model, start_group, degrees):
     group = start_group(settings(even_model, degrees))
-    check_all_schedules(group, even_model)
+    check_schedules(group, Reference(even_model), "contiguous")
     group.close()
 
 
@@ -78,5 +60,5 @@ def test_without_its_rank_ordering_decode_is_wrong(even_model, degrees):
         settings(even_model, degrees), unguarded=heads_in_one_order_for_both_phases
     ).start()
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        check_all_schedules(group, even_model)
+        check_schedules(group, Reference(even_model), "contiguous")
     group.close()

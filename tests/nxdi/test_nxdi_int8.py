@@ -6,13 +6,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 from nxdi_group import Failed, Group, Reference, write_llama
+from nxdi_schedules import check_schedules
 from safetensors.torch import load_file, save_file
 from test_nxdi_runtime import LAYOUTS
 from tests.contract import step_sequences
-from tests.contract.step_sequences import SCHEDULES, Sequences
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.kernels.int8 import peaks_of, quantize
@@ -56,28 +55,11 @@ def settings(model, ranks, layout="contiguous"):
     return LAYOUTS[layout] | INT8 | own
 
 
-def check(group, reference, layout):
-    random = np.random.default_rng(11)
-
-    class Checked(Sequences):
-        def run(self, *names):
-            logits = super().run(*names)
-            for name, found in logits.items():
-                wanted = reference(self.tokens[name])
-                np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=0)
-            return logits
-
-    for schedule in SCHEDULES[layout]:
-        schedule(
-            Checked(group.step, group.info), lambda length: random.integers(3, 504, length).tolist()
-        )
-
-
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("layout", step_sequences.LAYOUTS)
 def test_logits_are_those_of_the_dequantized_model(model, dequantized, start_group, layout, ranks):
     group = start_group(settings(model, ranks, layout))
-    check(group, dequantized, layout)
+    check_schedules(group, dequantized, layout)
     group.close()
 
 
@@ -90,7 +72,7 @@ def float_layers(_):
 def test_float_layers_would_take_8_bits_for_weights(model, dequantized):
     group = Group(settings(model, 1), unguarded=float_layers)
     with pytest.raises((AssertionError, Failed)):
-        check(group.start(), dequantized, "contiguous")
+        check_schedules(group.start(), dequantized, "contiguous")
     group.close()
 
 

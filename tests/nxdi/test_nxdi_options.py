@@ -1,9 +1,8 @@
 """The NeuronConfig options that the shipped configurations set change no logits."""
 
-import numpy as np
 import pytest
 from nxdi_group import Group, Reference, write_model
-from tests.contract.step_sequences import SCHEDULES, Sequences
+from nxdi_schedules import check_schedules
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -20,23 +19,6 @@ def settings(model, ranks, options, **degrees):
     }  # fmt: skip
 
 
-def check(group, reference):
-    random = np.random.default_rng(11)
-
-    class Checked(Sequences):
-        def run(self, *names):
-            logits = super().run(*names)
-            for name, found in logits.items():
-                wanted = reference(self.tokens[name])
-                np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=0)
-            return logits
-
-    for schedule in SCHEDULES["contiguous"]:
-        schedule(
-            Checked(group.step, group.info), lambda length: random.integers(3, 504, length).tolist()
-        )
-
-
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize(
     "options", [FUSED, SEQUENCE, FUSED | SEQUENCE], ids=["fused", "sequence", "both"]
@@ -44,7 +26,7 @@ def check(group, reference):
 def test_logits_are_those_of_transformers(model, reference, options, ranks):
     group = Group(settings(model, ranks, options)).start()
     try:
-        check(group, reference)
+        check_schedules(group, reference, "contiguous")
     finally:
         group.close()
 
@@ -55,6 +37,6 @@ def test_they_go_with_hybrid_parallelism(tmp_path_factory, options):
     degrees = {"cp_degree": 2, "attention_dp_degree": 2}
     group = Group(settings(model, 4, options, **degrees)).start()
     try:
-        check(group, Reference(model))
+        check_schedules(group, Reference(model), "contiguous")
     finally:
         group.close()

@@ -1,0 +1,21 @@
+"""The schedules of `tests/contract`, checked against a reference."""
+
+import numpy as np
+from tests.contract.step_sequences import SCHEDULES, Sequences
+
+
+def check_schedules(group, reference, layout):
+    """Mixed lengths, full and partial batches in every order, preemption: as `reference` says."""
+    random = np.random.default_rng(11)
+
+    class Checked(Sequences):
+        def run(self, *names):
+            logits = super().run(*names)
+            for name, found in logits.items():
+                wanted = reference(self.tokens[name])
+                np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=0)
+            return logits
+
+    for schedule in SCHEDULES[layout]:
+        sequences = Checked(group.step, group.info)
+        schedule(sequences, lambda length: random.integers(3, 504, length).tolist())
