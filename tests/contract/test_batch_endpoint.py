@@ -5,13 +5,13 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from threaded_endpoint import ThreadedEndpoint
 
 from rufus_serve.cli.main import main
 from rufus_serve.errors import BatchError, ConfigError, EndpointError
@@ -19,38 +19,12 @@ from rufus_serve.errors import BatchError, ConfigError, EndpointError
 CHAT = "/v1/chat/completions"
 
 
-class Endpoint:
+class Endpoint(ThreadedEndpoint):
     """Answers chats with their own words; refuses those that say so."""
 
     def __init__(self):
         self.asked, self.full_times, self.held_after, self.keys = Counter(), 0, 1000, set()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def _run(self):
-        app = web.Application()
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post(CHAT, self._chat)
-        runner = web.AppRunner(app)
-
-        async def start():
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-            self._ready.set()
-
-        self._loop.run_until_complete(start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    def close(self):
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        super().__init__([web.get("/v1/models", self._models), web.post(CHAT, self._chat)])
 
     async def _models(self, request):
         return web.json_response({"data": []})

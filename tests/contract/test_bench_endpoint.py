@@ -3,10 +3,10 @@
 import asyncio
 import csv
 import json
-import threading
 
 import pytest
 from aiohttp import web
+from threaded_endpoint import ThreadedEndpoint
 
 from rufus_serve.cli.main import main
 from rufus_serve.errors import ConfigError, EndpointError
@@ -14,39 +14,14 @@ from rufus_serve.errors import ConfigError, EndpointError
 FIRST_S, NEXT_S = 0.05, 0.02
 
 
-class Endpoint:
+class Endpoint(ThreadedEndpoint):
     """Streams as many pieces as tokens were asked for; keeps what it was sent."""
 
     def __init__(self):
         self.seen, self.keys, self.refuse = [], [], False
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    def _run(self):
-        app = web.Application()
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/completions", self._stream)
-        app.router.add_post("/v1/chat/completions", self._stream)
-        runner = web.AppRunner(app)
-
-        async def start():
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-            self._ready.set()
-
-        self._loop.run_until_complete(start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    def close(self):
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        streamed = ("/v1/completions", "/v1/chat/completions")
+        routes = [web.post(path, self._stream) for path in streamed]
+        super().__init__([web.get("/v1/models", self._models), *routes])
 
     async def _models(self, request):
         self.keys.append(request.headers.get("Authorization"))

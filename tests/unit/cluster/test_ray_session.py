@@ -29,6 +29,7 @@ def read_pid(path: Path) -> int:
 def test_only_its_owner_may_enter_the_folder(tmp_path):
     session = RaySession.in_new_folder(tmp_path)
     assert stat.S_IMODE(session.folder.stat().st_mode) == 0o700
+    session.clear()
 
 
 def test_a_folder_too_deep_for_unix_sockets_is_not_used(tmp_path, monkeypatch):
@@ -70,6 +71,7 @@ def test_files_stay_if_they_are_to_be_kept(tmp_path):
     (session.folder / "log").touch()
     session.clear(keep_files=True)
     assert (session.folder / "log").exists()
+    session.clear()
 
 
 def test_a_process_within_the_session_clears_it_and_goes_on(tmp_path):
