@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from marks import keep
 from serving_servers import MODEL, PORT, ROOT, Contender, machine, running, versions
 
 RECORD = ROOT / "benchmarks" / "results" / "bench_agreement.json"
-README = ROOT / "benchmarks" / "README.md"
 MARKS = ("<!-- agreement: begin -->", "<!-- agreement: end -->")
 BIN = Path(sys.executable).parent
 REQUESTS, CONCURRENCY, INPUT_TOKENS, OUTPUT_TOKENS = 48, 8, 128, 64
@@ -127,12 +127,6 @@ def report(record: dict) -> str:
     return "\n".join(lines)
 
 
-def write(record: dict, text: str) -> None:
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    before, rest = README.read_text().split(MARKS[0])
-    README.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -151,7 +145,7 @@ def main() -> None:
     }
     print(report(record))
     if options.write:
-        write(record, report(record))
+        keep(record, RECORD, report(record), MARKS)
     apart = [name for name, each in table.items() if abs(each["ratio"] - 1) > AGREE]
     if apart:
         raise SystemExit(f"further apart than {AGREE:.0%}: {', '.join(apart)}")

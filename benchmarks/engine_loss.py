@@ -7,17 +7,15 @@ one, forked anew; the peer has two, each with a copy of the model, behind one AP
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from marks import between_marks
+from marks import keep
 from peer_loss import Processes, strike, words
 from peer_loss_report import engine_report
-from serving import README
 from serving_servers import OURS, PEER, ROOT, Contender, Running, contenders, machine, versions
 
 RECORD = ROOT / "benchmarks" / "results" / "engine_loss.json"
@@ -63,8 +61,7 @@ def main() -> None:
     }
     print(engine_report(record))
     if options.write:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        between_marks(README, f"\n{record['date']}\n\n{engine_report(record)}\n", MARKS)
+        keep(record, RECORD, f"{record['date']}\n\n{engine_report(record)}", MARKS)
 
 
 if __name__ == "__main__":

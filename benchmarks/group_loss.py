@@ -23,10 +23,10 @@ from pathlib import Path
 
 import httpx
 
+from marks import keep
 from peer_loss import PROMPTS, Stream, all_streams
 from rufus_serve.protocol.messages import Status
 from rufus_serve.supervisor import orders
-from serving import README, between_marks
 from serving_report import table
 from serving_servers import OURS, PORT, ROOT, Contender, Running, contenders, machine, versions
 
@@ -162,8 +162,7 @@ def main() -> None:
     }
     print(report(record))
     if options.write:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        between_marks(README, f"\n{record['date']}\n\n{report(record)}\n", MARKS)
+        keep(record, RECORD, f"{record['date']}\n\n{report(record)}", MARKS)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from marks import between_marks
+from marks import between_marks, keep
 from peer_loss_report import report, short_report
-from serving import README
 from serving_servers import (
     MODEL,
     OURS,
@@ -282,8 +281,7 @@ def main() -> None:
     print(report(record))
     if options.write:
         RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        between_marks(README, f"\n{report(record)}\n", MARKS)
+        keep(record, RECORD, report(record), MARKS)
         between_marks(ROOT / "README.md", short_report(record), MARKS)
 
 

@@ -16,12 +16,11 @@ import platform
 import statistics
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
-from benchmarks.marks import between_marks
+from benchmarks.marks import README, between_marks
 from tests.e2e.server import DEMO_MODEL, serving
 
 POLICIES = (1, 2, 4)
@@ -33,7 +32,6 @@ FLAGS = (
 )  # fmt: skip
 VOCAB = 49152
 MARKS = ("<!-- prefill-policy: begin -->", "<!-- prefill-policy: end -->")
-README = Path(__file__).with_name("README.md")
 
 
 async def token_times(

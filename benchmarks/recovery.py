@@ -8,7 +8,6 @@ client saw between two tokens. Ends with 1 if a stream did not bring all of its 
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks.marks import between_marks
+from benchmarks.marks import keep
 from tests.e2e.losses import Strike, serving, strike, wait_ready
 from tests.e2e.server import Server
 from tests.e2e.streams import Answer, Streams, completion
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "benchmarks" / "README.md"
 RECORD = ROOT / "benchmarks" / "results" / "recovery.json"
 MARKS = ("<!-- recovery: begin -->", "<!-- recovery: end -->")
 NUM_STREAMS, NUM_TOKENS = 8, 256
@@ -105,9 +103,8 @@ def main() -> int:
     print(found)
     if options.write:
         record = {"date": date, "machine": where, "losses": [vars(loss) for loss in losses]}
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
         head = f"{options.kills} kills, {date}, {where}, bfloat16."
-        between_marks(README, f"\n{head}\n\n{found}\n", MARKS)
+        keep(record, RECORD, f"{head}\n\n{found}", MARKS)
     return 0
 
 

@@ -8,12 +8,11 @@ tokens that were asked for. `--write` keeps the record, and the tables of both R
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from marks import between_marks
+from marks import between_marks, keep
 from serving_load import (
     NEW_TOKENS,
     OUTPUT_TOKENS,
@@ -37,15 +36,12 @@ from serving_servers import (
 )
 
 RECORD = ROOT / "benchmarks" / "results" / "serving.json"
-README = ROOT / "benchmarks" / "README.md"
 MARKS = ("<!-- serving: begin -->", "<!-- serving: end -->")
 FRONT_MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
 
 def write(record: dict, text: str) -> None:
-    RECORD.parent.mkdir(exist_ok=True)
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    between_marks(README, f"\n{text}\n", MARKS)
+    keep(record, RECORD, text, MARKS)
     between_marks(ROOT / "README.md", short_report(record), FRONT_MARKS)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from serving import README, between_marks
+from marks import keep
 from serving_servers import MAX_MODEL_LEN, MODEL, ROOT, Contender, Running, machine, versions
 from speculation_texts import BEGINNINGS, copies
 
@@ -163,8 +163,7 @@ def main() -> None:
         "rows": [row(work) for work in done],
     }
     if options.write:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        between_marks(README, f"\n{report(record)}\n", MARKS)
+        keep(record, RECORD, report(record), MARKS)
 
 
 if __name__ == "__main__":

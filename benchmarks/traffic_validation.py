@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from marks import between_marks
+from marks import keep
 from rufus_serve.bench.arrivals import Trace
 from rufus_serve.bench.runner import Run
 from rufus_serve.bench.stream import Endpoint, Record
@@ -35,7 +35,6 @@ from rufus_serve.plan.traffic.measures import measure
 from rufus_serve.plan.traffic.simulation import simulate
 from rufus_serve.plan.traffic.sizing import least_groups
 from rufus_serve.plan.traffic.step_times import DecodePoint, Measured, PrefillPoint
-from serving import README
 from serving_report import table
 from serving_servers import (
     MODEL,
@@ -233,8 +232,7 @@ def main() -> None:
     if options.steps:
         options.steps.write_text(json.dumps(found[options.groups[-1]]["steps"], indent=1) + "\n")
     if options.write:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        between_marks(README, f"\n{record['date']}\n\n{report(record)}\n", MARKS)
+        keep(record, RECORD, f"{record['date']}\n\n{report(record)}", MARKS)
     worst = max(
         abs(simulated / real - 1)
         for each in found.values()
