@@ -92,7 +92,8 @@ class Router:
     mean_output: float = _FIRST_MEAN
     _groups: dict[int, _Group] = field(default_factory=dict)
     _loads: dict[str, _Load] = field(default_factory=dict)
-    _sessions: dict[str, int] = field(default_factory=dict)
+    _sessions: dict[int, int] = field(default_factory=dict)
+    """Groups by the hash of a session's name, which may be long."""
 
     def engine_came(self, group: int, *, cache_tokens: int) -> None:
         """A group has an engine with an empty cache of so many tokens; 0 if it caches nothing."""
@@ -116,8 +117,9 @@ class Router:
         if to.beginnings is not None:
             to.beginnings.note(keys)
         if wanted.session:
-            self._sessions.pop(wanted.session, None)
-            self._sessions[wanted.session] = group
+            session = hash(wanted.session)
+            self._sessions.pop(session, None)
+            self._sessions[session] = group
             if len(self._sessions) > _MAX_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
 
@@ -155,6 +157,6 @@ class Router:
         return 0 if beginnings is None else beginnings.cached_tokens(keys)
 
     def _saved(self, group: int, wanted: Wanted, keys: Sequence[int]) -> int:
-        if wanted.session and self._sessions.get(wanted.session) == group:
+        if wanted.session and self._sessions.get(hash(wanted.session)) == group:
             return len(wanted.tokens)
         return self._cached(group, keys)

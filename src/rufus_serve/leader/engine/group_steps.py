@@ -19,7 +19,7 @@ from rufus_serve.protocol.messages import Array, GroupReady, LogitsRequest, Step
 _log = logging.getLogger(__name__)
 _HANDSHAKE_S = 15.0
 
-AnsweredStep = tuple[PlannedStep, StepReply]
+PlannedReply = tuple[PlannedStep, StepReply]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GroupSteps:
         self._next_step_id = 0
         return self._gate.open(ready.epoch)
 
-    def run(self, rows: Sequence[Row], epoch: int) -> list[AnsweredStep] | None:
+    def run(self, rows: Sequence[Row], epoch: int) -> list[PlannedReply] | None:
         """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
         with self.trace.span("build"):
             planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
@@ -87,7 +87,7 @@ class GroupSteps:
             return None
 
     def look_up(
-        self, answers: Sequence[AnsweredStep], wanted: Collection[LogitsOf]
+        self, answers: Sequence[PlannedReply], wanted: Collection[LogitsOf]
     ) -> dict[LogitsOf, Array] | None:
         """[V] logits of what is `wanted` of `answers`; None if the group is lost.
 

@@ -15,14 +15,14 @@ from rufus_serve.leader.engine.batch_state import BatchState
 from rufus_serve.leader.engine.candidate_sampler import Drawn, Task, draw
 from rufus_serve.leader.engine.dice import Dice
 from rufus_serve.leader.engine.full_row import draw_full_row
-from rufus_serve.leader.engine.group_steps import AnsweredStep
+from rufus_serve.leader.engine.group_steps import PlannedReply
 from rufus_serve.leader.engine.known_rows import RowReply, split
 from rufus_serve.leader.engine.step_builder import LogitsOf, PlannedStep
 from rufus_serve.protocol.messages import StepReply
 from rufus_serve.runtime.candidates import whole_rows
 
 Array = np.ndarray
-LookUp = Callable[[Sequence[AnsweredStep], Collection[LogitsOf]], dict[LogitsOf, Array] | None]
+LookUp = Callable[[Sequence[PlannedReply], Collection[LogitsOf]], dict[LogitsOf, Array] | None]
 """As `GroupSteps.look_up`."""
 
 
@@ -46,10 +46,10 @@ class TokenSampler:
         self._dice = Dice()
         rows = vllm_config.scheduler_config.max_num_seqs
         self._logits = torch.empty((rows, vocab_size), dtype=torch.float32)
-        self._answers: Sequence[AnsweredStep] = ()
+        self._answers: Sequence[PlannedReply] = ()
         self._req_ids: Sequence[str] = ()
 
-    def collect(self, answers: Sequence[AnsweredStep], req_ids: Sequence[str]) -> None:
+    def collect(self, answers: Sequence[PlannedReply], req_ids: Sequence[str]) -> None:
         """Take a step's replies; `req_ids` are the planned rows' owners."""
         self._answers, self._req_ids = answers, req_ids
 
