@@ -256,11 +256,23 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     time.sleep(1.0)
     after = memory_mb(server)
     memory.look()
-    counts, lines = tally.counts, supervisor_lines(server.log[log_length:])
+    lines = supervisor_lines(server.log[log_length:])
     return {
         "minutes": arguments.minutes,
         "clients": arguments.clients,
         "followers": arguments.nodes,
+        **found(server, tally),
+        "recovery_s": percentiles(outages(lines)),
+        "by_victim": by_victim(blows, lines),
+        "memory_growth_mb": {role: round(after[role] - before[role], 1) for role in before},
+        "longest_living_follower": memory.report(),
+    }
+
+
+def found(server: Server, tally: Tally) -> dict[str, Any]:
+    """What came of the requests, and what the server holds at the end."""
+    counts = tally.counts
+    return {
         "kills": counts["SIGKILL"],
         "hangs": counts["SIGSTOP"],
         "completed": counts["completed"],
@@ -271,12 +283,8 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         + server.metric("vllm:num_requests_waiting"),
         "kv_cache_left_used": server.metric("vllm:kv_cache_usage_perc"),
         "followers_at_the_end": len(server.followers()),
-        "recovery_s": percentiles(outages(lines)),
-        "by_victim": by_victim(blows, lines),
         "ray_restarts": status_of(server).cluster_restarts,
         "longest_pause_of_a_stream_s": percentiles(tally.pauses_s),
-        "memory_growth_mb": {role: round(after[role] - before[role], 1) for role in before},
-        "longest_living_follower": memory.report(),
         "failures": tally.failures,
     }
 

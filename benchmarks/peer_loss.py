@@ -191,23 +191,30 @@ async def struck(server: Running, candidates: Callable[[], Processes], number: i
             await asyncio.wait_for(streaming, WAIT_S)
         took_s = time.monotonic() - began
         said, answered_s, late = await watching
+    return {
+        "workers": len(victims),
+        **compared(found, undisturbed),
+        "streams_took_s_after_the_blow": round(took_s, 1),
+        "health": said,
+        "new_request_answered_s": None if answered_s is None else round(answered_s, 1),
+        "late_request_answered": late,
+        "exit_code": server.exit_code,
+    }
+
+
+def compared(found: list[Stream], undisturbed: list[Stream]) -> dict:
+    """How the streams ended, and which texts are those of the undisturbed ones."""
     whole = [a.end == "done" and a.text == b.text for a, b in zip(found, undisturbed, strict=True)]
     ends = [stream.end for stream in found]
     pauses = [stream.longest_pause_s for stream in found if stream.end == "done"]
     return {
-        "workers": len(victims),
         "streams": NUM_STREAMS,
         "whole_texts": sum(whole),
         "other_texts": ends.count("done") - sum(whole),
         "errors": ends.count("error"),
         "hanging_after_60_s": ends.count("hanging"),
         "first_error": next((stream.detail for stream in found if stream.detail), ""),
-        "streams_took_s_after_the_blow": round(took_s, 1),
         "longest_pause_s": round(max(pauses, default=0.0), 1),
-        "health": said,
-        "new_request_answered_s": None if answered_s is None else round(answered_s, 1),
-        "late_request_answered": late,
-        "exit_code": server.exit_code,
     }
 
 

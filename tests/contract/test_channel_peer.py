@@ -5,7 +5,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,11 +14,9 @@ from typing import Any
 import pytest
 import zmq
 
-from rufus_serve.channel.base import HelloInfo
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.peer import PeerClient, PeerServer
-from rufus_serve.channel.sockets import LineMonitor, connect, new_socket
-from rufus_serve.channel.zeromq import ZmqFollowerChannel
+from rufus_serve.channel.sockets import ConnectionMonitor, connect, new_socket
 from rufus_serve.errors import EndpointError
 from rufus_serve.protocol.codec import encode
 from rufus_serve.protocol.messages import Ack, Drain, RestartFollower, Status, StatusRequest
@@ -34,7 +31,7 @@ SHORT_S = 0.3
 def no_thread_is_left_over() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    assert set(threading.enumerate()) == before
+    assert not set(threading.enumerate()) - before
 
 
 @pytest.fixture(params=["tcp", "ipc"])
@@ -130,7 +127,7 @@ def test_knowing_the_servers_key_alone_lets_nobody_in(secret: str) -> None:
         server = PeerServer("tcp://127.0.0.1:0", keys=KEYS)
         context: zmq.Context[Any] = zmq.Context()
         socket = new_socket(context, zmq.DEALER)
-        monitor = LineMonitor(socket)
+        monitor = ConnectionMonitor(socket)
         events: list[Any] = []
         if secret == "own":
             public, own = zmq.curve_keypair()
@@ -149,7 +146,10 @@ def test_knowing_the_servers_key_alone_lets_nobody_in(secret: str) -> None:
         socket.send_multipart(encode(StatusRequest()))
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(server.receive(), SHORT_S)
-        monitor.drain(events.append)
+        deadline = time.monotonic() + LONG_S
+        while not events and time.monotonic() < deadline:
+            monitor.drain(events.append)
+            await asyncio.sleep(0.01)
         assert [event.name for event in events[:1]] == ["REFUSED"]
         monitor.close()
         socket.close()
@@ -339,45 +339,6 @@ def test_a_forked_child_makes_its_own_connection() -> None:
         server.close()
 
     run(scenario())
-
-
-@pytest.mark.parametrize("kind", ["control", "steps"])
-def test_a_frame_beyond_the_bound_is_hung_up_on_before_the_handshake(kind: str) -> None:
-    info = HelloInfo(config_hash="", sender_id="")
-
-    async def scenario() -> None:
-        if kind == "control":
-            server: Any = PeerServer("tcp://127.0.0.1:0", keys=KEYS)
-            endpoint = server.endpoint
-        else:
-            server = ZmqFollowerChannel(
-                info, KEYS, node_rank=0, host="x", address="127.0.0.1", port=0
-            )
-            endpoint = server.endpoint.endpoint
-        try:
-            taken = await asyncio.to_thread(bytes_taken, endpoint.removeprefix("tcp://"))
-            assert taken < 8 << 20
-        finally:
-            server.close()
-
-    run(scenario())
-
-
-def bytes_taken(address: str) -> int:
-    """How much of one huge ZMTP frame a peer takes from who has no key."""
-    host, _, port = address.rpartition(":")
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
-    size = 256 << 20
-    with socket.create_connection((host, int(port))) as sock:
-        sock.settimeout(5)
-        sock.sendall(greeting + b"\x06" + size.to_bytes(8, "big"))
-        sent = 0
-        try:
-            while sent < size:
-                sent += sock.send(bytes(1 << 16))
-        except OSError:
-            pass
-    return sent
 
 
 def _hold(endpoint: str, seconds: int) -> None:

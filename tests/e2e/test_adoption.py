@@ -94,19 +94,23 @@ def host(tmp_path: Path) -> Iterator[Host]:
         host.clear()
 
 
+def kill_leader_of(supervisor_pid: int) -> None:
+    (leader,) = [
+        process
+        for process in psutil.Process(supervisor_pid).children()
+        if process.cmdline()[1:3] == ["-m", "rufus_serve.leader"]
+    ]
+    leader.kill()
+    leader.wait(10)
+
+
 def test_followers_keep_their_weights_through_every_change_of_leader(host: Host) -> None:
     first = host.start()
     answer = first.ask("Name three rivers.", max_tokens=24)
     before = [follower["pid"] for follower in host.followers()]
 
     # The vLLM process dies: the supervisor starts another one.
-    (leader,) = [
-        process
-        for process in psutil.Process(first.process.pid).children()
-        if process.cmdline()[1:3] == ["-m", "rufus_serve.leader"]
-    ]
-    leader.kill()
-    leader.wait(10)
+    kill_leader_of(first.process.pid)
     first.wait_ready()
     assert first.ask("Name three rivers.", max_tokens=24) == answer
 
@@ -135,9 +139,12 @@ def test_followers_keep_their_weights_through_every_change_of_leader(host: Host)
     pids = [follower["pid"] for follower in host.followers()]
     assert pids[0] == before[0], third.log[-4000:]
     assert pids[1] != before[1]
+    nothing_is_left_after_drain(host, third, pids)
 
+
+def nothing_is_left_after_drain(host: Host, server: Server, pids: list[int]) -> None:
     drained = host.command("drain")
-    assert (drained.returncode, third.process.wait(30)) == (0, 0), drained.stderr
+    assert (drained.returncode, server.process.wait(30)) == (0, 0), drained.stderr
     assert [pid for pid in pids if runs(pid)] == []
     refused = host.command("status")
     assert refused.returncode == 5

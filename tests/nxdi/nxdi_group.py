@@ -30,6 +30,23 @@ def _follow(pipe, rank, settings, rendezvous, unguarded):
     warnings.filterwarnings("ignore")
     logging.disable(logging.ERROR)
     os.environ["OMP_NUM_THREADS"] = "1"
+    runtime, verbs = _verbs(rank, settings, rendezvous, unguarded)
+    while True:
+        try:
+            verb, *arguments = pipe.recv()
+        except (EOFError, ConnectionError):
+            return
+        if verb == "close":
+            runtime.close()
+            return
+        try:
+            pipe.send((True, verbs[verb](*arguments)))
+        except Exception as error:  # noqa: BLE001 - carried to the test
+            pipe.send((False, f"{type(error).__name__}: {error}"))
+
+
+def _verbs(rank, settings, rendezvous, unguarded):
+    """The runtime, and by name what it can be told to do."""
     import torch
 
     from rufus_serve.runtime.neuron import NeuronRuntime
@@ -60,25 +77,13 @@ def _follow(pipe, rank, settings, rendezvous, unguarded):
         logits = getattr(runtime, request.phase.value)(request)
         return None if logits is None else logits.rows(np.arange(request.num_rows))
 
-    verbs = {
+    return runtime, {
         "start": start,
         "load": lambda: runtime.load(lambda *_: None),
         "step": step,
         "call": call,
         "probe": lambda function, *given: function(runtime, *given),
     }
-    while True:
-        try:
-            verb, *arguments = pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        if verb == "close":
-            runtime.close()
-            return
-        try:
-            pipe.send((True, verbs[verb](*arguments)))
-        except Exception as error:  # noqa: BLE001 - carried to the test
-            pipe.send((False, f"{type(error).__name__}: {error}"))
 
 
 class Group:

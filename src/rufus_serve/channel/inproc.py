@@ -55,11 +55,14 @@ class InprocNetwork:
             return b"leader-%d" % next(self._numbers)
 
 
-class _Line:
+class _Connection:
     """One connection; the follower puts what it sends into `to_leader`."""
 
     def __init__(
-        self, node_rank: int, peer: Peer, to_leader: "queue.SimpleQueue[tuple[_Line, _Frames]]"
+        self,
+        node_rank: int,
+        peer: Peer,
+        to_leader: "queue.SimpleQueue[tuple[_Connection, _Frames]]",
     ) -> None:
         self.node_rank = node_rank
         self.peer = peer
@@ -81,8 +84,8 @@ class InprocLeaderChannel(LeaderSide):
         super().__init__(info)
         self._network = network
         self._keys = keys
-        self._lines: list[_Line] = []
-        self._received: queue.SimpleQueue[tuple[_Line, _Frames]] = queue.SimpleQueue()
+        self._connections: list[_Connection] = []
+        self._received: queue.SimpleQueue[tuple[_Connection, _Frames]] = queue.SimpleQueue()
 
     def close(self) -> None:
         """Hang up; may be called twice, from any thread."""
@@ -92,36 +95,38 @@ class InprocLeaderChannel(LeaderSide):
     def _open(self, endpoints: Sequence[StepEndpoint]) -> None:
         self._received = queue.SimpleQueue()
         for endpoint in endpoints:
-            line = _Line(endpoint.node_rank, self._network.new_peer(), self._received)
-            line.follower = self._network.find(endpoint.endpoint)
-            self._lines.append(line)
-            if line.follower is not None and not line.follower.admit(line, self._keys):
-                self._ledger.refuse(line.node_rank, "it was started with another token")
+            connection = _Connection(endpoint.node_rank, self._network.new_peer(), self._received)
+            connection.follower = self._network.find(endpoint.endpoint)
+            self._connections.append(connection)
+            if connection.follower is not None and not connection.follower.admit(
+                connection, self._keys
+            ):
+                self._ledger.refuse(connection.node_rank, "it was started with another token")
 
     def _drop(self) -> None:
-        while self._lines:
-            line = self._lines.pop()
-            if line.follower is not None:
-                line.follower.dismiss(line)
+        while self._connections:
+            connection = self._connections.pop()
+            if connection.follower is not None:
+                connection.follower.dismiss(connection)
 
     def _send(self, message: Message) -> None:
         frames = _copied(message)
-        for line in self._lines:
-            if line.follower is not None:
-                line.follower.deliver(line.peer, frames)
+        for connection in self._connections:
+            if connection.follower is not None:
+                connection.follower.deliver(connection.peer, frames)
 
     def _pump(self, timeout_s: float) -> None:
         try:
-            line, frames = self._received.get(timeout=timeout_s)
+            connection, frames = self._received.get(timeout=timeout_s)
         except queue.Empty:
             return
         while True:
             if frames:
-                self._ledger.take(line.node_rank, decode(frames))
+                self._ledger.take(connection.node_rank, decode(frames))
             else:
-                self._ledger.lose(line.node_rank, "connection closed")
+                self._ledger.lose(connection.node_rank, "connection closed")
             try:
-                line, frames = self._received.get_nowait()
+                connection, frames = self._received.get_nowait()
             except queue.Empty:
                 return
 
@@ -142,7 +147,7 @@ class InprocFollowerChannel(FollowerSide):
         self._network = network
         self._keys = keys
         self._lock = threading.Lock()
-        self._lines: dict[Peer, _Line] = {}
+        self._connections: dict[Peer, _Connection] = {}
         self._received: queue.SimpleQueue[tuple[Peer, _Frames]] = queue.SimpleQueue()
         self._endpoint = StepEndpoint(node_rank=node_rank, host=host, endpoint=network.add(self))
 
@@ -161,36 +166,36 @@ class InprocFollowerChannel(FollowerSide):
         self._hang_up()
         self._inbox.forget_leader()
 
-    def admit(self, line: _Line, keys: GroupKeys) -> bool:
+    def admit(self, connection: _Connection, keys: GroupKeys) -> bool:
         """Take a leader's connection; False if its keys are another group's. Any thread."""
         if keys != self._keys:
             return False
         with self._lock:
-            self._lines[line.peer] = line
+            self._connections[connection.peer] = connection
         return True
 
-    def dismiss(self, line: _Line) -> None:
+    def dismiss(self, connection: _Connection) -> None:
         """Forget a leader's connection; any thread."""
         with self._lock:
-            self._lines.pop(line.peer, None)
+            self._connections.pop(connection.peer, None)
 
     def deliver(self, peer: Peer, frames: _Frames) -> None:
         """Queue what a leader sends; any thread. Nothing happens if it is not connected."""
         with self._lock:
-            if peer in self._lines:
+            if peer in self._connections:
                 self._received.put((peer, frames))
 
     def _hang_up(self) -> None:
         with self._lock:
-            for line in self._lines.values():
-                line.hang_up()
-            self._lines.clear()
+            for connection in self._connections.values():
+                connection.hang_up()
+            self._connections.clear()
 
     def _send(self, peer: Peer, message: Message) -> None:
         with self._lock:
-            line = self._lines.get(peer)
-        if line is not None:
-            line.deliver(_copied(message))
+            connection = self._connections.get(peer)
+        if connection is not None:
+            connection.deliver(_copied(message))
 
     def _pump(self, timeout_s: float) -> bool:
         try:

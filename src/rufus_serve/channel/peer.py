@@ -20,9 +20,9 @@ from rufus_serve.channel.bell import Bell
 from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.sockets import (
     ClientGate,
+    ConnectionEvent,
+    ConnectionMonitor,
     Context,
-    LineEvent,
-    LineMonitor,
     bind,
     configure,
     connect,
@@ -67,7 +67,7 @@ class PeerClient:
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
         # The first byte must not be zero: libzmq keeps those names for itself.
         self._socket.routing_id = b"p" + os.urandom(8)
-        self._monitor = LineMonitor(self._socket)
+        self._monitor = ConnectionMonitor(self._socket)
         try:
             connect(self._socket, endpoint, keys)
         except EndpointError:
@@ -132,15 +132,15 @@ class PeerClient:
         while self._outgoing:
             self._socket.send_multipart(self._outgoing.popleft(), zmq.NOBLOCK)
 
-    def _take_event(self, event: LineEvent) -> None:
-        if event is LineEvent.REFUSED:
+    def _take_event(self, event: ConnectionEvent) -> None:
+        if event is ConnectionEvent.REFUSED:
             self._refuse()
             return
         _log.debug("connection to %s is %s", self._endpoint, event.value)
-        if event is LineEvent.UP:
+        if event is ConnectionEvent.UP:
             self._refused = None
         if self._on_connection is not None:
-            self._call(self._on_connection, event is LineEvent.UP)
+            self._call(self._on_connection, event is ConnectionEvent.UP)
 
     def _refuse(self) -> None:
         if self._refused is not None:

@@ -160,7 +160,7 @@ class ClientGate:
         return [version, request_id, b"400", b"not a key of this group", b"", b""]
 
 
-class LineEvent(Enum):
+class ConnectionEvent(Enum):
     """What happened to a client's connection."""
 
     UP = "up"
@@ -168,8 +168,8 @@ class LineEvent(Enum):
     REFUSED = "refused"
 
 
-class LineMonitor:
-    """Turns libzmq's socket events into `LineEvent`s; used by the thread that owns the socket."""
+class ConnectionMonitor:
+    """Turns libzmq's socket events into `ConnectionEvent`s; for the socket's own thread."""
 
     def __init__(self, socket: Socket) -> None:
         events = (
@@ -186,7 +186,7 @@ class LineMonitor:
         self._up = False
         self._failed_handshakes = 0
 
-    def drain(self, report: Callable[[LineEvent], None]) -> None:
+    def drain(self, report: Callable[[ConnectionEvent], None]) -> None:
         """Report what happened since the last call; never blocks."""
         while (frames := receive_frames(self.socket)) is not None:
             event = self._translate(parse_monitor_message([bytes(f) for f in frames])["event"])
@@ -198,15 +198,15 @@ class LineMonitor:
         self._watched.disable_monitor()
         self.socket.close()
 
-    def _translate(self, event: int) -> LineEvent | None:
+    def _translate(self, event: int) -> ConnectionEvent | None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._up, self._failed_handshakes = True, 0
-            return LineEvent.UP
+            return ConnectionEvent.UP
         if event == zmq.EVENT_DISCONNECTED:
             was_up, self._up = self._up, False
-            return LineEvent.DOWN if was_up else None
+            return ConnectionEvent.DOWN if was_up else None
         if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._failed_handshakes += 1
             if self._failed_handshakes < _HANDSHAKES_TO_GIVE_UP:
                 return None
-        return LineEvent.REFUSED
+        return ConnectionEvent.REFUSED

@@ -18,9 +18,9 @@ from rufus_serve.channel.reply_memory import ReplyReader, ReplyWriter, TornReply
 from rufus_serve.channel.sides import FollowerSide, LeaderSide
 from rufus_serve.channel.sockets import (
     ClientGate,
+    ConnectionEvent,
+    ConnectionMonitor,
     Context,
-    LineEvent,
-    LineMonitor,
     bind,
     connect,
     new_socket,
@@ -49,13 +49,13 @@ _SEND = int(zmq.NOBLOCK)
 _SEND_MORE = _SEND | int(zmq.SNDMORE)
 
 
-class _Line:
+class _Connection:
     """The leader's connection to one follower."""
 
     def __init__(self, context: Context, endpoint: StepEndpoint, keys: GroupKeys) -> None:
         self.node_rank = endpoint.node_rank
         self.socket = new_socket(context, zmq.DEALER)
-        self.monitor = LineMonitor(self.socket)
+        self.monitor = ConnectionMonitor(self.socket)
         self.memory: ReplyReader | None = None
         self.socket_fd = poll_fd(self.socket)
         self.monitor_fd = poll_fd(self.monitor.socket)
@@ -104,8 +104,8 @@ class ZmqLeaderChannel(LeaderSide):
         self._keys = keys
         self._context: Context = zmq.Context()
         self._lock = threading.Lock()
-        self._lines: list[_Line] = []
-        self._line_of_fd: dict[int, _Line] = {}
+        self._connections: list[_Connection] = []
+        self._connection_of_fd: dict[int, _Connection] = {}
         self._poll = select.poll()
 
     def close(self) -> None:
@@ -117,22 +117,22 @@ class ZmqLeaderChannel(LeaderSide):
     def _open(self, endpoints: Sequence[StepEndpoint]) -> None:
         with self._lock:
             for endpoint in endpoints:
-                self._lines.append(_Line(self._context, endpoint, self._keys))
+                self._connections.append(_Connection(self._context, endpoint, self._keys))
             self._watch()
 
     def _drop(self) -> None:
         with self._lock:
-            while self._lines:
-                self._lines.pop().close()
+            while self._connections:
+                self._connections.pop().close()
             self._watch()
 
     def _watch(self) -> None:
         """Poll descriptors, not sockets, so that waiting needs no lock."""
         self._poll = select.poll()
-        self._line_of_fd = {}
-        for line in self._lines:
-            for fd in (line.socket_fd, line.monitor_fd):
-                self._line_of_fd[fd] = line
+        self._connection_of_fd = {}
+        for connection in self._connections:
+            for fd in (connection.socket_fd, connection.monitor_fd):
+                self._connection_of_fd[fd] = connection
                 self._poll.register(fd, select.POLLIN)
 
     def _send(self, message: Message) -> None:
@@ -140,10 +140,10 @@ class ZmqLeaderChannel(LeaderSide):
         # its arrays.
         *more, last = [zmq.Frame(frame, copy=True) for frame in encode(message)]
         with self._lock:
-            for line in self._lines:
+            for connection in self._connections:
                 for frame in more:
-                    line.socket.send(frame, _SEND_MORE, copy=False)
-                line.socket.send(last, _SEND, copy=False)
+                    connection.socket.send(frame, _SEND_MORE, copy=False)
+                connection.socket.send(last, _SEND, copy=False)
 
     def _pump(self, timeout_s: float) -> None:
         signalled = self._poll.poll(timeout_s * 1000) if timeout_s else []
@@ -152,42 +152,42 @@ class ZmqLeaderChannel(LeaderSide):
                 # A send may have swallowed the signal, so look at every socket now and then.
                 self._sweep(events_too=timeout_s > 0)
             for fd, _ in signalled:
-                line = self._line_of_fd.get(fd)
-                if line is not None and fd == line.monitor_fd:
-                    self._take_events(line)
-                elif line is not None:
-                    self._receive(line)
+                connection = self._connection_of_fd.get(fd)
+                if connection is not None and fd == connection.monitor_fd:
+                    self._take_events(connection)
+                elif connection is not None:
+                    self._receive(connection)
 
     def _sweep(self, *, events_too: bool) -> None:
-        for line in list(self._lines):
+        for connection in list(self._connections):
             if events_too:
-                self._take_events(line)
+                self._take_events(connection)
             else:
-                self._receive(line)
+                self._receive(connection)
 
-    def _receive(self, line: _Line) -> None:
-        while (frames := receive_frames(line.socket)) is not None:
+    def _receive(self, connection: _Connection) -> None:
+        while (frames := receive_frames(connection.socket)) is not None:
             try:
-                message = line.resolve(decode(frames))
+                message = connection.resolve(decode(frames))
             except (CodecError, TornReply) as error:
-                self._ledger.lose(line.node_rank, f"sent a malformed message: {error}")
+                self._ledger.lose(connection.node_rank, f"sent a malformed message: {error}")
                 continue
             if isinstance(message, StepWelcome):
-                line.open_memory(message)
-            self._ledger.take(line.node_rank, message)
+                connection.open_memory(message)
+            self._ledger.take(connection.node_rank, message)
 
-    def _take_events(self, line: _Line) -> None:
-        events: list[LineEvent] = []
-        line.monitor.drain(events.append)
+    def _take_events(self, connection: _Connection) -> None:
+        events: list[ConnectionEvent] = []
+        connection.monitor.drain(events.append)
         # What a follower sent before it hung up is in the socket by now.
-        self._receive(line)
-        if LineEvent.REFUSED in events:
-            self._ledger.refuse(line.node_rank, "it was started with another token")
-        if LineEvent.DOWN in events:
-            self._ledger.lose(line.node_rank, "connection closed")
+        self._receive(connection)
+        if ConnectionEvent.REFUSED in events:
+            self._ledger.refuse(connection.node_rank, "it was started with another token")
+        if ConnectionEvent.DOWN in events:
+            self._ledger.lose(connection.node_rank, "connection closed")
             # libzmq would connect again, and hand this epoch's queue to whoever answers.
-            self._lines.remove(line)
-            line.close()
+            self._connections.remove(connection)
+            connection.close()
             self._watch()
 
 

@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-tokens", type=_positive, metavar="TOKENS",
         help=f"prompt that the time to first token is given for [{_DEFAULT_PROMPT}]",
     )  # fmt: skip
+    _add_degrees(parser)
+    parser.add_argument("--published", action="store_true", help="compare with published runs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    plan_traffic.add_arguments(parser)
+
+
+def _add_degrees(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cp-degree", type=_positive, metavar="N", default=1,
         help="context parallelism in prefill [1]",
@@ -57,9 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attention-dp-degree", type=_positive, metavar="N", default=1,
         help="data parallelism of attention in decode [1]",
     )  # fmt: skip
-    parser.add_argument("--published", action="store_true", help="compare with published runs")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    plan_traffic.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

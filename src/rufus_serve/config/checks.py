@@ -118,13 +118,7 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
             "parallelism, and a multiple of it",
             ("neuron.cp_degree", "neuron.attention_dp_degree"),
         )
-    for name, value in (("cp_degree", cp), ("attention_dp_degree", dp)):
-        if neuron.mode == "device" and (value, degree) == (8, 64):
-            yield Conflict(
-                f"neuron.{name} 8 at tensor parallel degree 64: NxD Inference 0.8 places such "
-                "groups on Trn2's mesh, which Trn1 does not have; use 2, 4 or 16",
-                (*size_keys, f"neuron.{name}"),
-            )
+    yield from _placed_as_on_trn2(config, degree)
     if dp > 1 and neuron.kv_layout == "block":
         yield Conflict(
             f"neuron.attention_dp_degree {dp} with neuron.kv_layout block: NxD Inference 0.8 "
@@ -134,6 +128,18 @@ def _neuron_degrees(config: ServeConfig) -> Iterator[Conflict]:
     yield from _quantized(config)
     yield from _decode_batches(config, dp)
     yield from _prompts_cut(config, cp, degree)
+
+
+def _placed_as_on_trn2(config: ServeConfig, degree: int) -> Iterator[Conflict]:
+    neuron = config.neuron
+    degrees = {"cp_degree": neuron.cp_degree, "attention_dp_degree": neuron.attention_dp_degree}
+    for name, value in degrees.items():
+        if neuron.mode == "device" and (value, degree) == (8, 64):
+            yield Conflict(
+                f"neuron.{name} 8 at tensor parallel degree 64: NxD Inference 0.8 places such "
+                "groups on Trn2's mesh, which Trn1 does not have; use 2, 4 or 16",
+                ("nodes", "neuron.cores_per_node", f"neuron.{name}"),
+            )
 
 
 def _quantized(config: ServeConfig) -> Iterator[Conflict]:

@@ -90,21 +90,7 @@ def make_plan(request: PlanRequest) -> Plan:
         context_parallel=request.cp_degree,
         data_parallel=request.attention_dp_degree,
     )
-    weights = core_weights(shape, tp, request.weights, attention=attention)
-    placement = Placement(
-        instance=instance,
-        shape=shape,
-        weights=weights,
-        kv_per_token=kv_bytes_per_token(
-            shape,
-            attention.decode,
-            request.weights,
-            data_parallel=request.attention_dp_degree,
-        ),
-        num_nodes=request.num_nodes,
-        degree=request.degree,
-        attention_dp_degree=request.attention_dp_degree,
-    )
+    placement = _placement(request, tp, attention)
     memory = _memory(request, placement)
     return Plan(
         request=request,
@@ -122,10 +108,27 @@ def make_plan(request: PlanRequest) -> Plan:
             instance,
             checkpoint_bytes=shape.num_params * _FORMAT_BYTES[request.weights],
             read_bytes=shape.num_params * _READ_BYTES[request.weights],
-            shard_bytes=weights.total,
+            shard_bytes=placement.weights.total,
             num_nodes=request.num_nodes,
             graphs_ms=_graphs_ms(request, placement),
         ),
+    )
+
+
+def _placement(request: PlanRequest, tp: TensorParallel, attention: AttentionShares) -> Placement:
+    return Placement(
+        instance=request.instance,
+        shape=request.shape,
+        weights=core_weights(request.shape, tp, request.weights, attention=attention),
+        kv_per_token=kv_bytes_per_token(
+            request.shape,
+            attention.decode,
+            request.weights,
+            data_parallel=request.attention_dp_degree,
+        ),
+        num_nodes=request.num_nodes,
+        degree=request.degree,
+        attention_dp_degree=request.attention_dp_degree,
     )
 
 

@@ -73,8 +73,7 @@ class CpuRuntime:
         model = read_model_config(Path(self._config.model))
         partition = Partition.of(model, num_nodes=self._config.nodes, node_rank=self._node_rank)
         max_model_len = resolve_max_model_len(self._config, model)
-        source = open_weights(self._config, self._node_rank, progress)
-        try:
+        with contextlib.closing(open_weights(self._config, self._node_rank, progress)) as source:
             dtype = resolve_dtype(self._config, model, source)
             num_blocks = fitting_blocks(
                 self._config, model, partition=partition, dtype=dtype, max_model_len=max_model_len
@@ -83,13 +82,7 @@ class CpuRuntime:
                 self._config, model, partition, dtype=dtype, num_positions=max_model_len
             )
             loaded = loader.load(source, progress)
-        finally:
-            source.close()
-        buckets = resolve_buckets(
-            self._config.buckets,
-            max_rows=self._config.max_num_seqs * (1 + self._config.num_speculative_tokens),
-            max_model_len=max_model_len,
-        )
+        buckets = self._buckets(max_model_len)
         info = RuntimeInfo(
             model_type=model.model_type,
             num_layers=model.num_layers,
@@ -112,6 +105,13 @@ class CpuRuntime:
         )
         self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info
+
+    def _buckets(self, max_model_len: int) -> Buckets:
+        return resolve_buckets(
+            self._config.buckets,
+            max_rows=self._config.max_num_seqs * (1 + self._config.num_speculative_tokens),
+            max_model_len=max_model_len,
+        )
 
     def join(self, group: GroupSpec) -> None:
         """Build collectives for the epoch and an empty KV cache. Raises `CollectiveAborted`."""
