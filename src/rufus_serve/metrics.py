@@ -75,6 +75,24 @@ METRICS = {
             "What its last load of weights took, compiling included where nothing was compiled.",
         ),
         Metric(
+            "rufus_follower_compile_seconds", "gauge", "seconds", ("group", "node_rank", "host"),
+            "Of that, compiling what was not made ahead of time; 0 where artifacts are used.",
+        ),
+        Metric(
+            "rufus_follower_warm_up_seconds", "gauge", "seconds", ("group", "node_rank", "host"),
+            "What running every bucket once took when its group last did.",
+        ),
+        Metric(
+            "rufus_follower_artifact_files", "gauge", "files",
+            ("group", "node_rank", "host", "how"),
+            "Artifacts that it loaded: `kept` lay in its cache, `fetched` did not.",
+        ),
+        Metric(
+            "rufus_follower_artifact_bytes", "gauge", "bytes",
+            ("group", "node_rank", "host", "how"),
+            "Bytes of the same.",
+        ),
+        Metric(
             "rufus_cluster_up", "gauge", "0 or 1", (),
             "1 while Ray is there, so that followers can be started; those that run need it not.",
         ),
@@ -109,6 +127,14 @@ METRICS = {
         Metric(
             "rufus_rows_in_full_total", "counter", "rows", ("group",),
             "Rows whose candidates did not decide the token, so that all logits were fetched.",
+        ),
+        Metric(
+            "rufus_stale_replies_total", "counter", "replies", ("group",),
+            "Followers' answers that came too late, of a past epoch or of a step already answered.",
+        ),
+        Metric(
+            "rufus_move_seconds", "histogram", "seconds", ("group",),
+            "From a request's leaving the group until another one brought its next token.",
         ),
         Metric(
             "rufus_http_requests_total", "counter", "requests", ("route", "status", "key_id"),

@@ -17,7 +17,7 @@ def quick_retries(monkeypatch):
 def fetched(url, cache=None, *, node_rank=0):
     return fetch(
         str(url), identity(), node_rank=node_rank, cache=cache, threads=2, progress=nothing
-    )
+    ).folder
 
 
 def test_a_local_place_is_used_as_it_is(tmp_path):

@@ -76,7 +76,7 @@ def test_shards_hold_the_bytes_that_the_checkpoint_gives(tmp_path, name, nodes):
     ready = configured(folder, nodes=nodes, location=str(tmp_path / "out"), required=True)
     shape = read_model_config(Path(folder))
     for rank in range(nodes):
-        sources = [open_weights(config, rank, nothing) for config in (plain, ready)]
+        sources = [open_weights(config, rank, nothing).source for config in (plain, ready)]
         assert isinstance(sources[1], ShardFile)
         slices = slices_of(shape, Partition.of(shape, num_nodes=nodes, node_rank=rank), sources[0])
         assert len(slices) > 10
@@ -129,7 +129,7 @@ def test_artifacts_behind_a_url_are_copied_there_and_fetched(tmp_path, model, mo
     where = compile_artifacts(configured(model), "memory://shards", force=False, progress=nothing)
     assert where.startswith("memory://shards/")
     config = configured(model, location="memory://shards", cache=tmp_path / "node")
-    open_weights(config, 1, nothing).close()
+    open_weights(config, 1, nothing).source.close()
     assert [path.name for path in tmp_path.glob("node/*/shards/*")] == ["node-001.safetensors"]
 
 
@@ -150,7 +150,7 @@ def test_a_flipped_byte_is_found_and_only_its_shard_made_again(tmp_path, model):
     config = configured(model, location=str(tmp_path))
     with pytest.raises(ArtifactError, match=r"node-001\.safetensors: expected sha256 \w+, found"):
         open_weights(config, 1, nothing)
-    open_weights(config, 0, nothing).close()
+    open_weights(config, 0, nothing).source.close()
     before = good.stat().st_mtime_ns
     compiled(configured(model), tmp_path)
     assert bad.read_bytes() == whole
@@ -231,7 +231,9 @@ def test_a_killed_compile_is_gone_on_with(tmp_path, model):
     manifest = json.loads((tmp_path / key / "manifest.json").read_text())
     assert len(manifest["files"]) == 3
     for rank in range(3):
-        open_weights(configured(model, nodes=3, location=str(tmp_path)), rank, nothing).close()
+        open_weights(
+            configured(model, nodes=3, location=str(tmp_path)), rank, nothing
+        ).source.close()
 
 
 _FETCH = """
@@ -242,7 +244,7 @@ from rufus_serve.runtime.cpu.weight_source import open_weights
 model, store, cache, rank = sys.argv[1:]
 config = ServeConfig(model=model, nodes=2, artifacts={"location": store, "cache": cache})
 sys.stdin.readline()
-open_weights(config, int(rank), lambda *_: None).close()
+open_weights(config, int(rank), lambda *_: None).source.close()
 """
 
 

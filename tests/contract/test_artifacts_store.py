@@ -84,7 +84,11 @@ def quick_retries(monkeypatch):
     monkeypatch.setattr("rufus_serve.artifacts.fetch._PAUSE_S", 0.0)
 
 
-def fetched(place, cache: Path, *, node_rank: int = 0, wanted: Identity | None = None, **options):
+def fetched(place, cache: Path, **options) -> Path:
+    return brought(place, cache, **options).folder
+
+
+def brought(place, cache: Path, *, node_rank: int = 0, wanted: Identity | None = None, **options):
     return fetch(
         options.pop("url", place.url), wanted or identity(), node_rank=node_rank, cache=cache,
         threads=options.pop("threads", 4), progress=options.pop("progress", nothing),
@@ -112,7 +116,11 @@ def test_good_files_are_kept_and_bad_ones_brought_again(place, made, tmp_path):
     before = kept.stat().st_mtime_ns
     (folder / "files/node-0").write_bytes(b"damaged")
     told = []
-    fetched(place, tmp_path / "cache", progress=lambda done, total, text: told.append(text))
+    use = brought(
+        place, tmp_path / "cache", progress=lambda done, total, text: told.append(text)
+    ).use
+    assert (use.kept_files, use.fetched_files) == (1, 1)
+    assert use.fetched_bytes == len(content("node-0"))
     assert kept.stat().st_mtime_ns == before
     assert "kept files/all" in told
     assert (folder / "files/node-0").read_bytes() == content("node-0")

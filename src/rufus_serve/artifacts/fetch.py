@@ -6,8 +6,10 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from rufus_serve.artifacts.checksum import CHUNK_BYTES
 from rufus_serve.artifacts.find import Found, find
@@ -22,6 +24,7 @@ from rufus_serve.artifacts.manifest import (
 from rufus_serve.artifacts.verified import Verified
 from rufus_serve.artifacts.verify import Progress, check_files, fault_of
 from rufus_serve.errors import ArtifactError, ArtifactsUnreachable
+from rufus_serve.protocol.runtime_info import ArtifactUse
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +32,17 @@ _ATTEMPTS = 3
 _PAUSE_S = 1.0
 
 
+class Fetched(NamedTuple):
+    """A node's files on this host."""
+
+    folder: Path
+    use: ArtifactUse
+
+
 def fetch(
     url: str, wanted: Identity, *, node_rank: int | None, cache: Path | None, threads: int,
     progress: Progress,
-) -> Path:  # fmt: skip
+) -> Fetched:  # fmt: skip
     """A local folder with all files of `node_rank`, or of every node if None, each checked.
 
     A local `url` is used in place unless there is a `cache`. Files already there and good are
@@ -47,13 +57,16 @@ def fetch(
     if cache is None and not is_remote(url):
         folder = local_path(found.location.url)
         check_files(folder, files, threads=threads, progress=progress, verified=verified)
-        return folder
+        return Fetched(folder, _use(files, ()))
     folder = (cache or default_cache()) / found.manifest.key
     names = ", ".join(file.path for file in files)
     _log.info("fetching to %s: %s", folder, names)
-    _fetch_all(found, files, folder, threads=threads, progress=progress, verified=verified)
+    brought = _fetch_all(
+        found, files, folder, threads=threads, progress=progress, verified=verified
+    )
     write_atomically(folder / MANIFEST, encode_manifest(found.manifest))
-    return folder
+    kept = [file for file in files if file not in brought]
+    return Fetched(folder, _use(kept, brought))
 
 
 def default_cache() -> Path:
@@ -62,17 +75,28 @@ def default_cache() -> Path:
     return root / "rufus-serve" / "artifacts"
 
 
+def _use(kept: Sequence[ManifestFile], brought: Sequence[ManifestFile]) -> ArtifactUse:
+    return ArtifactUse(
+        kept_files=len(kept),
+        kept_bytes=sum(file.size for file in kept),
+        fetched_files=len(brought),
+        fetched_bytes=sum(file.size for file in brought),
+    )
+
+
 def _fetch_all(
     found: Found, files: tuple[ManifestFile, ...], folder: Path, *, threads: int,
     progress: Progress, verified: Verified,
-) -> None:  # fmt: skip
+) -> list[ManifestFile]:  # fmt: skip
+    """Bring what `folder` lacks; those that it lacked."""
     count = _Count(sum(file.size for file in files), progress)
 
-    def bring(file: ManifestFile) -> None:
+    def bring(file: ManifestFile) -> bool:
         if not fault_of(folder, file, verified):
             count.add(file.size, f"kept {file.path}")
-            return
+            return False
         _bring(found.location, file, folder, count)
+        return True
 
     try:
         for file in files:
@@ -80,8 +104,9 @@ def _fetch_all(
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be made: {error.strerror}") from error
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for _ in pool.map(bring, files):
-            pass
+        return [
+            file for file, brought in zip(files, pool.map(bring, files), strict=True) if brought
+        ]
 
 
 class _Count:

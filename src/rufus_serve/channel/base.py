@@ -39,6 +39,10 @@ class HelloInfo(msgspec.Struct, frozen=True, kw_only=True):
 class LeaderChannel(Protocol):
     """The leader's side; one thread calls it, but for `abandon` and `close`, which any may."""
 
+    @property
+    def num_stale(self) -> int:
+        """Answers so far that came too late, of a past epoch or of a step that was answered."""
+
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """Drop the old epoch's connections and shake hands with every follower of `epoch`.
 

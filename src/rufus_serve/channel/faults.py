@@ -201,6 +201,11 @@ class FaultyLeaderChannel:
         self._dice = FaultDice(plan, LEADER_RANK)
         self._epoch = -1
 
+    @property
+    def num_stale(self) -> int:
+        """See `LeaderChannel.num_stale`."""
+        return self._inner.num_stale
+
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """See `LeaderChannel.connect`."""
         self._epoch = epoch

@@ -38,6 +38,8 @@ class StepLedger:
 
     def __init__(self, info: HelloInfo) -> None:
         self._info = info
+        self.num_stale = 0
+        """Answers so far that came too late, of a past epoch or of a step that was answered."""
         self.begin(-1, ())
 
     @property
@@ -78,14 +80,12 @@ class StepLedger:
         match message:
             case StepWelcome():
                 self._take_welcome(node_rank, message)
-            case StepReply(epoch=self._epoch, step_id=step_id):
-                replies = self._open.get(step_id)
-                if replies is not None:
-                    replies.setdefault(node_rank, message)
+            case StepReply(epoch=self._epoch, step_id=step_id) if step_id in self._open:
+                self._open[step_id].setdefault(node_rank, message)
             case StepFailed(epoch=self._epoch):
                 self._take_failure(node_rank, message)
             case _:
-                pass
+                self.num_stale += 1
 
     def lose(self, node_rank: int, reason: str) -> None:
         """Note that a follower is lost; the first loss of an epoch is the one that counts."""

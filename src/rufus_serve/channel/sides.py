@@ -45,6 +45,11 @@ class LeaderSide(ABC):
         self._abandoned = (-2, "")
         """The newest epoch given up, and why."""
 
+    @property
+    def num_stale(self) -> int:
+        """See `LeaderChannel.num_stale`."""
+        return self._ledger.num_stale
+
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         """See `LeaderChannel.connect`."""
         self._drop()

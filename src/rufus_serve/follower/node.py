@@ -125,9 +125,7 @@ class FollowerNode:
         self._control.send(FollowerForming(epoch=order.epoch))
         try:
             self._runtime.join(_group_of(order))
-            if order.warm_up:
-                self._phase = "warming up"
-                self._runtime.warm_up(self._progress)
+            warm_up_s = self._warm_up(self._runtime) if order.warm_up else 0.0
         except CollectiveAborted as error:
             _log.warning("epoch %d was given up while it formed: %s", order.epoch, error)
             self._control.send(FollowerGaveUp(epoch=order.epoch, reason=str(error)))
@@ -136,7 +134,14 @@ class FollowerNode:
         channel.begin(order.epoch)
         self._stepper = Stepper(self._runtime, epoch=order.epoch, node_rank=order.node_rank)
         self._phase = "ready"
-        self._control.send(FollowerReady(epoch=order.epoch, endpoint=channel.endpoint.endpoint))
+        endpoint = channel.endpoint.endpoint
+        self._control.send(FollowerReady(epoch=order.epoch, endpoint=endpoint, warm_up_s=warm_up_s))
+
+    def _warm_up(self, runtime: Runtime) -> float:
+        """The seconds that it took."""
+        self._phase, began = "warming up", time.monotonic()
+        runtime.warm_up(self._progress)
+        return time.monotonic() - began
 
     def _open_channel(self, node_rank: int) -> FollowerChannel:
         if self._channel is None:

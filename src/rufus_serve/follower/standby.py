@@ -44,7 +44,7 @@ def weights_of_every_rank(config: ServeConfig) -> list[Path]:
         return files_at_hand(Path(config.model))
     if is_compiled_by_nxdi(artifacts.location):
         return _files_in(local_path(artifacts.location))
-    folder = fetch(
+    fetched = fetch(
         artifacts.location,
         identity_of(config),
         node_rank=None,
@@ -52,7 +52,7 @@ def weights_of_every_rank(config: ServeConfig) -> list[Path]:
         threads=artifacts.threads,
         progress=_quietly,
     )
-    return _files_in(folder)
+    return _files_in(fetched.folder)
 
 
 def _files_in(folder: Path) -> list[Path]:

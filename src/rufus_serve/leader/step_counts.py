@@ -68,5 +68,7 @@ class StepCounts(msgspec.Struct):
     """Of replies' arrays, from all followers."""
     rows_in_full: int = 0
     """Rows whose candidates did not decide the token, so that all logits were fetched."""
+    stale_replies: int = 0
+    """Followers' answers that came too late to be of use."""
     samples: list[StepSample] = msgspec.field(default_factory=list)
     """The newest step of each phase since the last report."""

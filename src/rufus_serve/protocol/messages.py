@@ -12,7 +12,7 @@ A new field needs a default, so that an older peer of the same protocol version 
 import msgspec
 
 from rufus_serve.errors import FollowerError, RestartBudgetSpent
-from rufus_serve.protocol.runtime_info import RuntimeInfo
+from rufus_serve.protocol.runtime_info import ArtifactUse, RuntimeInfo
 from rufus_serve.protocol.step_messages import (
     Array,
     Candidates,
@@ -140,6 +140,8 @@ class FollowerReady(Message, frozen=True):
 
     epoch: int
     endpoint: str
+    warm_up_s: float = 0.0
+    """What running every bucket once took; 0 if it was left out."""
 
 
 class FollowerFailed(Message, frozen=True):
@@ -250,6 +252,10 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since its interpreter last said something."""
     load_s: float = 0.0
     """What its last load of weights took; 0 before it ended."""
+    warm_up_s: float = 0.0
+    """What its last warm-up took; 0 before one ended."""
+    artifacts: ArtifactUse = ArtifactUse()
+    """As in `RuntimeInfo`."""
 
 
 class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):

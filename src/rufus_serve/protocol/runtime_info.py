@@ -3,6 +3,19 @@
 import msgspec
 
 
+class ArtifactUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a load of weights had of artifacts: all 0 where it had none."""
+
+    kept_files: int = 0
+    """Found where they are needed, and good."""
+    kept_bytes: int = 0
+    fetched_files: int = 0
+    """Copied from where artifacts are kept."""
+    fetched_bytes: int = 0
+    compile_s: float = 0.0
+    """Spent on making what was not made ahead of time."""
+
+
 class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a follower can do, known once its weights are loaded."""
 
@@ -28,6 +41,7 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`join` may be called again with the weights kept."""
     weights_bytes: int = 0
     load_s: float = 0.0
+    artifacts: ArtifactUse = ArtifactUse()
     kernels: str = ""
     """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
     candidates: bool = False

@@ -88,8 +88,12 @@ class FollowerDesk:
             case FollowerLoaded():
                 event = ev.Loaded(follower_id=who, info=message.info, load_count=message.load_count)
             case FollowerReady():
-                endpoint = _endpoint_of(member, message)
-                event = ev.Ready(follower_id=who, epoch=message.epoch, endpoint=endpoint)
+                event = ev.Ready(
+                    follower_id=who,
+                    epoch=message.epoch,
+                    endpoint=_endpoint_of(member, message),
+                    warm_up_s=message.warm_up_s,
+                )
             case FollowerFailed():
                 self._errors[who] = f"{message.phase}: {message.error}"
                 kind = class_of(message.exit_code) or FollowerError

@@ -102,6 +102,8 @@ class Member(msgspec.Struct, kw_only=True):
     """Epochs joined by this process."""
     load_count: int = 0
     info: RuntimeInfo | None = None
+    warm_up_s: float = 0.0
+    """What its last warm-up took."""
     endpoint: StepEndpoint | None = None
 
     def note(self, event: "MemberEvent", now: float) -> None:
@@ -203,6 +205,8 @@ class Ready(MemberEvent, frozen=True):
 
     epoch: int
     endpoint: StepEndpoint
+    warm_up_s: float = 0.0
+    """0 if there was none."""
 
 
 class Heard(MemberEvent, frozen=True):

@@ -199,6 +199,7 @@ class GroupState:
         if event.epoch != self.epoch or member.phase is MemberPhase.READY:
             return
         member.endpoint = event.endpoint
+        member.warm_up_s = event.warm_up_s or member.warm_up_s
         self._move(member, MemberPhase.READY, now)
         ranked = self.by_rank()
         if self._complete() and all(m.phase is MemberPhase.READY for m in ranked.values()):

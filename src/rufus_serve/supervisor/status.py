@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from rufus_serve.cluster.base import ClusterHealth
 from rufus_serve.protocol.messages import FollowerStatus, GroupStatus, Status
+from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.supervisor.engine_watch import EngineWatch
 from rufus_serve.supervisor.group_events import GroupPhase
 from rufus_serve.supervisor.group_state import GroupState
@@ -60,6 +61,8 @@ def followers_of(
             kernels=member.info.kernels if member.info else "",
             silent_s=now - member.heard,
             load_s=member.info.load_s if member.info else 0.0,
+            warm_up_s=member.warm_up_s,
+            artifacts=member.info.artifacts if member.info else ArtifactUse(),
         )
 
 

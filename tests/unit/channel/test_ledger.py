@@ -183,3 +183,18 @@ def test_a_lost_follower_needs_no_explanation(ledger: StepLedger) -> None:
     assert ledger.is_explained()
     ledger.take(0, failed(0, "late", refused=True))
     assert ledger.gone.refused_step is None
+
+
+def test_answers_that_come_too_late_are_counted(ledger: StepLedger) -> None:
+    for rank in (0, 1):
+        ledger.take(rank, welcome(rank))
+    ledger.expect(request(7))
+    for late in (reply(7, 0, epoch=0), reply(3, 0)):
+        ledger.take(0, late)
+    assert ledger.num_stale == 2
+    for rank in (0, 1):
+        ledger.take(rank, reply(7, rank))
+    assert len(ledger.complete(7) or ()) == 2
+    assert ledger.num_stale == 2
+    ledger.take(1, reply(7, 1))
+    assert ledger.num_stale == 3

@@ -69,11 +69,15 @@ class GroupHistory:
     def group(self, follower_id: str) -> list[ev.Action]:
         return self.happen(ev.Grouping(follower_id=follower_id, epoch=self.state.epoch))
 
-    def ready(self, follower_id: str, *, epoch: int | None = None) -> list[ev.Action]:
+    def ready(
+        self, follower_id: str, *, epoch: int | None = None, warm_up_s: float = 0.0
+    ) -> list[ev.Action]:
         rank = self.state.members[follower_id].node_rank
         endpoint = StepEndpoint(node_rank=rank, host="h", endpoint=f"tcp://127.0.0.1:{1000 + rank}")
         epoch = self.state.epoch if epoch is None else epoch
-        return self.happen(ev.Ready(follower_id=follower_id, epoch=epoch, endpoint=endpoint))
+        return self.happen(
+            ev.Ready(follower_id=follower_id, epoch=epoch, endpoint=endpoint, warm_up_s=warm_up_s)
+        )
 
     def lose(self, rank: int, reason: str = "killed by signal 9") -> list[ev.Action]:
         return self.happen(ev.Lost(follower_id=self.id_of(rank), reason=reason))

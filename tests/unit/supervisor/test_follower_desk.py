@@ -116,8 +116,8 @@ def test_phases_of_grouping_become_events(desk):
 
 def test_readiness_carries_the_step_endpoint(desk):
     desk.take(b"p", desk.hello(1))
-    (ready,) = desk.take(b"p", FollowerReady(epoch=2, endpoint="tcp://10.0.0.1:5"))
-    assert ready.epoch == 2
+    (ready,) = desk.take(b"p", FollowerReady(epoch=2, endpoint="tcp://10.0.0.1:5", warm_up_s=3))
+    assert (ready.epoch, ready.warm_up_s) == (2, 3)
     assert (ready.endpoint.node_rank, ready.endpoint.endpoint) == (1, "tcp://10.0.0.1:5")
 
 

@@ -157,6 +157,24 @@ def test_a_member_may_wait_for_a_node_as_long_as_it_takes():
     assert history.state.phase is Phase.READY
 
 
+def test_what_a_warm_up_took_outlasts_the_epochs_without_one():
+    history = GroupHistory()
+    name = history.id_of(0)
+    for act in (history.launch, history.join, history.load):
+        act(name)
+    other = history.id_of(1)
+    for act in (history.launch, history.join, history.load):
+        act(other)
+    history.group(name)
+    history.ready(name, warm_up_s=3.0)
+    history.group(other)
+    history.ready(other)
+    history.lose(1)
+    history.advance()
+    assert history.state.phase is Phase.READY
+    assert history.state.by_rank()[0].warm_up_s == 3.0
+
+
 def test_a_silent_member_is_lost():
     history = GroupHistory(heartbeat_lost_s=5.0).serve()
     history.now += 4.9

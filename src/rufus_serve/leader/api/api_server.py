@@ -158,6 +158,7 @@ class ApiServer:
             self._admission.max_model_len = engine.model_config.max_model_len
             self._inner = app
             self._fleet = fleet = engine.engine_core
+            self._metrics.moves = fleet.moves
             for news in self._news.values():
                 fleet.take_news(news)
             beats = (self._beat(fleet, group) for group in range(self._config.groups))

@@ -1,14 +1,14 @@
 """What the API process measures itself or hears of engines and supervisor, for `/metrics`."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.registry import Collector
 
 from rufus_serve.leader.api.call import Call
 from rufus_serve.leader.api.routes import label_of
 from rufus_serve.leader.api.status_metrics import StatusMetrics
-from rufus_serve.leader.step_counts import STEP_BOUNDS_S, StepCounts
+from rufus_serve.leader.step_counts import STEP_BOUNDS_S, Durations, StepCounts
 from rufus_serve.metrics import Family, Values, family, histogram
 from rufus_serve.protocol.messages import Status
 
@@ -24,6 +24,8 @@ class ServerMetrics(Collector):
         self._groups = StatusMetrics()
         self.engines: dict[int, StepCounts] = {}
         """What the engine of each group has counted so far."""
+        self.moves: Mapping[int, Durations] = {}
+        """How long requests that left each group waited for their next token."""
         self._requests: Counter[tuple[str, ...]] = Counter()
 
     def took_status(self, status: Status) -> None:
@@ -57,6 +59,11 @@ class ServerMetrics(Collector):
         yield family("rufus_bucket_computed_total", _filled(engines, "computed"))
         for metric, name in _WHOLE.items():
             yield family(metric, {(str(group),): getattr(c, name) for group, c in engines})
+        yield histogram(
+            "rufus_move_seconds",
+            STEP_BOUNDS_S,
+            [((str(group),), times.buckets, times.sum_s) for group, times in self.moves.items()],
+        )
         yield family("rufus_http_requests_total", dict(self._requests))
         yield family("rufus_open_sequences", {(): self._num_open()})
 
@@ -65,6 +72,7 @@ _WHOLE = {
     "rufus_step_sent_bytes_total": "sent_bytes",
     "rufus_step_received_bytes_total": "received_bytes",
     "rufus_rows_in_full_total": "rows_in_full",
+    "rufus_stale_replies_total": "stale_replies",
 }
 
 

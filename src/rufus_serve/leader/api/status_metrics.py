@@ -46,6 +46,15 @@ class StatusMetrics:
         )
         for name, of in _FOLLOWER.items():
             yield family(name, {_where(each): of(each) for each in followers})
+        for name, name_of in _ARTIFACTS.items():
+            yield family(
+                name,
+                {
+                    (*_where(each), how): getattr(each.artifacts, f"{how}_{name_of}")
+                    for each in followers
+                    for how in ("kept", "fetched")
+                },
+            )
         yield family("rufus_follower_skew_seconds", _skews(groups, followers))
         yield family("rufus_cluster_up", _whole(status, lambda each: each.cluster_up))
         yield family(
@@ -63,6 +72,12 @@ _FOLLOWER: dict[str, Callable[[FollowerStatus], float]] = {
     "rufus_follower_heartbeat_age_seconds": lambda follower: follower.silent_s,
     "rufus_follower_weight_loads": lambda follower: follower.load_count,
     "rufus_follower_load_seconds": lambda follower: follower.load_s,
+    "rufus_follower_compile_seconds": lambda follower: follower.artifacts.compile_s,
+    "rufus_follower_warm_up_seconds": lambda follower: follower.warm_up_s,
+}
+_ARTIFACTS = {
+    "rufus_follower_artifact_files": "files",
+    "rufus_follower_artifact_bytes": "bytes",
 }
 
 

@@ -139,6 +139,7 @@ class GroupSteps:
         self._deadline.observe(request, received - started)
         self.trace.step(replies, sent=sent, received=received)
         self.tally.step(Answered(request, replies, sent, received, step.members))
+        self.tally.saw_stale(self._channel.num_stale)
         self._progress.end(request.step_id)
         self.pace.observe(replies)
         return replies[0]

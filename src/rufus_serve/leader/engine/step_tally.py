@@ -64,6 +64,10 @@ class StepTally:
         """So many rows were asked for in full."""
         self._counts.rows_in_full += num_rows
 
+    def saw_stale(self, num_replies: int) -> None:
+        """So many answers came too late, since the engine began."""
+        self._counts.stale_replies = num_replies
+
     def report(self) -> dict[str, Any]:
         """The counts as of now, as plain data."""
         newest, self._newest = self._newest, {}

@@ -73,7 +73,8 @@ class CpuRuntime:
         model = read_model_config(Path(self._config.model))
         partition = Partition.of(model, num_nodes=self._config.nodes, node_rank=self._node_rank)
         max_model_len = resolve_max_model_len(self._config, model)
-        with contextlib.closing(open_weights(self._config, self._node_rank, progress)) as source:
+        source, use = open_weights(self._config, self._node_rank, progress)
+        with contextlib.closing(source):
             dtype = resolve_dtype(self._config, model, source)
             num_blocks = fitting_blocks(
                 self._config, model, partition=partition, dtype=dtype, max_model_len=max_model_len
@@ -99,6 +100,7 @@ class CpuRuntime:
             weights_bytes=loaded.nbytes,
             kernels=loaded.kernels,
             load_s=time.monotonic() - started,
+            artifacts=use,
             candidates=True,
             multi_token_decode=True,
             batched_prefill=loaded.kernels != TORCH,

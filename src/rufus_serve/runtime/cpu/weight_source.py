@@ -1,19 +1,28 @@
 """Where a CPU follower reads its weights: from the checkpoint, or from a shard cut beforehand."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from rufus_serve.artifacts.fetch import fetch
 from rufus_serve.artifacts.identity import Identity, identify_model
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError
+from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.runtime.base import Progress
 from rufus_serve.shard.checkpoint import Checkpoint
 from rufus_serve.shard.shard_file import SHARD_LAYOUT, ShardFile
 from rufus_serve.shard.tensor_source import TensorSource
 
 
-def open_weights(config: ServeConfig, node_rank: int, progress: Progress) -> TensorSource:
-    """The weights of `node_rank`; the caller closes them.
+class Weights(NamedTuple):
+    """Where to read them, and what of it was made ahead of time."""
+
+    source: TensorSource
+    artifacts: ArtifactUse = ArtifactUse()
+
+
+def open_weights(config: ServeConfig, node_rank: int, progress: Progress) -> Weights:
+    """The weights of `node_rank`; the caller closes their source.
 
     Raises:
         ArtifactError: artifacts are configured or required, and absent, damaged or others.
@@ -21,7 +30,7 @@ def open_weights(config: ServeConfig, node_rank: int, progress: Progress) -> Ten
     """
     artifacts = config.artifacts
     if artifacts.location:
-        folder = fetch(
+        fetched = fetch(
             artifacts.location,
             shard_identity(config),
             node_rank=node_rank,
@@ -29,13 +38,13 @@ def open_weights(config: ServeConfig, node_rank: int, progress: Progress) -> Ten
             threads=artifacts.threads,
             progress=progress,
         )
-        return ShardFile(folder / shard_path(node_rank))
+        return Weights(ShardFile(fetched.folder / shard_path(node_rank)), fetched.use)
     if artifacts.required:
         raise ArtifactError(
             "artifacts.required forbids sharding at serve time, but artifacts.location is empty; "
             "run 'rufus-serve compile' and name its output"
         )
-    return Checkpoint(Path(config.model))
+    return Weights(Checkpoint(Path(config.model)))
 
 
 def shard_identity(config: ServeConfig) -> Identity:

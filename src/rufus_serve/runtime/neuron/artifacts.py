@@ -5,15 +5,17 @@ finds and drops the configuration it was asked for, so the two are compared here
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from rufus_serve.artifacts.compiled_folder import CONFIG, GRAPH, is_compiled_by_nxdi
-from rufus_serve.artifacts.fetch import default_cache, fetch
+from rufus_serve.artifacts.fetch import Fetched, default_cache, fetch
 from rufus_serve.artifacts.location import local_path
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError
 from rufus_serve.model.weight_files import files_at_hand
+from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.runtime.base import Progress
 from rufus_serve.runtime.neuron.compiling import model_identity, shards_of
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
@@ -23,7 +25,9 @@ _PER_NODE = {"start_rank_id", PATH_FIELD}
 _NOT_COMPILED_IN = {"_name_or_path", "transformers_version", "metadata", "neuron_config"}
 
 
-def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress: Progress) -> Path:
+def prepare(
+    model: NeuronModel, application: Any, config: ServeConfig, progress: Progress
+) -> Fetched:
     """A folder of graphs and shards that fit `application`.
 
     Raises:
@@ -31,16 +35,23 @@ def prepare(model: NeuronModel, application: Any, config: ServeConfig, progress:
     """
     location = config.artifacts.location
     if location and not is_compiled_by_nxdi(location):
-        folder = _fetch(location, model, config, progress)
+        folder, use = _fetch(location, model, config, progress)
     else:
-        folder = local_path(location) if location else _own_folder(model)
+        folder, use = local_path(location) if location else _own_folder(model), ArtifactUse()
         if not is_compiled_by_nxdi(str(folder)):
             _refuse_to_compile(config)
-            progress(0, 1, f"compiling to {folder}")
-            quantize_checkpoint(application)
-            application.compile(f"{folder}/")
+            use = ArtifactUse(compile_s=_compile(application, folder, progress))
     check_same(folder, json.loads(application.config.to_json_string()))
-    return folder
+    return Fetched(folder, use)
+
+
+def _compile(application: Any, folder: Path, progress: Progress) -> float:
+    """The seconds that it took."""
+    began = time.monotonic()
+    progress(0, 1, f"compiling to {folder}")
+    quantize_checkpoint(application)
+    application.compile(f"{folder}/")
+    return time.monotonic() - began
 
 
 def files_to_load(model: NeuronModel, folder: Path) -> list[Path]:
@@ -69,7 +80,7 @@ def _refuse_to_compile(config: ServeConfig) -> None:
         )
 
 
-def _fetch(location: str, model: NeuronModel, config: ServeConfig, progress: Progress) -> Path:
+def _fetch(location: str, model: NeuronModel, config: ServeConfig, progress: Progress) -> Fetched:
     return fetch(
         location,
         model_identity(model),

@@ -19,6 +19,7 @@ from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
 from rufus_serve.model.weight_files import weights_bytes
 from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
+from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
@@ -71,11 +72,14 @@ class NeuronRuntime:
         self._vocab_size = model.decoder.vocab_size
         apply_environment(self._environment())
         self._application = model.build(self._work)
+        use = ArtifactUse()
         if not self._on_cpu:
-            self._artifacts = artifacts.prepare(model, self._application, self._config, progress)
+            self._artifacts, use = artifacts.prepare(
+                model, self._application, self._config, progress
+            )
             files = artifacts.files_to_load(model, self._artifacts)
             read_ahead(files, threads=self._config.artifacts.threads, progress=progress)
-        return runtime_info(model, load_s=time.monotonic() - started)
+        return runtime_info(model, load_s=time.monotonic() - started, use=use)
 
     def join(self, group: GroupSpec) -> None:
         """Learn where the peers are; what must be loaded together is loaded in `warm_up`."""
@@ -194,7 +198,7 @@ def make_layout(model: NeuronModel) -> ContiguousLayout | BlockLayout:
     return BlockLayout(model.shape) if model.shape.is_block else ContiguousLayout(model.shape)
 
 
-def runtime_info(model: NeuronModel, *, load_s: float) -> RuntimeInfo:
+def runtime_info(model: NeuronModel, *, load_s: float, use: ArtifactUse) -> RuntimeInfo:
     """What the leader must know of `model`."""
     decoder, shape = model.decoder, model.shape
     return RuntimeInfo(
@@ -209,4 +213,5 @@ def runtime_info(model: NeuronModel, *, load_s: float) -> RuntimeInfo:
         candidates=True,
         weights_bytes=weights_bytes(model.config.folder) // model.topology.num_nodes,
         load_s=load_s,
+        artifacts=use,
     )

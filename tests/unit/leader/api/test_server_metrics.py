@@ -26,7 +26,7 @@ def test_what_engines_counted_is_told_by_group() -> None:
         steps.add(seconds)
     counts = StepCounts(
         steps={"decode": steps}, filled={"decode": Filled(3, 4)}, parts_s={"wait": 1.5},
-        sent_bytes=10, received_bytes=20, rows_in_full=2,
+        sent_bytes=10, received_bytes=20, rows_in_full=2, stale_replies=5,
     )  # fmt: skip
     metrics.took_counts(1, counts)
     lines = exposed(metrics)
@@ -42,9 +42,20 @@ def test_what_engines_counted_is_told_by_group() -> None:
         'rufus_step_sent_bytes_total{group="1"} 10.0',
         'rufus_step_received_bytes_total{group="1"} 20.0',
         'rufus_rows_in_full_total{group="1"} 2.0',
+        'rufus_stale_replies_total{group="1"} 5.0',
     ):
         assert line in lines
     assert len(steps.buckets) == len(STEP_BOUNDS_S) + 1
+
+
+def test_waits_of_requests_that_left_a_group_are_told() -> None:
+    metrics, waits = ServerMetrics(lambda: 0), Durations()
+    waits.add(0.4)
+    metrics.moves = {1: waits}
+    lines = exposed(metrics)
+    assert 'rufus_move_seconds_bucket{group="1",le="0.2"} 0.0' in lines
+    assert 'rufus_move_seconds_bucket{group="1",le="0.5"} 1.0' in lines
+    assert 'rufus_move_seconds_sum{group="1"} 0.4' in lines
 
 
 def test_requests_are_told_by_route_status_and_key_without_their_ids() -> None:

@@ -41,6 +41,7 @@ class Channel:
     def __init__(self) -> None:
         self.steps: list[StepOrder] = []
         self.error: Exception | None = None
+        self.num_stale = 0
 
     def connect(self, epoch: int, endpoints: Sequence[StepEndpoint], *, deadline_s: float) -> None:
         if self.error:

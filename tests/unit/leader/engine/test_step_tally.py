@@ -58,8 +58,9 @@ def test_parts_and_rows_fetched_in_full_are_told() -> None:
         with trace.span("build"):
             pass
     tally.fetched(3)
+    tally.saw_stale(2)
     found = counted(tally)
-    assert found.rows_in_full == 3
+    assert (found.rows_in_full, found.stale_replies) == (3, 2)
     assert set(found.parts_s) == {"build"}
     assert found.parts_s["build"] > 0
 

@@ -60,7 +60,7 @@ def make_ahead(config, root):
 
 def prepared(config, application=None, *, node_rank=0):
     model = NeuronModel.of(config, Topology.of(config, node_rank, 1))
-    return artifacts.prepare(model, application or Application(), config, nothing)
+    return artifacts.prepare(model, application or Application(), config, nothing).folder
 
 
 def test_a_node_takes_its_own_shards_of_what_was_made_ahead(tmp_path):

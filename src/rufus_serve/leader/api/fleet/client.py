@@ -49,6 +49,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         self._context = zmq.asyncio.Context()
         self._queue: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._dispatcher = Dispatcher(self._queue.put_nowait, self._fail_request)
+        self.moves = self._dispatcher.moves
         self._keepers = tuple(
             EngineKeeper(group, self._open_link, self._dispatcher, config.recovery)
             for group in range(config.groups)

@@ -13,12 +13,14 @@ suspect beside it, until it brings a token; if its engine dies before, it fails 
 """
 
 import logging
-from collections import Counter, deque
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from rufus_serve.leader.api.fleet.flight import EnginePort, Flight
 from rufus_serve.leader.delivered import take_delivered
+from rufus_serve.leader.step_counts import Durations
 from rufus_serve.routing import Router
 
 _log = logging.getLogger(__name__)
@@ -31,13 +33,19 @@ _FAR = 16
 
 
 class Dispatcher:
-    """No sockets, no clock, nothing of vLLM but the shape of its messages; event loop thread only.
+    """No sockets, nothing of vLLM but the shape of its messages; event loop thread only.
 
     `deliver` takes EngineCoreOutputs for the front end, `fail` a request id and an error for it.
     """
 
-    def __init__(self, deliver: Callable[[Any], None], fail: Callable[[str, str], None]) -> None:
-        self._deliver, self._tell_failure = deliver, fail
+    def __init__(
+        self,
+        deliver: Callable[[Any], None],
+        fail: Callable[[str, str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._deliver, self._tell_failure, self._clock = deliver, fail, clock
         self._ports: list[EnginePort] = []
         self._flights: dict[str, Flight] = {}
         self._by_wire_id: dict[str, Flight] = {}
@@ -53,6 +61,8 @@ class Dispatcher:
         self._router = Router()
         self.num_tokens: Counter[int] = Counter()
         """Delivered so far, by group."""
+        self.moves: defaultdict[int, Durations] = defaultdict(Durations)
+        """By group that requests left: how long each waited for its next token."""
 
     @property
     def num_open(self) -> int:
@@ -154,6 +164,7 @@ class Dispatcher:
         self.num_tokens[flight.home] += len(output.new_token_ids)
         if output.new_token_ids:
             self._router.began(flight.request_id)
+            self._note_move(flight)
         port = flight.port
         if port is not None and self._on_trial.get(port) is flight:
             del self._on_trial[port]
@@ -162,6 +173,12 @@ class Dispatcher:
             del self._flights[flight.request_id]
             num_output = len(flight.delivered)
             self._router.ended(flight.home, flight.wanted(), num_output=num_output)
+
+    def _note_move(self, flight: Flight) -> None:
+        """It brought a token: count how long it waited for that, if it came from elsewhere."""
+        if flight.came_from is not None:
+            self.moves[flight.came_from].add(self._clock() - flight.left_at)
+            flight.came_from = None
 
     # ---- steps that these share ----
 
@@ -224,7 +241,9 @@ class Dispatcher:
         self._detach(flight)
         if flight.num_deaths >= _SUSPECT_DEATHS:
             self._on_trial[port] = flight
-        flight.num_moves += bool(flight.delivered) and port.group != flight.home
+        if flight.delivered and port.group != flight.home:
+            flight.num_moves += 1
+            flight.came_from = flight.home if flight.came_from is None else flight.came_from
         flight.port, flight.home = port, port.group
         self._router.sent(port.group, wanted, keys)
         return True
@@ -242,6 +261,8 @@ class Dispatcher:
         if port is None:
             return
         del self._by_wire_id[flight.wire_id]
+        if flight.came_from is None:
+            flight.left_at = self._clock()
         self._router.left(flight.request_id)
         if self._on_trial.get(port) is flight:
             del self._on_trial[port]

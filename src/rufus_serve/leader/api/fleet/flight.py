@@ -74,6 +74,10 @@ class Flight:
     """Times that it went on in another group than where it ran."""
     home: int = -1
     """The group that it ran in last."""
+    came_from: int | None = None
+    """The group that it left, until another one brings a token."""
+    left_at: float = 0.0
+    """When it was last taken out of a group, on the dispatcher's clock."""
 
     @property
     def request_id(self) -> str:

@@ -139,7 +139,8 @@ class FrontEnd:
         self.errors: dict[str, str] = {}
         self.stats: list[tuple[int, object]] = []
         """Engine index and statistics of each message that has some."""
-        self.dispatcher = Dispatcher(self.take, self.fail)
+        self.now = 0.0
+        self.dispatcher = Dispatcher(self.take, self.fail, clock=lambda: self.now)
 
     def take(self, message: SimpleNamespace) -> None:
         if message.scheduler_stats is not None:

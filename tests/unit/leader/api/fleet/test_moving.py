@@ -52,6 +52,18 @@ def test_what_a_lost_group_ran_goes_on_in_another(fleet):
     assert fleet.running(0) == []
 
 
+def test_how_long_a_request_waited_that_moved_is_counted_by_the_group_it_left(fleet):
+    fleet.ask("a", "b")
+    fleet.run(0, 1, steps=3)
+    fleet.dispatcher.close(0, lost=True)
+    fleet.now = 0.4
+    fleet.run(1)
+    assert {group: times.sum_s for group, times in fleet.dispatcher.moves.items()} == {0: 0.4}
+    fleet.now = 9.0
+    fleet.run(1, steps=4)
+    assert fleet.dispatcher.moves[0].sum_s == 0.4
+
+
 def test_what_its_engine_still_brings_is_not_delivered_twice(fleet):
     fleet.ask("a", "b")
     fleet.run(0, 1, steps=3)
