@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -105,6 +106,52 @@ def test_a_killed_run_goes_on_without_a_line_lost_or_twice(endpoint, tmp_path):
     assert answers(out) == {f"id-{i}": text for i, text in enumerate(texts)}
     # Only what was under way when it was killed was asked again.
     assert endpoint.asked.total() <= 60 + 3
+
+
+def test_ctrl_c_keeps_what_was_answered_and_says_how_to_go_on(endpoint, tmp_path):
+    texts = [f"word {i}" for i in range(30)]
+    write(tmp_path / "in.jsonl", texts)
+    endpoint.held_after = 10
+    command = [sys.executable, "-m", "rufus_serve.cli.main"]
+    command += words(endpoint, tmp_path, "--concurrency", "3")
+    out = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not out.exists() or out.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    endpoint.held_after = 1000
+    assert main(words(endpoint, tmp_path)) == 0
+    assert answers(out) == {f"id-{i}": text for i, text in enumerate(texts)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to mount a file system of its own")
+def test_a_disk_that_is_full_is_told_and_what_it_holds_is_kept(endpoint, tmp_path, capsys):
+    texts = [f"word {i} {'x' * 300}" for i in range(40)]
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems may not be mounted here")
+    try:
+        write(tmp_path / "in.jsonl", texts)
+        asked = words(endpoint, tmp_path, "-o", str(small / "out.jsonl"))
+        assert main(asked) == BatchError.exit_code
+        assert "No space left on device" in capsys.readouterr().err
+        kept = answers(small / "out.jsonl")
+        assert 0 < len(kept) < len(texts)
+        assert kept.items() <= {f"id-{i}": text for i, text in enumerate(texts)}.items()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(small)], check=True)
+        assert main(asked) == 0
+        assert answers(small / "out.jsonl") == {f"id-{i}": text for i, text in enumerate(texts)}
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_failures_stand_apart_and_can_be_asked_again(endpoint, tmp_path, capsys):

@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -159,6 +162,29 @@ def test_a_batch_runs_to_its_files(folder: Path, model: Model) -> None:
             assert model.callers == {("alice", 52)}
 
     run(scenario)
+
+
+def test_the_pages_program_runs_to_its_answers(
+    folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    (folder / "in.jsonl").write_text(blocks["json"])
+    monkeypatch.chdir(folder)
+    printed: list[str] = []
+
+    async def scenario() -> None:
+        site = Site(folder, model)
+        async with site.serving():
+            with openai.OpenAI(base_url=f"{site.url}/v1", api_key="alice") as client:
+                often = SimpleNamespace(sleep=lambda _: time.sleep(0.01))
+                names = {"client": client, "time": often, "Path": Path, "print": printed.append}
+                await asyncio.to_thread(exec, blocks["python"], names)
+
+    run(scenario)
+    (line,) = printed[0].splitlines()
+    assert json.loads(line)["custom_id"] == "a"
+    assert model.asked == {"Name a river.": 1}
 
 
 def test_one_key_sees_nothing_of_another(folder: Path, model: Model) -> None:

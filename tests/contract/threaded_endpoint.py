@@ -20,7 +20,8 @@ class ThreadedEndpoint:
     def _run(self):
         app = web.Application()
         app.router.add_routes(self._routes)
-        runner = web.AppRunner(app)
+        # Clients that hung up may leave answers behind that nobody takes.
+        runner = web.AppRunner(app, shutdown_timeout=0.2)
 
         async def start():
             await runner.setup()

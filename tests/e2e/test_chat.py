@@ -1,12 +1,17 @@
 """Chat, completions and responses through the official client."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import openai
 import pytest
 
 from tests.e2e.server import Server
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -134,3 +139,21 @@ def test_metrics_count_tokens_and_requests(demo_server: Server) -> None:
     demo_server.ask()
     after = [demo_server.metric(name) for name in names]
     assert [new - old for new, old in zip(after, before, strict=True)] == [37, 8]
+
+
+@pytest.mark.parametrize(("language", "program"), [("bash", "bash"), ("python", sys.executable)])
+def test_the_readmes_requests_are_answered(
+    demo_server: Server, language: str, program: str
+) -> None:
+    (block,) = [
+        text
+        for text in re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+        if "127.0.0.1:8000/v1" in text
+    ]
+    block = block.replace("http://127.0.0.1:8000", demo_server.url)
+    block = block.replace('"demo"', f'"{demo_server.name}"')
+    done = subprocess.run(
+        [program, "-c", block], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("Paris|river", done.stdout, re.IGNORECASE), done.stdout
