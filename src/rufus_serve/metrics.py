@@ -138,7 +138,12 @@ METRICS = {
         ),
         Metric(
             "rufus_http_requests_total", "counter", "requests", ("route", "status", "key_id"),
-            "Requests by how they were answered; refusals are those of 400 and above.",
+            "Requests by how they were answered.",
+        ),
+        Metric(
+            "rufus_refusals_total", "counter", "requests", ("reason", "key_id"),
+            "Those of 400 and above by reason: full, draining, loading, key_share, key_sequences, "
+            "key_requests and key_tokens (of a minute), else the status in words.",
         ),
         Metric(
             "rufus_open_sequences", "gauge", "sequences", (),

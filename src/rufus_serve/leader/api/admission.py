@@ -113,7 +113,8 @@ class Admission:
 
     def _admit(self, key: ApiKey, weight: int) -> None:
         if self._draining:
-            raise HttpError(503, "the server is draining; try another one", retry_after_s=5)
+            message = "the server is draining; try another one"
+            raise HttpError(503, message, retry_after_s=5, reason="draining")
         self._places.check(key, weight)
 
     @contextlib.contextmanager

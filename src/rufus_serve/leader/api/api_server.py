@@ -264,7 +264,7 @@ class ApiServer:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._inner is None:
-            error = HttpError(503, "the model is still loading", retry_after_s=5)
+            error = HttpError(503, "the model is still loading", retry_after_s=5, reason="loading")
             await error.send(send)
             return
         await self._inner(scope, receive, send)

@@ -27,6 +27,8 @@ class Call:
     key: ApiKey = ANONYMOUS
     model: str = ""
     status: int = 0
+    refusal: str = ""
+    """Why it was refused, where the status does not say enough."""
     sequences: int = 0
     """Places it takes in the batch."""
     rank: int = 0

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from rufus_serve.leader.api.call import CURRENT
+
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
@@ -33,6 +35,8 @@ class HttpError(Exception):
     param: str | None = None
     retry_after_s: int | None = None
     headers: Sequence[tuple[bytes, bytes]] = ()
+    reason: str = ""
+    """A word for the metrics, where the status does not say enough."""
 
     @property
     def phrase(self) -> str:
@@ -51,6 +55,9 @@ class HttpError(Exception):
 
     async def send(self, send: Send) -> None:
         """Answer with this error."""
+        call = CURRENT.get()
+        if call is not None:
+            call.refusal = self.reason
         headers = list(self.headers)
         if self.retry_after_s is not None:
             headers.append((b"retry-after", str(self.retry_after_s).encode()))

@@ -39,15 +39,19 @@ class Places:
         held = self._held[key.id]
         if key.max_sequences and held + weight > key.max_sequences:
             raise _too_many(
-                f"key {key.id} has {held} sequences open, of {key.max_sequences} allowed"
+                f"key {key.id} has {held} sequences open, of {key.max_sequences} allowed",
+                "key_sequences",
             )
         share = self._share(key.id)
         if held + weight > share and share < self.capacity:
-            raise _too_many(f"key {key.id} has {held} sequences open, its share while others wait")
+            raise _too_many(
+                f"key {key.id} has {held} sequences open, its share while others wait", "key_share"
+            )
         if self.num_open + weight > self.capacity:
             self._refused[key.id] = time.monotonic()
             raise _too_many(
-                f"{self.num_open} sequences are running or waiting, of {self.capacity} allowed"
+                f"{self.num_open} sequences are running or waiting, of {self.capacity} allowed",
+                "full",
             )
 
     def take(self, key_id: str, weight: int) -> None:
@@ -64,5 +68,5 @@ class Places:
         return -(-self.capacity // len(claimants))
 
 
-def _too_many(message: str) -> HttpError:
-    return HttpError(429, f"{message}; try again later", retry_after_s=1)
+def _too_many(message: str, reason: str) -> HttpError:
+    return HttpError(429, f"{message}; try again later", retry_after_s=1, reason=reason)

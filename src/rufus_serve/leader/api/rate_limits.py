@@ -49,6 +49,7 @@ class RateLimits:
                     f"try again in {window.reset_s:.0f} s",
                     retry_after_s=max(1, math.ceil(window.reset_s)),
                     headers=[*self.headers(key)],
+                    reason=f"key_{kind}",
                 )
         if key.requests_per_minute:
             self._hit(key, "requests", key.requests_per_minute, 1)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 
 from prometheus_client.registry import Collector
 
@@ -27,6 +28,7 @@ class ServerMetrics(Collector):
         self.moves: Mapping[int, Durations] = {}
         """How long requests that left each group waited for their next token."""
         self._requests: Counter[tuple[str, ...]] = Counter()
+        self._refusals: Counter[tuple[str, ...]] = Counter()
 
     def took_status(self, status: Status) -> None:
         """What the supervisor says now."""
@@ -40,6 +42,8 @@ class ServerMetrics(Collector):
         """One request is done with."""
         status = str(call.status or _HUNG_UP)
         self._requests[label_of(call.path), status, call.key.id] += 1
+        if call.status >= HTTPStatus.BAD_REQUEST:
+            self._refusals[call.refusal or _word_of(call.status), call.key.id] += 1
 
     def collect(self) -> Iterator[Family]:
         """All families, also those without a sample yet."""
@@ -65,6 +69,7 @@ class ServerMetrics(Collector):
             [((str(group),), times.buckets, times.sum_s) for group, times in self.moves.items()],
         )
         yield family("rufus_http_requests_total", dict(self._requests))
+        yield family("rufus_refusals_total", dict(self._refusals))
         yield family("rufus_open_sequences", {(): self._num_open()})
 
 
@@ -77,6 +82,11 @@ _WHOLE = {
 
 
 _Engines = Sequence[tuple[int, StepCounts]]
+
+
+def _word_of(status: int) -> str:
+    """HTTP's own words for it, as a label's value."""
+    return HTTPStatus(status).phrase.lower().replace(" ", "_")
 
 
 def _filled(engines: _Engines, what: str) -> Values:

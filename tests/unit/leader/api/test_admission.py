@@ -292,6 +292,8 @@ def test_the_third_request_of_two_a_minute_is_429_and_says_when_to_come_back() -
         third = Call(admission, BODY, key=ALICE)
         await third.task
         assert third.status == 429
+        assert (call := CURRENT.get()) is not None
+        assert call.refusal == "key_requests"
         assert third.headers["x-ratelimit-remaining-requests"] == "0"
         assert 0 < int(third.headers["retry-after"]) <= 60
 

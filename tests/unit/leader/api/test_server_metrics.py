@@ -73,3 +73,23 @@ def test_requests_are_told_by_route_status_and_key_without_their_ids() -> None:
         'rufus_http_requests_total{key_id="anonymous",route="/v1/completions",status="499"} 1.0',
         'rufus_http_requests_total{key_id="anonymous",route="other",status="404"} 1.0',
     ]
+
+
+def test_refusals_are_told_by_reason_or_else_by_their_status_in_words() -> None:
+    metrics = ServerMetrics(lambda: 0)
+    for status, refusal in (
+        (429, "full"),
+        (429, "key_tokens"),
+        (429, "full"),
+        (404, ""),
+        (200, ""),
+    ):
+        call = Call("id", path="/tokenize", status=status, key=ANONYMOUS)
+        call.refusal = refusal
+        metrics.answered(call)
+    found = [line for line in exposed(metrics) if line.startswith("rufus_refusals_total{")]
+    assert sorted(found) == [
+        'rufus_refusals_total{key_id="anonymous",reason="full"} 2.0',
+        'rufus_refusals_total{key_id="anonymous",reason="key_tokens"} 1.0',
+        'rufus_refusals_total{key_id="anonymous",reason="not_found"} 1.0',
+    ]
