@@ -29,13 +29,16 @@ pytestmark = [
 
 @pytest.fixture(
     scope="module",
-    params=[("contiguous", 1), ("contiguous", 3), ("block", 1), ("block", 3)],
-    ids=lambda pair: f"{pair[0]}-tp{pair[1]}",
+    params=[("contiguous", 1, 0), ("contiguous", 3, 64), ("block", 1, 64), ("block", 3, 0)],
+    ids=lambda param: "{}-tp{}-candidates{}".format(*param),
 )
 def server(request, tmp_path_factory):
     """The demo model; in the block layout with too few blocks for three long requests at once."""
-    layout, ranks = request.param
-    neuron = {"mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": layout}
+    layout, ranks, candidates = request.param
+    neuron = {
+        "mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": layout,
+        "device_candidates": candidates,
+    }  # fmt: skip
     settings = {
         "runtime": "neuron", "nodes": ranks, "dtype": "float32", "max_model_len": 512,
         "max_num_seqs": 4, "neuron": neuron, "cluster": {"kind": "local", "python": PYTHON},

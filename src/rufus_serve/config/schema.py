@@ -266,6 +266,9 @@ class NeuronRuntimeConfig(Section):
     """Data parallelism over the decode batch in attention."""
     max_prefills_per_decode: Annotated[int, Field(gt=0)] = 1
     """Prompts that may be prefilled before running requests get their next token."""
+    device_candidates: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Best tokens of each row that graphs find on the device, whose logits then stay there unless
+    a row needs more. 0: whole rows come to the host, which finds them."""
     neuron_config: dict[str, Any] = Field(default_factory=dict)
     """Further NxD Inference NeuronConfig fields; unknown ones are refused."""
 

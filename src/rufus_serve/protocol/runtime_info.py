@@ -46,6 +46,8 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the CPU runtime computes with: the instruction set of its kernels, or torch."""
     candidates: bool = False
     """A step may ask for candidates, and for rows in full until the next steps begin."""
+    device_candidates: int = 0
+    """Candidates of a row that cost the follower no row in full; 0: it has all rows in full."""
     multi_token_decode: bool = False
     """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
     batched_prefill: bool = False

@@ -68,7 +68,7 @@ def pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
         totals.append([log_sum_exp(row, each) if each else 0.0 for each in temperatures])
         named.append(of_named)
         row[here] = of_named[is_here]
-    return _joined(best, ids, totals, named)
+    return _of_rows(best, ids, totals, named)
 
 
 def merge(shares: Sequence[Candidates], wants: RowWants) -> Candidates:
@@ -84,7 +84,17 @@ def merge(shares: Sequence[Candidates], wants: RowWants) -> Candidates:
         ids.append(all_ids[order])
     totals = np.logaddexp.reduce([share.log_totals for share in shares])
     named = np.maximum.reduce([share.token_logits for share in shares])
-    return _joined(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
+    return _of_rows(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
+
+
+def joined(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of all rows, from those of some rows each."""
+    return Candidates(
+        logits=np.concatenate([part.logits for part in parts]),
+        ids=np.concatenate([part.ids for part in parts]),
+        log_totals=np.concatenate([part.log_totals for part in parts]),
+        token_logits=np.concatenate([part.token_logits for part in parts]),
+    )
 
 
 def rows_of(wants: RowWants) -> Iterator[tuple[int, list[float], Array]]:
@@ -99,7 +109,7 @@ def whole_rows(wants: RowWants | None, num_rows: int) -> Array:
     return np.arange(num_rows) if wants is None else np.flatnonzero(wants.num_candidates < 0)
 
 
-def _joined(
+def _of_rows(
     best: Sequence[Array], ids: Sequence[Array], totals: object, named: Sequence[Array]
 ) -> Candidates:
     return Candidates(

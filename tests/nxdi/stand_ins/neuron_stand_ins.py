@@ -108,6 +108,14 @@ def _handing_on(_operation):
     return lambda *values: values[0] if len(values) == 1 else values
 
 
+class TopK:
+    """In place of the operation that one rank finds its own best with."""
+
+    @staticmethod
+    def apply(tensor, k, dim):
+        return tensor.topk(k, dim=dim)
+
+
 REAL = {
     "torch_xla": {"__version__": "2.9.0"},
     "torch_neuronx": {"__version__": "2.9.0"},
@@ -122,6 +130,7 @@ REAL = {
         "REDUCE_MAX": "max",
     },
     "torch_xla.runtime": {"global_ordinal": _rank, "world_size": _world_size},
+    "torch_neuronx.xla_impl.ops": {"TopK": TopK},
     "torch_neuronx.xla_impl.base": {"xla_hlo_call": _handing_on},
     "torch_neuronx.utils": {"get_platform_target": _trn1},
     "torch_neuronx.utils.utils": {"get_platform_target": _trn1},

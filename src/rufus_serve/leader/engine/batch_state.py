@@ -32,7 +32,7 @@ class BatchState:
     def __init__(
         self, vllm_config: Any, *, info: RuntimeInfo, drafter: Drafter | None = None
     ) -> None:
-        self._vocab_size = info.vocab_size
+        self._info = info
         self._always_whole = not info.candidates or vllm_compat.needs_whole_rows(vllm_config)
         self._sampling: dict[str, RequestSampling] = {}
         self.batch = vllm_compat.make_input_batch(
@@ -127,7 +127,8 @@ class BatchState:
             state.sampling_params,
             state.prompt_token_ids,
             state.output_token_ids,
-            vocab_size=self._vocab_size,
+            vocab_size=self._info.vocab_size,
+            device_candidates=self._info.device_candidates,
         )
 
     def _set_batch(self, req_ids: Iterable[str]) -> None:

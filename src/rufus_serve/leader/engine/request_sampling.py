@@ -17,9 +17,17 @@ class RequestSampling:
     """Made of vLLM's sampling parameters; `outputs` is the request's live list of tokens."""
 
     def __init__(
-        self, params: Any, prompt: Sequence[int], outputs: list[int], *, vocab_size: int
+        self,
+        params: Any,
+        prompt: Sequence[int],
+        outputs: list[int],
+        *,
+        vocab_size: int,
+        device_candidates: int = 0,
     ) -> None:
+        """`device_candidates` as in `RuntimeInfo`."""
         self._vocab_size = vocab_size
+        self._usual = min(DEFAULT_CANDIDATES, device_candidates or DEFAULT_CANDIDATES)
         self._outputs = outputs
         self.edits = TokenEdits(params, prompt, outputs)
         self.is_greedy: bool = params.temperature < _GREEDY_BELOW
@@ -76,9 +84,9 @@ class RequestSampling:
         if self.edits.only_these:
             return told
         if self.is_greedy:
-            return max(told, DEFAULT_CANDIDATES if self.has_grammar else 1)
+            return max(told, self._usual if self.has_grammar else 1)
         # One more than top-k keeps, so that ties with the last are seen.
-        return max(told, self.top_k + 1 if self.top_k else DEFAULT_CANDIDATES)
+        return max(told, self.top_k + 1 if self.top_k else self._usual)
 
     def _temperatures(self) -> tuple[float, float]:
         """At which the row's total is needed: for the draw, and for logprobs."""

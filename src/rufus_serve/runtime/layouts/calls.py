@@ -16,9 +16,13 @@ class Call:
     rows: tuple[int, ...]
     """Row of the step for each row of logits; empty if the logits are not wanted."""
 
+    def tell_totals_at(self, temperatures: Array) -> None:
+        """Have a graph that finds candidates tell totals at the step's `temperatures` [R]."""
+        self.arguments["sampling_params"][: len(self.rows), 2] = temperatures[list(self.rows)]
+
 
 def sampling_params(rows: int) -> Array:
-    """[rows, 3] top_k, top_p, temperature: unused without on-device sampling, yet an input.
+    """[rows, 3] top_k, top_p, temperature: unused but where graphs find candidates, yet an input.
 
     NxD Inference's default has one row per KV line, which fits no graph of one row.
     """

@@ -4,6 +4,8 @@ from rufus_serve.errors import ModelError
 from rufus_serve.model.shape import ModelShape
 from rufus_serve.runtime.neuron.topology import Topology
 
+_EXACT_IDS = 1 << 24
+
 
 def check_sharding(shape: ModelShape, topology: Topology) -> None:
     """Raise ModelError unless NxD Inference can cut this model into `tp_degree` shards."""
@@ -66,6 +68,15 @@ def check_quantizing(shape: ModelShape) -> None:
         raise ModelError(
             f"weights int8 with {shape.num_experts} experts: NxD Inference 0.8 fuses experts "
             "into layers that its quantized checkpoints do not name; set weights to auto"
+        )
+
+
+def check_candidates(shape: ModelShape, count: int) -> None:
+    """Raise ModelError unless a row has so many tokens, and ids that float32 holds."""
+    if count > shape.vocab_size or (count and shape.vocab_size > _EXACT_IDS):
+        raise ModelError(
+            f"neuron.device_candidates {count} of a vocabulary of {shape.vocab_size}: it must be "
+            f"at most that, and the vocabulary at most {_EXACT_IDS}, as ids come in float32"
         )
 
 

@@ -13,6 +13,7 @@ from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
 from rufus_serve.runtime.neuron import quantizing
+from rufus_serve.runtime.neuron.candidate_graphs import fields_of_graphs
 from rufus_serve.runtime.neuron.environment import LOGICAL_CORES
 from rufus_serve.runtime.neuron.topology import Topology
 
@@ -63,7 +64,7 @@ def neuron_config_fields(
     Raises:
         ConfigError: `neuron.neuron_config` has a field that is set by rufus-serve.
     """
-    rows = shape.max_num_seqs
+    rows, candidates = shape.max_num_seqs, config.neuron.device_candidates
     fields: dict[str, Any] = {
         "tp_degree": topology.tp_degree,
         "world_size": topology.tp_degree,
@@ -88,6 +89,7 @@ def neuron_config_fields(
         "context_encoding_buckets": list(shape.prefill),
         "token_generation_buckets": list(shape.context),
         "save_sharded_checkpoint": config.neuron.mode == "device",
+        **(fields_of_graphs(candidates) if candidates else {}),
         **(quantizing.FIELDS if config.weights == "int8" else {}),
         **(_block_fields(shape) if shape.is_block else {"apply_seq_ids_mask": True}),
     }

@@ -10,8 +10,10 @@ from rufus_serve.model.config_json import ConfigJson, read_config
 from rufus_serve.model.shape import ModelShape, shape_of
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape, refuse_windows
 from rufus_serve.runtime.neuron.application import application_class, build_application
+from rufus_serve.runtime.neuron.candidate_graphs import with_candidates
 from rufus_serve.runtime.neuron.checks import (
     check_attention_groups,
+    check_candidates,
     check_quantizing,
     check_sharding,
 )
@@ -54,9 +56,16 @@ class NeuronModel:
         )
         if config.weights == "int8":
             check_quantizing(decoder)
+        check_candidates(decoder, config.neuron.device_candidates)
         dtype = number_format(config, decoder.dtype or "bfloat16")
         fields = neuron_config_fields(config, shape, topology, dtype)
         return cls(config_json, decoder, shape, topology, dtype, fields)
+
+    @property
+    def num_candidates(self) -> int:
+        """Of each row, found by the graphs; 0 if they bring logits alone."""
+        found = self.fields.get("on_device_sampling_config")
+        return int(found["global_topk"]) if found else 0
 
     def build(self, work: Path, *, quantized: Path | None = None) -> Any:
         """The application, neither compiled nor loaded; `work` is needed as long as it is.
@@ -64,6 +73,8 @@ class NeuronModel:
         `quantized`: where weights of 8 bits are made, if the model has such; else in `work`.
         """
         application = application_class(_architecture(self.config))
+        if self.num_candidates:
+            application = with_candidates(application)
         folder = write_overlay(self.config, config_overlay(self.config), work / "checkpoint")
         fields = self.fields
         if fields.get("quantized"):

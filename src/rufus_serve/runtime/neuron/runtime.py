@@ -24,8 +24,10 @@ from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
-from rufus_serve.runtime.logits import WholeLogits
+from rufus_serve.runtime.logits import StepLogits, WholeLogits
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
+from rufus_serve.runtime.neuron.candidate_graphs import hide_logits, packed_output
+from rufus_serve.runtime.neuron.device_logits import DeviceLogits, temperatures_of
 from rufus_serve.runtime.neuron.environment import (
     check_device,
     device_environment,
@@ -126,13 +128,15 @@ class NeuronRuntime:
                 local_ranks_size=self._topology.cores_per_node,
                 skip_warmup=True,
             )
+        if self._config.neuron.device_candidates:
+            hide_logits(self._application)
         self._loaded = True
 
-    def prefill(self, step: StepRequest) -> WholeLogits | None:
+    def prefill(self, step: StepRequest) -> StepLogits | None:
         """Last-position logits of one row, if the step wants them."""
         return self._run(self._ready().prefill(step), step)
 
-    def decode(self, step: StepRequest) -> WholeLogits | None:
+    def decode(self, step: StepRequest) -> StepLogits | None:
         """Logits of R rows."""
         return self._run(self._ready().decode(step), step)
 
@@ -166,26 +170,43 @@ class NeuronRuntime:
             raise RuntimeStepError("a step before load, join and warm_up")
         return self._layout
 
-    def _run(self, calls: list[Call], step: StepRequest) -> WholeLogits | None:
+    def _run(self, calls: list[Call], step: StepRequest) -> StepLogits | None:
         check_token_ids(step, self._vocab_size)
-        wanted = step.want_logits and self._topology.node_rank == 0
-        logits = np.empty((step.num_rows, self._vocab_size), np.float32) if wanted else None
-        for call in calls:
-            result = self._forward(call)
-            if logits is not None and call.rows:
-                logits[list(call.rows)] = result[: len(call.rows), : self._vocab_size]
-        return WholeLogits(logits) if step.want_logits else None
+        if self._config.neuron.device_candidates:
+            kept = self._find(calls, step)
+        else:
+            kept = self._bring(calls, step)
+        if not step.want_logits:
+            return None
+        return WholeLogits(None) if self._topology.node_rank else kept
 
-    def _forward(self, call: Call) -> np.ndarray:
-        """[rows, V] float32; every node makes the same calls in the same order."""
+    def _bring(self, calls: list[Call], step: StepRequest) -> StepLogits:
+        """Logits in full; those that no call names are not set."""
+        logits = np.empty((step.num_rows, self._vocab_size), np.float32)
+        for call in calls:
+            output = self._forward(call).logits[: len(call.rows), -1, : self._vocab_size]
+            logits[list(call.rows)] = output.float().numpy()
+        return WholeLogits(logits)
+
+    def _find(self, calls: list[Call], step: StepRequest) -> StepLogits:
+        """What graphs that find candidates answer."""
+        temperatures = temperatures_of(step.wants, step.num_rows)
+        answers = []
+        for call in calls:
+            call.tell_totals_at(temperatures)
+            output = self._forward(call)
+            packed = packed_output(self._application, output, vocab_size=self._vocab_size)
+            answers.append((call.rows, packed))
+        return DeviceLogits(answers, temperatures)
+
+    def _forward(self, call: Call) -> Any:
+        """NxD Inference's answer; every node makes the same calls in the same order."""
         import torch
 
         arguments = {name: torch.from_numpy(value) for name, value in call.arguments.items()}
         try:
             with torch.inference_mode():
-                output = self._application.forward(**arguments)
-                result: np.ndarray = output.logits[:, -1, :].float().numpy()
-                return result
+                return self._application.forward(**arguments)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             text = f"{type(error).__name__}: {error}"
             if self._aborted.is_set() or any(word in text.lower() for word in _PEER_GONE):
@@ -211,6 +232,7 @@ def runtime_info(model: NeuronModel, *, load_s: float, use: ArtifactUse) -> Runt
         **shape.of_info(),
         can_rejoin=False,
         candidates=True,
+        device_candidates=model.num_candidates,
         weights_bytes=weights_bytes(model.config.folder) // model.topology.num_nodes,
         load_s=load_s,
         artifacts=use,

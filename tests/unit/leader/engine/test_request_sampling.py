@@ -1,5 +1,7 @@
 import pytest
-from sampling_rows import VOCAB, sampling
+from sampling_rows import VOCAB, parameters, sampling
+
+from rufus_serve.leader.engine.request_sampling import RequestSampling
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,16 @@ from sampling_rows import VOCAB, sampling
 def test_a_request_wants_no_more_than_decides_it(fields, count, temperatures):
     want = sampling(**fields).want()
     assert (want.num_candidates, want.temperatures) == (count, temperatures)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [({}, 64), ({"temperature": 0.0}, 1), ({"top_k": 100}, 101), ({"logprobs": 80}, 82),
+     ({"temperature": 0.0, "structured_outputs": object()}, 64)],
+)  # fmt: skip
+def test_no_more_candidates_than_a_device_finds_are_wanted_unless_more_are_needed(fields, count):
+    request = RequestSampling(parameters(**fields), [], [], vocab_size=VOCAB, device_candidates=64)
+    assert request.want().num_candidates == count
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from rufus_serve.model.config_json import ConfigJson
 from rufus_serve.model.shape import shape_of
 from rufus_serve.runtime.neuron.checks import (
     check_attention_groups,
+    check_candidates,
     check_quantizing,
     check_sharding,
 )
@@ -45,6 +46,13 @@ def test_the_refusal_names_the_equation_and_the_nearest_degrees():
     text = str(caught.value)
     assert "degree 6 (nodes 3 x cores_per_node 2) % 4 KV heads = 2 and 4 % 6 = 4" in text
     assert text.endswith("possible degrees near: 4 and 8")
+
+
+@pytest.mark.parametrize(("vocab", "count"), [(256, 257), ((1 << 24) + 1, 64)])
+def test_candidates_that_float32_does_not_hold_or_a_row_does_not_have_are_refused(vocab, count):
+    with pytest.raises(ModelError, match=f"device_candidates {count} of a vocabulary of {vocab}"):
+        check_candidates(model(8, 8, vocab_size=vocab), count)
+    check_candidates(model(8, 8, vocab_size=vocab), 0)
 
 
 def test_an_intermediate_size_that_does_not_divide_is_refused():

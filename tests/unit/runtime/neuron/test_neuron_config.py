@@ -55,6 +55,14 @@ def test_the_block_layout_comes_with_prefix_caching():
     assert "apply_seq_ids_mask" not in found
 
 
+def test_graphs_that_find_candidates_leave_the_output_layer_sharded_and_keep_logits_apart():
+    config = configured("contiguous", neuron={"device_candidates": 64})
+    shape = CompiledShape.of(config, 2048)
+    found = neuron_config_fields(config, shape, Topology.of(config, 0, 1), "bfloat16")
+    assert found["on_device_sampling_config"] == {"global_topk": 64}
+    assert found["output_logits"] is True
+
+
 def test_the_leader_samples():
     assert "on_device_sampling_config" not in fields()
     with pytest.raises(ConfigError, match=r"on_device_sampling_config is not possible: the leader"):

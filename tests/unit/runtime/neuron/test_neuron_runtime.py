@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from neuron_sized import configured, decode, prefill
 
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
+from rufus_serve.leader.engine.step_builder import Want, row_wants
 from rufus_serve.runtime.base import GroupSpec
 from rufus_serve.runtime.neuron import NeuronRuntime, cpu_mode
 from rufus_serve.runtime.neuron import runtime as runtime_module
+from rufus_serve.runtime.neuron.candidate_graphs import LeftLogits
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 
 VOCAB = 32
@@ -103,6 +106,45 @@ def test_logits_return_to_the_leaders_rows(runtime, application):
     assert logits.dtype == np.float32
     assert logits[:, 0].tolist() == [5, 6, 7]
     assert len(application.calls) == 2
+
+
+class FindingCandidates(Application):
+    """Its graphs find two: the row's token at logit 0, and token 1 below it; the total is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.left_logits = LeftLogits()
+        self.neuron_config, self.models = SimpleNamespace(), []
+
+    def forward(self, *, sampling_params, **rest):
+        output = super().forward(**rest)
+        self.left_logits.tensor = output.logits
+        rows = len(output.logits)
+        best, one = output.logits[:, 0, :1], torch.ones(rows, 1)
+        numbers = torch.arange(rows).unsqueeze(1)
+        tokens = torch.cat((best, -one, 0 * one, one, sampling_params[:, 2:], numbers), dim=1)
+        return SimpleNamespace(logits=None, tokens=tokens)
+
+
+def test_candidates_that_graphs_find_return_to_the_leaders_rows(make, monkeypatch, tmp_path):
+    application = FindingCandidates()
+    monkeypatch.setattr(NeuronModel, "build", lambda self, work: application)
+    make()  # Writes the configuration.
+    neuron = {"mode": "nxdi-cpu", "cores_per_node": 1, "device_candidates": 2}
+    runtime = NeuronRuntime(configured("contiguous", model=str(tmp_path), neuron=neuron), 0)
+    assert runtime.load(nothing).device_candidates == 2
+    runtime.join(GROUP)
+    runtime.warm_up(nothing)
+    assert application.neuron_config.output_logits is False
+    wants = row_wants([Want(2, (0.5, 0.0)), Want(1), Want(1, (0.25, 0.0))])
+    step = replace(decode([5, 6, 7], [9, 0, 3], [[4], [1], [2]]), wants=wants)
+    kept = runtime.decode(step)
+    found = kept.candidates(wants)
+    assert found.logits.tolist() == [5, -1, 6, 7]
+    assert found.ids.tolist() == [0, 1, 0, 0]
+    assert found.log_totals[:, 0].tolist() == [0.5, 0.0, 0.25]
+    assert kept.rows(np.arange(3))[:, 0].tolist() == [5, 6, 7]
+    runtime.close()
 
 
 def test_only_node_rank_0_returns_logits(make, application):

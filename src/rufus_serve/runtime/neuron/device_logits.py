@@ -1,0 +1,102 @@
+"""`DeviceLogits`: a step's candidates as its graphs found them, its logits where they left them.
+
+Shape legend: R rows of the step, K candidates that a graph brings, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rufus_serve.protocol.messages import Array, Candidates, RowWants
+from rufus_serve.runtime.candidates import joined, pick, rows_of
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What the graph of one call found in its logits, and left there."""
+
+    found: Array
+    """[rows, 2K + 2] float32: logits, ids, total, row of the logits left behind."""
+    fetch: Callable[[], Array]
+    """Brings the logits [B, V] to the host."""
+
+
+def temperatures_of(wants: RowWants | None, num_rows: int) -> Array:
+    """[R] the one temperature of each row that its graph tells the total at."""
+    if wants is None:
+        return np.ones(num_rows, np.float32)
+    for_draw, for_logprobs = wants.temperatures.T
+    return np.where(for_draw > 0, for_draw, np.where(for_logprobs > 0, for_logprobs, 1.0))
+
+
+class DeviceLogits:
+    """See `StepLogits`. On node rank 0; rows are fetched once they are asked for, and kept."""
+
+    def __init__(
+        self, answers: Sequence[tuple[Sequence[int], Packed]], temperatures: Array
+    ) -> None:
+        """`answers` name the step's row for each row that was found."""
+        self._temperatures = temperatures
+        self._places = {
+            row: (packed, place) for rows, packed in answers for place, row in enumerate(rows)
+        }
+        self._fetched: dict[int, Array] = {}
+
+    def rows(self, rows: Array) -> Array:
+        """See `StepLogits.rows`."""
+        return np.stack([self._whole(row) for row in np.asarray(rows).tolist()])
+
+    def candidates(self, wants: RowWants) -> Candidates:
+        """See `StepLogits.candidates`.
+
+        What the graph does not tell is found in the row in full: more than K candidates, named
+        tokens, a total at a second temperature.
+        """
+        return joined(
+            [
+                self._told(row, count, temperatures)
+                if self._is_told(row, count, temperatures, named)
+                else pick(self._whole(row)[np.newaxis], _wants_of(count, temperatures, named))
+                for row, (count, temperatures, named) in enumerate(rows_of(wants))
+            ]
+        )
+
+    def _is_told(self, row: int, count: int, temperatures: list[float], named: Array) -> bool:
+        own = self._temperatures[row]
+        is_known = all(each in (0.0, own) for each in temperatures)
+        return is_known and not len(named) and count <= self._best(row)[0].size
+
+    def _told(self, row: int, count: int, temperatures: list[float]) -> Candidates:
+        logits, ids, total = self._best(row)
+        order = np.lexsort((ids, -logits))[: max(0, count)]
+        return Candidates(
+            logits=logits[order],
+            ids=ids[order],
+            log_totals=np.array([[total if each else 0.0 for each in temperatures]], np.float64),
+            token_logits=np.empty(0, np.float32),
+        )
+
+    def _best(self, row: int) -> tuple[Array, Array, float]:
+        """The K best of `row`, their ids and the row's total; equals in any order."""
+        packed, place = self._places[row]
+        found = packed.found[place]
+        count = (found.size - 2) // 2
+        return found[:count], found[count : 2 * count].astype(np.int32), float(found[-2])
+
+    def _whole(self, row: int) -> Array:
+        packed, place = self._places[row]
+        logits = self._fetched.get(id(packed))
+        if logits is None:
+            logits = self._fetched[id(packed)] = packed.fetch()
+        whole: Array = logits[int(packed.found[place, -1])]
+        return whole
+
+
+def _wants_of(count: int, temperatures: list[float], named: Array) -> RowWants:
+    return RowWants(
+        num_candidates=np.array([count], np.int32),
+        temperatures=np.array([temperatures], np.float32),
+        num_token_ids=np.array([len(named)], np.int32),
+        token_ids=named,
+    )
