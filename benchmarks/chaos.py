@@ -1,6 +1,7 @@
 """Soak: clients stream while processes of the server are killed, again and again.
 
-    python -m benchmarks.chaos [--minutes 30] [--clients 16] [--interval 10] [--out FILE]
+    python -m benchmarks.chaos [--minutes 30] [--clients 16] [--interval 10] [--groups 1]
+        [--out FILE]
 
 Starts a server of its own on 127.0.0.1, collects undisturbed answers first, and then compares
 every answer with them. Half of the blows fall on a follower (some are stopped, not killed), a
@@ -33,8 +34,7 @@ import psutil
 from tests.e2e.losses import (
     LogLine,
     api_process_of,
-    engine_of,
-    pids,
+    engines_of,
     serving,
     status_of,
     supervisor_lines,
@@ -49,6 +49,8 @@ MODEL_FLAGS = ("--dtype=float32", "--max-model-len=1024", "--buckets.prefill=64,
 FOLLOWER_SHARE, LEADER_SHARE, HANG_SHARE, DISCONNECT_SHARE = 0.5, 0.25, 0.2, 0.15
 SETTLED_S = 15.0
 """Age of a follower from which its memory should not grow."""
+_EPOCH = r"epoch \d+(?P<group> of group \S+)? "
+_OVER, _READY = re.compile(_EPOCH + "is over"), re.compile(_EPOCH + "ready")
 TOPICS = ("the sea", "tea", "Rome", "wolves", "glass", "chess", "rain", "the number seven")
 
 
@@ -153,13 +155,13 @@ def choose_victim(server: Server, dice: random.Random) -> tuple[str, list[int], 
     """A kind of process, the ids of those there are, and the signal for one of them."""
     share = dice.random()
     if share < FOLLOWER_SHARE:
-        followers = [pid for pid in pids(server).values() if pid]
+        followers = [each.pid for each in status_of(server).followers if each.pid]
         if dice.random() < HANG_SHARE:
             return "follower, stopped", followers, signal.SIGSTOP
         return "follower", followers, signal.SIGKILL
     if share < FOLLOWER_SHARE + LEADER_SHARE:
         if dice.random() < 0.5:
-            return "engine", [engine_of(server).pid], signal.SIGKILL
+            return "engine", [each.pid for each in engines_of(server)], signal.SIGKILL
         return "zygote", [each.pid for each in zygotes_of(server)], signal.SIGKILL
     victim = dice.choice(list(VICTIMS))
     return victim, [each.pid for each in ray_processes(server, victim)], signal.SIGKILL
@@ -170,11 +172,7 @@ def by_victim(blows: list[Blow], lines: list[LogLine]) -> dict[str, dict[str, An
     found: dict[str, dict[str, Any]] = {}
     for blow, following in itertools.zip_longest(blows, blows[1:]):
         until = following.at if following else math.inf
-        ended = [
-            line.at
-            for line in lines
-            if blow.at <= line.at < until and re.match(r"epoch \d+ is over", line.text)
-        ]
+        ended = [line.at for line in lines if blow.at <= line.at < until and _OVER.match(line.text)]
         entry = found.setdefault(blow.victim, {"blows": 0, "epochs_ended": 0, "away_s": []})
         entry["blows"] += 1
         entry["epochs_ended"] += len(ended)
@@ -186,14 +184,14 @@ def by_victim(blows: list[Blow], lines: list[LogLine]) -> dict[str, dict[str, An
 
 
 def outages(lines: list[LogLine]) -> list[float]:
-    """Seconds from the end of each epoch to the next that was ready, losses between included."""
-    found, over = [], 0.0
+    """Seconds from the end of each epoch to its group's next that was ready, losses between too."""
+    found: list[float] = []
+    over: dict[str, float] = {}
     for line in lines:
-        if re.match(r"epoch \d+ is over", line.text):
-            over = over or line.at
-        elif over and re.match(r"epoch \d+ ready", line.text):
-            found.append(line.at - over)
-            over = 0.0
+        if ended := _OVER.match(line.text):
+            over.setdefault(ended["group"], line.at)
+        elif (ready := _READY.match(line.text)) and ready["group"] in over:
+            found.append(line.at - over.pop(ready["group"]))
     return found
 
 
@@ -260,7 +258,7 @@ def soak(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "minutes": arguments.minutes,
         "clients": arguments.clients,
-        "followers": arguments.nodes,
+        "followers": arguments.nodes * arguments.groups,
         **found(server, tally),
         "recovery_s": percentiles(outages(lines)),
         "by_victim": by_victim(blows, lines),
@@ -307,6 +305,7 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--interval", type=float, default=10.0, help="mean seconds between blows")
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     return parser.parse_args(words)
@@ -314,7 +313,8 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     arguments = arguments_of(sys.argv[1:])
-    with serving(f"--nodes={arguments.nodes}", *MODEL_FLAGS) as server:
+    sizes = (f"--nodes={arguments.nodes}", f"--groups={arguments.groups}")
+    with serving(*sizes, *MODEL_FLAGS) as server:
         record = soak(server, arguments)
         code = server.stop()
         time.sleep(5.0)
