@@ -3,6 +3,10 @@
 import asyncio
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from aiohttp import web
@@ -107,6 +111,23 @@ def test_refusals_are_counted_by_their_words(endpoint, capsys):
     printed = capsys.readouterr()
     assert "3 x HTTP 429: too many" in printed.out
     assert "no request was answered: HTTP 429: too many" in printed.err
+
+
+def test_ctrl_c_keeps_what_was_measured(endpoint, tmp_path):
+    out = tmp_path / "run.json"
+    words = ["bench", "--url", endpoint.url, "--requests", "1000", "--concurrency", "2"]
+    words += ["--output-tokens", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "rufus_serve.cli.main", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while len(endpoint.seen) < 8:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    (load,) = json.loads(out.read_text())["loads"]
+    assert 6 <= load["summary"]["requests"] < 1000
 
 
 def test_a_dead_or_a_wrong_server_is_told_in_one_line(endpoint, capsys):
