@@ -23,10 +23,11 @@ INLINE native_pairs weights_at(const int8_t* pair_of_inputs, int part) {
   return exact_pairs(load_int8(first), load_int8(first + kPanel));
 }
 
-// tile[r][n] = sum over k of x[r][k] * panel[k][n], for kRows rows.
+// tile[r][n] = sum over k of x[r][k] * panel[k][n], for kRows rows that lie `tile_stride` apart in
+// the tile.
 template <int kRows, class Element>
 static void product(const bf16* x, int64_t stride, int64_t num_inputs, const Element* panel,
-                    float* tile) {
+                    float* tile, int64_t tile_stride) {
   constexpr int kParts = kPanel / kNativeLanes;
   constexpr int kAheadBytes = 4096, kLineBytes = 64;
   native_floats sums[kRows][kParts] = {};
@@ -48,15 +49,15 @@ static void product(const bf16* x, int64_t stride, int64_t num_inputs, const Ele
   }
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; row++)
-    memcpy(tile + row * kPanel, sums[row], sizeof(sums[row]));
+    memcpy(tile + row * tile_stride, sums[row], sizeof(sums[row]));
 }
 
 template <int kRows = kTileRows, class Element>
 static void product_of(int64_t num_rows, const bf16* x, int64_t stride, int64_t num_inputs,
-                       const Element* panel, float* tile) {
-  if (num_rows == kRows) return product<kRows>(x, stride, num_inputs, panel, tile);
+                       const Element* panel, float* tile, int64_t tile_stride = kPanel) {
+  if (num_rows == kRows) return product<kRows>(x, stride, num_inputs, panel, tile, tile_stride);
   if constexpr (kRows > 1)
-    product_of<kRows - 1>(num_rows, x, stride, num_inputs, panel, tile);
+    product_of<kRows - 1>(num_rows, x, stride, num_inputs, panel, tile, tile_stride);
 }
 
 // Calls finish(row, tile_row) for rows [first, last) of x times one panel.

@@ -5,6 +5,7 @@
 #include "linear.h"
 
 constexpr int64_t kKeyBlock = 512;
+constexpr float kUnseen = -1e30f;  // the score of a key that a query may not see
 constexpr int64_t kQueryBlock = 4 * kTileRows;  // queries of an item
 
 // Packed keys and values of one KV head of one sequence. Legend: C keys, rounded up to 32.
@@ -24,14 +25,21 @@ static void pack_keys(const HeadCache& cache, const PackedHead& packed, int64_t 
   const int64_t size = cache.head_size;
   uint32_t* keys = (uint32_t*)(packed.keys + first * size);
   for (int64_t i = 0; i < kPanel; i++) {
-    const bool is_key = first + i < end;
-    const bf16* key = is_key ? cache.keys + cache.offset(first + i) : nullptr;
-    const bf16* value = is_key ? cache.values + cache.offset(first + i) : nullptr;
+    const bf16* key = first + i < end ? cache.keys + cache.offset(first + i) : nullptr;
     for (int64_t pair = 0; pair < size / 2; pair++)
-      keys[pair * kPanel + i] = is_key ? load_as<uint32_t>(key + 2 * pair) : 0;
-    for (int64_t d = 0; d < packed_head_size(size); d++)
-      packed.values[(d / kPanel * packed.num_keys + (first + i) / 2 * 2) * kPanel +
-                    d % kPanel * 2 + i % 2] = is_key && d < size ? value[d] : 0;
+      keys[pair * kPanel + i] = key ? load_as<uint32_t>(key + 2 * pair) : 0;
+  }
+  for (int64_t i = 0; i < kPanel; i += 2) {
+    const bf16* even = first + i < end ? cache.values + cache.offset(first + i) : nullptr;
+    const bf16* odd = first + i + 1 < end ? cache.values + cache.offset(first + i + 1) : nullptr;
+    for (int64_t d = 0; d < packed_head_size(size); d += 16) {
+      const bool is_value = d < size;
+      u32x16 low = even && is_value ? load_wide(even + d) : u32x16{};
+      u32x16 high = odd && is_value ? load_wide(odd + d) : u32x16{};
+      u32x16 both = low | high << 16;
+      memcpy(packed.values + (d / kPanel * packed.num_keys + first + i) * kPanel + d % kPanel * 2,
+             &both, sizeof(both));
+    }
   }
 }
 
@@ -44,31 +52,32 @@ struct Tile {
 };
 
 // Turns a row's scores of keys [block, block + count) into weights; it sees keys [first, last].
+// Scores are multiplied by `scale`, and weights are powers of two.
 static void soften(Tile& tile, int64_t row, int64_t block, int64_t count, int64_t first,
                    int64_t last, int64_t size, float scale) {
   float* scores = tile.scores[row];
-  f32x16 largest = splat(tile.largest[row]), total = {};
+  f32x16 largest = splat(kUnseen), total = {};
   for (int64_t i = 0; i < count; i += 16) {
-    i32x16 keys = lane_numbers() + (int32_t)(block + i);
-    f32x16 score = load(scores + i) * scale;
-    if (block + i < first || block + i + 16 > last + 1)
-      score = (keys >= (int32_t)first) & (keys <= (int32_t)last) ? score : splat(kHidden);
-    largest = larger(largest, score);
-    store(scores + i, score);
+    f32x16 score = load(scores + i);
+    if (block + i < first || block + i + 16 > last + 1) {
+      i32x16 keys = lane_numbers() + (int32_t)(block + i);
+      score = (keys >= (int32_t)first) & (keys <= (int32_t)last) ? score : splat(kUnseen);
+      store(scores + i, score);
+    }
+    largest = larger(score, largest);
   }
-  const float now_largest = largest_of(largest);
-  if (now_largest == kHidden) {
+  const float found = largest_of(largest);
+  if (found == kUnseen) {
     memset(tile.weights[row], 0, count * sizeof(bf16));
     return;
   }
-  const float kept = std::exp(tile.largest[row] - now_largest);
+  const float now_largest = std::max(tile.largest[row], found * scale);
   for (int64_t i = 0; i < count; i += 16) {
-    f32x16 score = load(scores + i);
-    f32x16 weight = exp_of(score - now_largest);
-    weight = score == kHidden ? f32x16{} : weight;
+    f32x16 weight = power_of_two(load(scores + i) * scale - now_largest);
     total += weight;
     store_bf16(tile.weights[row] + i, weight);
   }
+  const float kept = std::exp2(tile.largest[row] - now_largest);
   tile.total[row] = tile.total[row] * kept + sum_of(total);
   tile.largest[row] = now_largest;
   if (kept != 1.0f)
@@ -83,7 +92,7 @@ static void attend_tile(const PackedHead& packed, int64_t head_size, const bf16*
   Tile tile;
   alignas(64) float panel[kTileRows * kPanel];
   const int64_t size = packed_head_size(head_size);
-  const float scale = 1.0f / std::sqrt((float)head_size);
+  const float scale = (float)M_LOG2E / std::sqrt((float)head_size);
   const auto first_of = [&](int64_t row) {
     return window ? std::max<int64_t>(0, positions[row] - window + 1) : 0;
   };
@@ -97,12 +106,9 @@ static void attend_tile(const PackedHead& packed, int64_t head_size, const bf16*
   }
   for (int64_t block = begin / kPanel * kPanel; block < end; block += kKeyBlock) {
     int64_t count = std::min(kKeyBlock, rounded_up(end - block, kPanel));
-    for (int64_t key = 0; key < count; key += kPanel) {
+    for (int64_t key = 0; key < count; key += kPanel)
       product_of(num_rows, queries, stride, head_size, packed.keys + (block + key) * head_size,
-                 panel);
-      for (int64_t row = 0; row < num_rows; row++)
-        memcpy(tile.scores[row] + key, panel + row * kPanel, kPanel * sizeof(float));
-    }
+                 tile.scores[0] + key, kKeyBlock);
     for (int64_t row = 0; row < num_rows; row++)
       soften(tile, row, block, count, first_of(row), positions[row], size, scale);
     for (int64_t d = 0; d < size; d += kPanel) {

@@ -40,9 +40,11 @@ INLINE f32x16 splat(float value) { return value - f32x16{}; }
 INLINE f32x16 load(const float* from) { return load_as<f32x16>(from); }
 INLINE void store(float* to, f32x16 value) { memcpy(to, &value, sizeof(value)); }
 
-INLINE f32x16 load_bf16(const bf16* from) {
-  return (f32x16)(__builtin_convertvector(load_as<u16x16>(from), u32x16) << 16);
+INLINE u32x16 load_wide(const bf16* from) {
+  return __builtin_convertvector(load_as<u16x16>(from), u32x16);
 }
+
+INLINE f32x16 load_bf16(const bf16* from) { return (f32x16)(load_wide(from) << 16); }
 
 INLINE float to_float(bf16 value) {
   uint32_t bits = (uint32_t)value << 16;
@@ -109,7 +111,13 @@ INLINE Floats dot(Floats sum, Pairs a, Pairs b) {
 #endif
 }
 
-INLINE f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+INLINE f32x16 larger(f32x16 a, f32x16 b) {
+#ifdef __AVX512F__
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 INLINE float sum_of(f32x16 value) {
 #ifdef __AVX512F__
@@ -148,6 +156,28 @@ INLINE f32x16 exp_of(f32x16 x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return p * (f32x16)((__builtin_convertvector(n, i32x16) + 127) << 23);
+}
+
+// 2^x of x <= 0, to 3e-6 relative: enough for what bfloat16 holds. Below -126 it may be 0.
+INLINE f32x16 power_of_two(f32x16 x) {
+#ifdef __AVX512F__
+  f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  x = larger(x, splat(-127.0f));
+  const float round_by = 12582912.0f;  // 1.5 * 2^23, as above
+  f32x16 n = (x + round_by) - round_by;
+#endif
+  f32x16 r = x - n;
+  f32x16 p = splat(9.58285e-3f);
+  p = p * r + 5.590642e-2f;
+  p = p * r + 2.4024099e-1f;
+  p = p * r + 6.9312419e-1f;
+  p = p * r + 1.0f;
+#ifdef __AVX512F__
+  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return p * (f32x16)((__builtin_convertvector(n, i32x16) + 127) << 23);
+#endif
 }
 
 #ifdef __AVX512F__
