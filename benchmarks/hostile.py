@@ -248,7 +248,8 @@ async def drip_head(address: tuple[str, int]) -> None:
 
 async def drip_body(address: tuple[str, int]) -> None:
     """Send a body byte by byte."""
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    fields = b"Host: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\n" + fields + b"\r\n"
     await speak(address, [head, *[b" "] * 10_000], pause_s=0.2)
 
 

@@ -26,9 +26,17 @@ CHUNK = b"x" * 65536
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """/health answers at once; everything else streams without end."""
+    """/health answers at once, /echo with the body; everything else streams without end."""
     if scope["path"] == "/health":
         await send_json(send, 200, b"{}")
+        return
+    if scope["path"] == "/echo":
+        parts, more = [], True
+        while more:
+            message = await receive()
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        await send_json(send, 200, b"".join(parts))
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     while True:
@@ -247,6 +255,111 @@ def test_an_answer_that_came_before_the_body_is_there_when_the_body_is_sent() ->
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert answer.endswith(b"{}")
             writer.close()
+
+    run(scenario)
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+def echo(body: bytes, fields: bytes = b"") -> list[bytes]:
+    """Head and body of a request that is answered with its body."""
+    length = b"Content-Length: %d\r\n" % len(body)
+    return [b"POST /echo HTTP/1.1\r\nHost: x\r\n" + fields + length + b"\r\n", body]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_client_that_offers_http2_is_served_with_its_body(at_once: bool) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            for body in (b"first", HEALTH, b"last"):
+                parts = echo(body, H2C)
+                for part in [b"".join(parts)] if at_once else parts:
+                    writer.write(part)
+                    await asyncio.sleep(0.05)
+                answer = await asyncio.wait_for(reader.readuntil(body), 5)
+                assert answer.count(b"HTTP/1.1 200 ") == 1
+            writer.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://[::1 HTTP/1.1\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n0\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\nx",
+        b"GET /health HTTP/1.1\r\nHost : x\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_400_in_the_form_of_errors(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            answer = await asyncio.wait_for(exchange(address, sent), 5)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert b'{"error": {"message": "what was sent is not a request in HTTP/1.1"' in answer
+        assert not caplog.records  # strangers fill no log
+
+    run(scenario)
+
+
+def test_a_request_that_breaks_off_ends_what_works_on_it() -> None:
+    async def scenario() -> None:
+        async with serving() as (server, address):
+            head = b"POST /endless HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(head)
+            await reader.readuntil(CHUNK)
+            writer.write(b"zz\r\n")
+            with contextlib.suppress(OSError):
+                assert b"HTTP/1.1 400" not in await asyncio.wait_for(reader.read(), 5)
+            assert not server.server_state.connections
+            writer.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("sent", [b"1;" + b"x" * 4_000_000, b"0\r\n" + b"X: a\r\n" * 600_000])
+def test_chunk_extensions_and_trailers_are_bounded_as_headers_are(sent: bytes) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            head = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+            answer = await asyncio.wait_for(exchange(address, head + sent), 10)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+            whole = head + b"1\r\nx\r\n" * 20_000 + b"0\r\nX: a\r\n\r\n"
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(whole)
+            assert (await asyncio.wait_for(reader.readuntil(b"xx"), 10)).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    run(scenario)
+
+
+def test_who_is_turned_away_reads_why_though_its_request_was_not_read() -> None:
+    async def scenario() -> None:
+        async with serving(max_connections_per_address=1, header_timeout_s=60) as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(HEALTH.replace(b"/health", b"/endless"))
+            await reader.readuntil(b"\r\n\r\n")
+            for _ in range(5):
+                other, sending = await asyncio.open_connection(*address)
+                for part in echo(b"x" * 5_000_000):
+                    sending.write(part)
+                    await sending.drain()
+                answer = await asyncio.wait_for(other.readuntil(b"}}"), 5)
+                assert answer.startswith(b"HTTP/1.1 429 ")
+                sending.transport.abort()
+            writer.transport.abort()
 
     run(scenario)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rufus_serve.leader.api.http_error import HttpError, Receive, Scope
@@ -14,12 +15,13 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, deadline_s: float) -> bytes:
-    """The whole request body.
+    """The whole body of a request that brings JSON.
 
     Raises:
-        HttpError: 413 when it is, or says it will be, larger than `max_bytes`; 408 when it takes
-            longer than `deadline_s`.
+        HttpError: 415 when it says that it brings something else; 413 when it is, or says it will
+            be, larger than `max_bytes`; 408 when it takes longer than `deadline_s`.
     """
+    _check_media(dict(scope["headers"]))
     try:
         return await asyncio.wait_for(_read(scope, receive, max_bytes), deadline_s)
     except (asyncio.TimeoutError, TimeoutError) as error:
@@ -29,6 +31,22 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, deadline_
 
 
 _CLOSE = [(b"connection", b"close")]
+
+
+def _check_media(headers: Mapping[bytes, bytes]) -> None:
+    # What a page of another origin can send without a preflight is thereby no request either.
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        given = f"is {kind.decode('latin-1')!r}" if kind else "is missing"
+        raise HttpError(415, f"Content-Type {given}; send JSON and name it: application/json")
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in (b"", b"identity"):
+        raise HttpError(
+            415,
+            f"Content-Encoding {encoding.decode('latin-1')!r} is not supported; send the body "
+            "uncompressed",
+            headers=[(b"accept-encoding", b"identity")],
+        )
 
 
 async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -76,9 +94,16 @@ def parse_json(raw: bytes) -> Any:
     def refuse(name: str) -> None:
         raise HttpError(400, f"{name} is not a JSON number")
 
+    if not raw:
+        raise HttpError(400, "the request body is empty, not valid JSON; send an object")
     try:
-        text = raw.decode("utf-8")
+        # A byte order mark, as editors on Windows leave it, is ignored.
+        text = raw.decode("utf-8-sig")
         body = json.loads(text, parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise HttpError(
+            400, f"the request body is not valid JSON: not UTF-8 at byte {error.start}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise HttpError(400, f"the request body is not valid JSON: {error}") from error
     if _SURROGATE.search(text):
@@ -90,6 +115,8 @@ def _refuse_half_pairs(body: object) -> None:
     """Whole pairs were joined by the JSON parser, so that any surrogate left is half of one."""
     try:
         json.dumps(body, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise HttpError(400, "the request body is nested too deeply") from error
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise HttpError(

@@ -20,6 +20,7 @@ _TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     413: "RequestTooLargeError",
+    415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
     503: "ServiceUnavailableError",
     504: "TimeoutError",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection
 from typing import Any, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -19,12 +20,16 @@ from rufus_serve.config import ServeConfig
 from rufus_serve.config.schema import HttpConfig
 from rufus_serve.leader.api.connections import Connection, affordable_connections, make_room
 from rufus_serve.leader.api.http_error import App, HttpError
+from rufus_serve.leader.api.http_parser import RequestParser
 from rufus_serve.leader.api.tls import ServerTls
 
 _log = logging.getLogger(__name__)
 _GRACEFUL_S = 2
 _FIELD_SIGNS = len(": \r\n")
 _LINGER_S = 2.0
+_MOST_TURNED_AWAY = 64
+_FRAMING_PER_BYTE = 16
+"""Of a chunked body, so that one sent byte by byte passes."""
 _SWEEP_TICKS = 10
 """Of uvicorn's main loop, which ticks ten times a second."""
 
@@ -32,12 +37,20 @@ _SWEEP_TICKS = 10
 class BoundedProtocol(HttpToolsProtocol):
     """One connection: bounded headers, and what `enforce` needs to know; event loop only."""
 
-    def __init__(self, *args: Any, http: HttpConfig, most: int, **kwargs: Any) -> None:
-        """`most`: connections that may be open."""
+    def __init__(
+        self,
+        *args: Any,
+        http: HttpConfig,
+        most: int,
+        turned_away: set["BoundedProtocol"],
+        **kwargs: Any,
+    ) -> None:
+        """`most`: connections that may be open; `turned_away`: those that linger beyond it."""
         super().__init__(*args, **kwargs)
-        self._http, self._most = http, most
-        self._in_head = True
-        self._head_bytes = 0
+        self.parser = RequestParser(self)  # type: ignore[assignment]
+        self._http, self._most, self._turned_away = http, most, turned_away
+        self._in_head, self._in_body = True, False
+        self._head_bytes = self._framing_bytes = 0
         self._stalled_since: float | None = None
         self._is_deaf = False
         """What comes now is read no more; the connection ends with the answer that is due."""
@@ -69,27 +82,56 @@ class BoundedProtocol(HttpToolsProtocol):
             refusal = error
         super().connection_made(transport)  # type: ignore[arg-type]
         if refusal is not None:
-            self.refuse(refusal)
+            self._turn_away(refusal)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The peer or we hung up."""
+        self._turned_away.discard(self)
+        super().connection_lost(exc)
+
+    def _turn_away(self, refusal: HttpError) -> None:
+        """Refuse a connection that is one too many; it counts for nothing while it lingers."""
+        self.connections.discard(self)
+        self._turned_away.add(self)
+        self.refuse(refusal)
+        if len(self._turned_away) > _MOST_TURNED_AWAY:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; a head that outgrows its bound is refused before it is all read."""
+        """Parse; what outgrows its bound is refused before it is all read."""
         if self._is_deaf:
             return
+        self._unset_keepalive_if_required()
         if self._waiting_since is None and self._between_requests:
             self._waiting_since = time.monotonic()
-        was_in_head = self._in_head
-        super().data_received(data)
+        was_in_head, was_in_body = self._in_head, self._in_body
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.refuse(HttpError(400, "what was sent is not a request in HTTP/1.1"))
+            return
         if was_in_head and self._in_head:
             self._head_bytes += len(data)
             self._check_head()
+        if was_in_body and self._in_body:
+            self._framing_bytes += len(data)
+            self._check_framing()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; what trails a body is not kept."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is there; the body has a deadline of its own where it is read."""
+        if self._is_deaf:
+            return
+        self._in_body, self._framing_bytes = True, 0
         fields = sum(len(name) + len(value) + _FIELD_SIGNS for name, value in self.headers)
         self._head_bytes = len(self.url) + fields
         self._in_head, self._waiting_since = False, None
@@ -102,11 +144,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Part of a body."""
+        self._framing_bytes -= len(body) * (1 + _FRAMING_PER_BYTE)
         if not (self._is_deaf or self.transport.is_closing()):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A body's end."""
+        self._in_body = False
         if not (self._is_deaf or self.transport.is_closing()):
             super().on_message_complete()
 
@@ -135,13 +179,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def refuse(self, error: HttpError) -> None:
         """Answer with `error`, whatever was asked, and hang up."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_deaf:
             return
+        if self._is_answering():
+            # An answer within another would be taken for a part of it.
+            self.drop()
+            return
+        if not self._between_requests:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = error.body()
         reason = f"HTTP/1.1 {error.status} {error.phrase}\r\n"
         fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"{reason}{fields}connection: close\r\n\r\n".encode() + body)
-        self.transport.close()
+        self._hang_up_gently()
 
     def enforce(self, now: float) -> None:
         """Hang up if the peer sends or reads too slowly."""
@@ -168,6 +219,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    def _is_answering(self) -> bool:
+        """Whether part of an answer is out, or another's turn comes before that to this request."""
+        return bool(self.pipeline) or (not self._between_requests and self.cycle.response_started)
+
+    def _check_framing(self) -> None:
+        limit = self._http.max_header_kb
+        if self._framing_bytes > limit * 1000:
+            self.refuse(
+                HttpError(431, f"chunk extensions and trailers are larger than {limit:g} kB")
+            )
+
     def _check_head(self) -> bool:
         limit = self._http.max_header_kb
         is_small = self._head_bytes <= limit * 1000
@@ -193,6 +255,7 @@ class HttpServer(uvicorn.Server):
                 "allows no more; raise it (ulimit -Hn, LimitNOFILE)",
                 self._most, http.max_connections,
             )  # fmt: skip
+        self._turned_away: set[BoundedProtocol] = set()
         self._tls = ServerTls(http) if http.tls_certificate else None
         super().__init__(_uvicorn_config(app, config))
 
@@ -208,6 +271,7 @@ class HttpServer(uvicorn.Server):
                 self.lifespan.state,
                 http=self._http,
                 most=self._most,
+                turned_away=self._turned_away,
             )
 
         context = self._tls.context if self._tls else None

@@ -5,6 +5,7 @@ Pure functions of path and parsed body. What vLLM itself refuses with a clear 4x
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from rufus_serve.config.schema import LimitConfig
@@ -58,6 +59,12 @@ _RANGES = {
 }
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _AT_LEAST = {**dict.fromkeys(_MAX_TOKENS, 1), "n": 1, "min_tokens": 0}
+_NUMBERS = (
+    "prompt", "tokens", "items", "stop_token_ids", "allowed_token_ids", "label_token_ids",
+    "logit_bias", "seed", "priority", "top_logprobs", "thinking_token_budget",
+    "truncate_prompt_tokens", "length_penalty",
+)  # fmt: skip
+"""Fields of numbers, or of lists and objects of them; vLLM takes true for 1."""
 
 
 def check_body(path: str, body: Any, limits: LimitConfig) -> None:
@@ -75,6 +82,7 @@ def check_body(path: str, body: Any, limits: LimitConfig) -> None:
         if value not in (None, harmless):
             raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
     check_numbers(body)
+    _check_booleans(path, body)
     if (body.get("n") or 1) > limits.max_n:
         raise HttpError(
             400, f"n must be at most {limits.max_n} (limits.max_n), got {body['n']}", param="n"
@@ -158,6 +166,22 @@ def check_numbers(body: Mapping[str, Any]) -> None:
             raise HttpError(400, f"{name} must be a whole number, got {value!r}", param=name)
         if value is not None and value < least:
             raise HttpError(400, f"{name} must be at least {least}, got {value}", param=name)
+
+
+def _check_booleans(path: str, body: Mapping[str, Any]) -> None:
+    for name in (*_NUMBERS, *(("logprobs",) if path == "/v1/completions" else ())):
+        if _has_boolean(body.get(name)):
+            raise HttpError(400, f"{name} must be of numbers, but has a boolean", param=name)
+
+
+def _has_boolean(value: object) -> bool:
+    """Whether `value` is a boolean, or has one in its list, or in the lists of that."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return isinstance(value, bool)
+    inner = chain.from_iterable(each for each in value if isinstance(each, list))
+    return bool in set(map(type, value)) or bool in set(map(type, inner))
 
 
 def _check_stop(body: Mapping[str, Any], limits: LimitConfig) -> None:

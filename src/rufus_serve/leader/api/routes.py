@@ -108,7 +108,16 @@ def find_route(path: str, *, docs: bool) -> Route:
         raise HttpError(404, "this server stores no responses; keep the conversation in the client")
     if path in DOCS_ROUTES:
         raise HttpError(404, f"{path} is off; the setting http.docs turns it on")
-    raise HttpError(404, f"{path[:200]} is no route of this server")
+    raise HttpError(404, f"{path[:200]} is no route of this server{_meant(path)}")
+
+
+def _meant(path: str) -> str:
+    """The route that was meant, where it is a slash or a `/v1` off."""
+    plain = "/" + path.strip("/")
+    for nearest in (plain, "/v1" + plain, plain.replace("/v1/v1/", "/v1/", 1)):
+        if nearest in ROUTES:
+            return f"; {nearest} is"
+    return ""
 
 
 def is_open(path: str) -> bool:

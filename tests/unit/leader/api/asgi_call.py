@@ -31,7 +31,8 @@ class Call:
         self.sent: list[AsgiMessage] = []
         self.reads = asyncio.Event()
         self.reads.set()
-        pairs = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
+        named = {"Content-Type": "application/json"} | (headers or {})
+        pairs = [(k.lower().encode(), v.encode()) for k, v in named.items()]
         scope: Scope = {"type": "http", "method": method, "path": path, "headers": pairs}
         CURRENT.set(ServedCall("id", key=key))
         self.task = asyncio.ensure_future(app(scope, self.incoming.get, self._send))

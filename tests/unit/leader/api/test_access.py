@@ -80,6 +80,18 @@ def test_what_is_not_listed_is_404_for_everyone(path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/models", "/v1/models"),
+    ],
+)
+def test_the_route_that_was_meant_is_named(path: str, meant: str) -> None:
+    assert f"{path} is no route of this server; {meant} is" in ask(KeyRing(None), path).text
+
+
+@pytest.mark.parametrize(
     ("path", "feature"),
     [
         ("/v1/embeddings", "embeddings"),

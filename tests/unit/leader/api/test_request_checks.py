@@ -58,6 +58,13 @@ def image(kind: str) -> list[dict[str, Any]]:
         (CHAT, {"messages": image("input_audio")}, "messages"),
         ("/v1/responses", {"input": image("input_image")}, "input"),
         ("/v1/responses", {"input": [{"type": "input_file"}]}, "input"),
+        (COMPLETIONS, {"prompt": [True, False]}, "prompt"),
+        (COMPLETIONS, {"prompt": [[1, 2], [3, True]]}, "prompt"),
+        (COMPLETIONS, {"prompt": "x", "logprobs": True}, "logprobs"),
+        (CHAT, {"seed": True}, "seed"),
+        (CHAT, {"logit_bias": {"5": False}}, "logit_bias"),
+        (CHAT, {"stop_token_ids": [True]}, "stop_token_ids"),
+        ("/detokenize", {"tokens": [1, True]}, "tokens"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(path: str, body: Any, named: str) -> None:
