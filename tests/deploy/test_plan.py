@@ -99,6 +99,8 @@ def test_the_compile_job_has_the_memory_that_the_planner_asks_for(helm, file, tm
     (container,) = job(documents, "compile")["spec"]["template"]["spec"]["containers"]
     limit = gib(container["resources"]["limits"]["memory"])
     assert plan.start_up.compile_host_bytes / GIB <= limit
+    for said in re.findall(r"(\d+) GiB by `plan`", file.read_text()):
+        assert int(said) == round(plan.start_up.compile_host_bytes / GIB)
     # On the node that cluster.yaml starts, or the larger one that the values name.
     (cluster,) = yaml.safe_load_all((ROOT / "deploy/eks/cluster.yaml").read_text())
     groups = {each["name"]: each["instanceType"] for each in cluster["managedNodeGroups"]}

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from rufus_serve.plan.hardware import instance_named
 from rufus_serve.plan.plan import make_plan
 from rufus_serve.plan.published import LLAMA3_8B, LLAMA3_70B, LLAMA31_405B
 from rufus_serve.plan.request import PlanRequest
+from rufus_serve.units import GIB
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -50,13 +52,9 @@ SHAPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_neuron_example_heeds_what_plan_warns_of(file: Path):
-    config = load(file)
-    if config.runtime != "neuron":
-        return
+def planned(config):
     neuron = config.neuron
-    plan = make_plan(
+    return make_plan(
         PlanRequest(
             shape=SHAPES[config.served_model_name],
             instance=instance_named("trn1.32xlarge"),
@@ -68,6 +66,31 @@ def test_every_neuron_example_heeds_what_plan_warns_of(file: Path):
             attention_dp_degree=neuron.attention_dp_degree,
         )
     )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_what_an_example_says_of_memory_is_what_plan_says(file: Path):
+    """Weights in GB, host memory to compile in GiB, and cores over all nodes."""
+    config = load(file)
+    if config.runtime != "neuron":
+        return
+    plan, said = planned(config), re.sub(r"\n# ", " ", file.read_text())
+    figures = {
+        r"(\d+) GiB of host memory": plan.start_up.compile_host_bytes / GIB,
+        r"weights (?:are |\()(\d+) GB": plan.shape.num_params * 2 / 1e9,
+        r"tensor parallel degree (\d+)": plan.request.degree,
+    }
+    for pattern, meant in figures.items():
+        for found in re.findall(pattern, said):
+            assert int(found) == round(meant), pattern
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_neuron_example_heeds_what_plan_warns_of(file: Path):
+    config = load(file)
+    if config.runtime != "neuron":
+        return
+    plan = planned(config)
     assert plan.fits
     warnings = [each.text for each in advice(plan) if each.level == "warning"]
     assert not [text for text in warnings if "not to compile" in text or "cores per node" in text]

@@ -11,6 +11,10 @@ from rufus_serve.plan.plan import Plan, make_plan, smallest_fit
 from rufus_serve.units import gib
 
 _TRIED_CORES = (2, 16, 32)
+_HOST_GB_PER_S = (8, 3)
+"""Fastest and slowest copy from a device to its host; estimated, not measured."""
+_PICK_MS = 0.21 / 128256
+"""Of finding 256 candidates, per logit of a row (`runtime/candidates.py`, one core of an EPYC)."""
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,9 +178,24 @@ def _hybrid(plan: Plan) -> str:
     )
 
 
+def _host_path(plan: Plan) -> Advice:
+    """What a step brings to the host, which its estimate does not count."""
+    rows = plan.request.max_num_seqs
+    crossing = rows * plan.shape.vocab_size * 4
+    low, high = (crossing / (speed * 1e6) for speed in _HOST_GB_PER_S)
+    picking = rows * plan.shape.vocab_size * _PICK_MS
+    return Advice(
+        level="note",
+        text=f"A step of {rows} rows brings {crossing / 1e6:.1f} MB of logits to the host, about "
+        f"{low + picking:.1f} to {high + picking:.1f} ms with finding candidates in them, which "
+        f"the times here leave out; neuron.device_candidates 256 brings {rows * 2} kB.",
+    )
+
+
 def _notes(plan: Plan) -> Iterator[Advice]:
     tp, request = plan.tp, plan.request
     yield from _attention(plan)
+    yield _host_path(plan)
     if tp.q_padding > 1:
         yield Advice(
             level="note",
