@@ -83,6 +83,10 @@ METRICS = {
             "What running every bucket once took when its group last did.",
         ),
         Metric(
+            "rufus_follower_stale_steps_total", "counter", "steps", ("group", "node_rank", "host"),
+            "Steps that reached the follower's process too late, of a past epoch or leader.",
+        ),
+        Metric(
             "rufus_follower_artifact_files", "gauge", "files",
             ("group", "node_rank", "host", "how"),
             "Artifacts that it loaded: `kept` lay in its cache, `fetched` did not.",

@@ -257,6 +257,11 @@ def test_a_follower_in_a_later_epoch_ignores_its_old_leader(group: Group) -> Non
     leader.broadcast(step(1))
     with pytest.raises(FollowerLost, match="silent"):
         leader.gather(1, deadline_s=0.2)
+    deadline = time.monotonic() + LONG_S
+    while not one.channel.num_stale:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert one.channel.num_stale == 1
     assert one.seen == []
 
 

@@ -77,6 +77,10 @@ class FollowerChannel(Protocol):
     """A follower's side; one thread calls it, but for `close`. It shakes hands in `receive`."""
 
     @property
+    def num_stale(self) -> int:
+        """Steps so far that came of a past epoch or of a past leader; any thread."""
+
+    @property
     def endpoint(self) -> StepEndpoint:
         """Where this follower awaits its leader."""
 

@@ -151,6 +151,11 @@ class FaultyFollowerChannel:
         """Of the step received last, which is the one that is answered next."""
 
     @property
+    def num_stale(self) -> int:
+        """See `FollowerChannel.num_stale`."""
+        return self._inner.num_stale
+
+    @property
     def endpoint(self) -> StepEndpoint:
         """See `FollowerChannel.endpoint`."""
         return self._inner.endpoint

@@ -35,6 +35,8 @@ class StepInbox:
         self._leader: Peer | None = None
         self._early: tuple[Peer, StepHello] | None = None
         self._steps: deque[StepOrder] = deque()
+        self.num_stale = 0
+        """Steps so far that came of a past epoch or of a leader that is not obeyed any more."""
 
     def begin(self, epoch: int) -> tuple[Peer, StepWelcome] | None:
         """Forget the last epoch; a welcome to send, if a leader knocked for this one already."""
@@ -55,6 +57,7 @@ class StepInbox:
             case StepRequest() | LogitsRequest() if self._is_current(peer, message):
                 self._steps.append(message)
             case _:
+                self.num_stale += 1
                 _log.debug("dropped %s of a past epoch or leader", type(message).__name__)
         return None
 

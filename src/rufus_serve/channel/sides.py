@@ -128,6 +128,11 @@ class FollowerSide(ABC):
     def __init__(self, info: HelloInfo, node_rank: int) -> None:
         self._inbox = StepInbox(info, node_rank)
 
+    @property
+    def num_stale(self) -> int:
+        """See `FollowerChannel.num_stale`."""
+        return self._inbox.num_stale
+
     def begin(self, epoch: int) -> None:
         """See `FollowerChannel.begin`."""
         while self._pump(0.0):

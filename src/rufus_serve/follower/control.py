@@ -47,9 +47,11 @@ class Control:
         config: ServeConfig,
         *,
         interrupt: Callable[[], None],
+        num_stale: Callable[[], int],
     ) -> None:
+        """Both are called on the heartbeat thread; `num_stale`: steps that came too late."""
         self._spec, self._config = spec, config
-        self._interrupt = interrupt
+        self._interrupt, self._num_stale = interrupt, num_stale
         self.node_rank = spec.node_rank
         self._orders: queue.Queue[Order] = queue.Queue()
         self._unanswered = 0
@@ -129,7 +131,7 @@ class Control:
         while not self._closed.wait(self._config.timeouts.heartbeat_s):
             if not self._known and self.silence_s > 2 * self._config.timeouts.heartbeat_s:
                 self._peer.send(self._hello())
-            self._peer.send(Heartbeat())
+            self._peer.send(Heartbeat(stale_steps=self._num_stale()))
             self._unanswered += 1
             self._interrupt_if_ordered()
             if self.is_leader_lost and not self._closed.wait(_LEAVE_S):

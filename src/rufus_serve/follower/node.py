@@ -55,7 +55,9 @@ class FollowerNode:
         self._load_count = 0
         self._reported = 0.0
         self._phase = "joining"
-        self._control = Control(spec, self._config, interrupt=self._interrupt)
+        self._control = Control(
+            spec, self._config, interrupt=self._interrupt, num_stale=self._num_stale
+        )
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -173,6 +175,9 @@ class FollowerNode:
     def _interrupt(self) -> None:
         if self._runtime is not None:
             self._runtime.abort()
+
+    def _num_stale(self) -> int:
+        return self._channel.num_stale if self._channel is not None else 0
 
     def _progress(self, done: int, total: int, detail: str) -> None:
         now = time.monotonic()

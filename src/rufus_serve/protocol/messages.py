@@ -156,6 +156,9 @@ class FollowerFailed(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """Sign of life of a follower's interpreter, from a thread of its own."""
 
+    stale_steps: int = 0
+    """Steps so far that came too late to be run."""
+
 
 class HeartbeatAck(Message, frozen=True):
     """The supervisor heard it; its absence tells a follower that the supervisor is gone."""
@@ -256,6 +259,8 @@ class FollowerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What its last warm-up took; 0 before one ended."""
     artifacts: ArtifactUse = ArtifactUse()
     """As in `RuntimeInfo`."""
+    stale_steps: int = 0
+    """Steps that reached its process too late to be run."""
 
 
 class GroupStatus(msgspec.Struct, frozen=True, kw_only=True):

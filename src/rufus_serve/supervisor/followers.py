@@ -76,7 +76,7 @@ class FollowerDesk:
         event: ev.MemberEvent | None = ev.Heard(follower_id=who)
         match message:
             case Heartbeat():
-                pass
+                event = ev.Heard(follower_id=who, stale_steps=message.stale_steps)
             case FollowerForming():
                 event = ev.Grouping(follower_id=who, epoch=message.epoch)
             case FollowerGaveUp():

@@ -104,6 +104,8 @@ class Member(msgspec.Struct, kw_only=True):
     info: RuntimeInfo | None = None
     warm_up_s: float = 0.0
     """What its last warm-up took."""
+    stale_steps: int = 0
+    """Steps that reached its process too late to be run."""
     endpoint: StepEndpoint | None = None
 
     def note(self, event: "MemberEvent", now: float) -> None:
@@ -111,6 +113,8 @@ class Member(msgspec.Struct, kw_only=True):
         self.connected = now
         if not isinstance(event, Connected):
             self.heard = now
+        if isinstance(event, Heard):
+            self.stale_steps = max(self.stale_steps, event.stale_steps)
 
     def overdue(self, now: float, limit_s: float | None) -> str:
         """Why it has been in its phase for too long, if it has."""
@@ -211,6 +215,9 @@ class Ready(MemberEvent, frozen=True):
 
 class Heard(MemberEvent, frozen=True):
     """A sign of life."""
+
+    stale_steps: int = 0
+    """As many as it has told of so far; 0 if it says nothing of them."""
 
 
 class Connected(MemberEvent, frozen=True):

@@ -62,6 +62,7 @@ def followers_of(
             silent_s=now - member.heard,
             load_s=member.info.load_s if member.info else 0.0,
             warm_up_s=member.warm_up_s,
+            stale_steps=member.stale_steps,
             artifacts=member.info.artifacts if member.info else ArtifactUse(),
         )
 

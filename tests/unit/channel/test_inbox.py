@@ -65,6 +65,7 @@ def test_steps_need_a_handshake_first(inbox: StepInbox) -> None:
     assert welcome is not None
     assert (welcome.epoch, welcome.node_rank, welcome.refused) == (1, 3, "")
     assert step_ids(inbox) == [2, 3]
+    assert inbox.num_stale == 1
 
 
 @pytest.mark.parametrize(

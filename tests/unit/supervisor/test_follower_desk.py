@@ -96,8 +96,8 @@ def test_a_follower_of_another_kind_is_refused_with_the_reason(desk, change, rea
 def test_heartbeats_are_acknowledged(desk):
     desk.take(b"p", desk.hello())
     desk.server.take()
-    events = desk.take(b"p", Heartbeat())
-    assert events == [ev.Heard(follower_id=desk.ids[0])]
+    events = desk.take(b"p", Heartbeat(stale_steps=2))
+    assert events == [ev.Heard(follower_id=desk.ids[0], stale_steps=2)]
     assert desk.server.take() == [(b"p", HeartbeatAck())]
 
 

@@ -178,7 +178,9 @@ def test_what_a_warm_up_took_outlasts_the_epochs_without_one():
 def test_a_silent_member_is_lost():
     history = GroupHistory(heartbeat_lost_s=5.0).serve()
     history.now += 4.9
-    history.happen(ev.Heard(follower_id=history.id_of(0)))
+    for stale_steps in (2, 0):
+        history.happen(ev.Heard(follower_id=history.id_of(0), stale_steps=stale_steps))
+    assert history.state.by_rank()[0].stale_steps == 2
     silent = history.id_of(1)
     assert of(ev.KillFollower, history.pass_silently(0.2)) == [ev.KillFollower(follower_id=silent)]
 

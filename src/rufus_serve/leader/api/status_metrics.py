@@ -74,6 +74,7 @@ _FOLLOWER: dict[str, Callable[[FollowerStatus], float]] = {
     "rufus_follower_load_seconds": lambda follower: follower.load_s,
     "rufus_follower_compile_seconds": lambda follower: follower.artifacts.compile_s,
     "rufus_follower_warm_up_seconds": lambda follower: follower.warm_up_s,
+    "rufus_follower_stale_steps_total": lambda follower: follower.stale_steps,
 }
 _ARTIFACTS = {
     "rufus_follower_artifact_files": "files",

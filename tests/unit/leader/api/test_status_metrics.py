@@ -12,7 +12,7 @@ from rufus_serve.protocol.runtime_info import ArtifactUse
 FOLLOWERS = tuple(
     FollowerStatus(
         node_rank=rank, host=host, pid=1, phase="ready", phase_s=1.0, group=1, load_count=loads,
-        step_s=step_s, silent_s=0.5, load_s=4.0, warm_up_s=1.5,
+        step_s=step_s, silent_s=0.5, load_s=4.0, warm_up_s=1.5, stale_steps=6,
         artifacts=ArtifactUse(kept_files=1, kept_bytes=10, fetched_bytes=20, compile_s=3.0),
     )
     for rank, host, step_s, loads in ((0, "a", 0.25, 1), (1, "b", 0.75, 4))
@@ -58,6 +58,7 @@ def test_groups_and_followers_are_exported_under_their_documented_names() -> Non
         'rufus_follower_load_seconds{group="1",host="b",node_rank="1"} 4.0',
         'rufus_follower_compile_seconds{group="1",host="b",node_rank="1"} 3.0',
         'rufus_follower_warm_up_seconds{group="1",host="b",node_rank="1"} 1.5',
+        'rufus_follower_stale_steps_total{group="1",host="b",node_rank="1"} 6.0',
         'rufus_follower_artifact_files{group="1",host="b",how="kept",node_rank="1"} 1.0',
         'rufus_follower_artifact_bytes{group="1",host="b",how="kept",node_rank="1"} 10.0',
         'rufus_follower_artifact_bytes{group="1",host="b",how="fetched",node_rank="1"} 20.0',
