@@ -75,18 +75,18 @@ def drop_page_cache() -> bool:
     return True
 
 
-def _refuse_taken_port() -> None:
+def _refuse_taken_port(port: int) -> None:
     """Another server would be taken for the one that is started here, and be measured or struck."""
     with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", PORT)) == 0:
-            raise SystemExit(f"something listens on port {PORT} already; end it first")
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SystemExit(f"something listens on port {port} already; end it first")
 
 
 class Running:
     """A started server and its log; ready when constructed."""
 
     def __init__(self, contender: Contender, folder: Path) -> None:
-        _refuse_taken_port()
+        _refuse_taken_port(contender.port)
         self.log_path = folder / "log"
         began = time.monotonic()
         with self.log_path.open("wb") as log:

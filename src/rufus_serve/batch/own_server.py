@@ -9,9 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import IO
+from dataclasses import dataclass
+from typing import IO, Protocol
 
 from rufus_serve import errors
+from rufus_serve.batch.lines import BatchLine, Reply
+from rufus_serve.batch.runner import NotNow, Send
 from rufus_serve.errors import LeaderError
 from rufus_serve.parent import die_with_parent
 
@@ -19,9 +22,43 @@ _POLL_S = 0.2
 _STOP_S = 60.0
 
 
+class Pollable(Protocol):
+    """What is asked of the server's process."""
+
+    def poll(self) -> int | None:
+        """Its exit code, once it has ended."""
+
+
+@dataclass(frozen=True)
+class OwnServer:
+    """A server that runs, or has run."""
+
+    url: str
+    process: Pollable
+
+    def watched(self, send: Send) -> Send:
+        """`send`, which raises the error that the server ended with, once it has."""
+
+        async def ask(line: BatchLine) -> Reply:
+            try:
+                return await send(line)
+            except NotNow:
+                self.check("; answers so far are kept, and the same command goes on from there")
+                raise
+
+        return ask
+
+    def check(self, consequence: str) -> None:
+        """Raise if it has ended: the error is of the class that its exit code tells."""
+        code = self.process.poll()
+        if code is not None:
+            text = f"the server ended with exit code {code}{consequence}; see its log"
+            raise errors.of(code, text, otherwise=LeaderError)
+
+
 @contextlib.contextmanager
-def own_server(arguments: Sequence[str], *, log: IO[bytes] | None = None) -> Iterator[str]:
-    """`rufus-serve serve ARGUMENTS` on a free port of loopback, ready; its URL.
+def own_server(arguments: Sequence[str], *, log: IO[bytes] | None = None) -> Iterator[OwnServer]:
+    """`rufus-serve serve ARGUMENTS` on a free port of loopback, ready.
 
     What it prints goes to `log`, or to our standard error. It ends with the block, and with this
     process.
@@ -38,25 +75,18 @@ def own_server(arguments: Sequence[str], *, log: IO[bytes] | None = None) -> Ite
         start_new_session=True,
         preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads yet
     )
-    url = f"http://127.0.0.1:{port}"
+    server = OwnServer(f"http://127.0.0.1:{port}", process)
     try:
-        _await_ready(url, process)
-        yield url
+        while not _is_ready(server.url):
+            server.check(" before it was ready")
+            time.sleep(_POLL_S)
+        yield server
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
         process.kill()
         process.wait()
-
-
-def _await_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    while not _is_ready(url):
-        code = process.poll()
-        if code is not None:
-            text = f"the server ended with exit code {code} before it was ready; see its log"
-            raise errors.of(code, text, otherwise=LeaderError)
-        time.sleep(_POLL_S)
 
 
 def _is_ready(url: str) -> bool:

@@ -17,6 +17,7 @@ from rufus_serve.errors import BatchError, ConfigError, EndpointError
 
 if TYPE_CHECKING:
     from rufus_serve.batch.journal import Journal
+    from rufus_serve.batch.own_server import OwnServer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("input, output and errors must be three files")
     with closing(Journal(args.output, errors, again=args.retry_failed)) as journal:
         if journal.completed + journal.failed < total:
-            server = own_server(args.serve) if args.serve else contextlib.nullcontext(args.url)
-            with server as url:
-                _ask_all(args, url, journal, total)
+            own = own_server(args.serve) if args.serve else contextlib.nullcontext()
+            with own as server:
+                _ask_all(args, server, journal, total)
         answered, failed = journal.completed, journal.failed
     print(f"{answered} answered, in {args.output}; {failed} failed, in {errors}")
     if failed:
@@ -76,7 +77,9 @@ def _count(path: Path) -> int:
     return total
 
 
-def _ask_all(args: argparse.Namespace, url: str, journal: "Journal", total: int) -> None:
+def _ask_all(
+    args: argparse.Namespace, server: "OwnServer | None", journal: "Journal", total: int
+) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -88,12 +91,13 @@ def _ask_all(args: argparse.Namespace, url: str, journal: "Journal", total: int)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         done = journal.completed + journal.failed
         task = progress.add_task(args.input.name, total=total, completed=done)
-        endpoint = base_url(url)
+        endpoint = base_url(server.url if server else args.url)
 
         async def go() -> None:
             async with http_sender(endpoint, args.api_key, timeout_s=args.timeout_s) as send:
                 pace = Pace(args.concurrency, args.patience_s)
-                batch = BatchRun(journal, send, pace, on_line=lambda: progress.advance(task))
+                asked = server.watched(send) if server else send
+                batch = BatchRun(journal, asked, pace, on_line=lambda: progress.advance(task))
                 await batch.go(read(args.input))
 
         try:

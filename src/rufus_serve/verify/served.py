@@ -28,7 +28,7 @@ def served(config: ServeConfig) -> Iterator[str]:
         log = stack.enter_context((folder / "log").open("wb"))
         settings = write_settings(plain, folder)
         try:
-            url = stack.enter_context(own_server([f"--config={settings}"], log=log))
+            url = stack.enter_context(own_server([f"--config={settings}"], log=log)).url
         except RufusError as error:
             lines = (folder / "log").read_text(errors="replace").splitlines()
             text = "\n".join([str(error), *lines[-_SHOWN_LINES:]])
