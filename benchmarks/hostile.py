@@ -3,10 +3,11 @@
     python -m benchmarks.hostile frames [--count 1000000]
     python -m benchmarks.hostile schema [--cases 100000] [--schemathesis COMMAND]
     python -m benchmarks.hostile load [--connections 1000] [--hostile 0.1] [--seconds 20]
+    python -m benchmarks.hostile grammar [--seconds 20]
 
 Each prints a record, keeps it with `--write` (benchmarks/results/hostile.json), and ends with 1
-if something was executed, grew, or was answered with a server's error. `schema` and `load` start
-a server of their own on 127.0.0.1.
+if something was executed, grew, was answered with a server's error, or delayed others. All but
+`frames` start a server of their own on 127.0.0.1.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -36,6 +38,7 @@ RECORDED = ROOT / "tests" / "unit" / "protocol" / "recorded_frames.json"
 RESULTS = ROOT / "benchmarks" / "results" / "hostile.json"
 EXECUTING = ("exec", "compile", "import", "open", "os.system", "subprocess.Popen", "pickle.find")
 MAX_GROWTH_BYTES = 64 << 20
+MAX_DELAY_MS = 100
 REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 FLAGS = ("--cluster.kind=local", "--max-model-len=256", "--http.docs", "--buckets.prefill=64")
 
@@ -43,7 +46,7 @@ FLAGS = ("--cluster.kind=local", "--max-model-len=256", "--http.docs", "--bucket
 def main() -> int:
     """Run one attack; 1 if it achieved anything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("attack", choices=("frames", "schema", "load"))
+    parser.add_argument("attack", choices=("frames", "schema", "load", "grammar"))
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--schemathesis", default="schemathesis")
@@ -52,7 +55,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    attack = {"frames": frames, "schema": schema, "load": load}[args.attack]
+    attack = {"frames": frames, "schema": schema, "load": load, "grammar": grammar}[args.attack]
     record, is_safe = attack(args)
     print(json.dumps(record, indent=1))
     if args.write:
@@ -183,6 +186,53 @@ def load(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "health_after_ms": round(statistics.median(health) * 1000, 1),
     }
     return record, ratio < 1.1
+
+
+def grammar(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """Plain requests one after another, alone and beside schemas that are costly to compile."""
+    with small_server() as server:
+        plain = {"model": server.name, "prompt": "a b c", "max_tokens": 4}
+        taken = {"alone": [], "beside": []}  # type: dict[str, list[float]]
+        for turn in range(4):
+            for name, seconds in taken.items():
+                ends = time.monotonic() + args.seconds / 8
+                bombs = [Bomber(server, ends, turn * 10 + n) for n in range(4)]
+                for bomb in bombs if name == "beside" else ():
+                    bomb.start()
+                while time.monotonic() < ends:
+                    seconds.append(timed(lambda: server.post("/v1/completions", plain)))
+                for bomb in bombs if name == "beside" else ():
+                    bomb.join()
+    p99 = {name: statistics.quantiles(found, n=100)[98] for name, found in taken.items()}
+    delay_ms = (p99["beside"] - p99["alone"]) * 1000
+    record = {
+        "plain_requests": {name: len(found) for name, found in taken.items()},
+        "plain_p50_ms": {
+            name: round(statistics.median(found) * 1000, 1) for name, found in taken.items()
+        },
+        "plain_p99_ms": {name: round(found * 1000, 1) for name, found in p99.items()},
+        "delay_p99_ms": round(delay_ms, 1),
+    }
+    return record, delay_ms <= MAX_DELAY_MS
+
+
+class Bomber(threading.Thread):
+    """Asks for answers by schemas that nobody asked for before, each as large as is allowed."""
+
+    def __init__(self, server: Server, ends: float, seed: int) -> None:
+        super().__init__(daemon=True)
+        self._server, self._ends, self._seed = server, ends, seed
+
+    def run(self) -> None:
+        """Ask until the time is over."""
+        number = self._seed * 1000
+        while time.monotonic() < self._ends:
+            number += 1
+            names = [f"p{number}x{index}" for index in range(256)]
+            texts = {name: {"type": "string", "pattern": "[a-z]{1,30}"} for name in names}
+            schema = {"type": "object", "properties": texts, "required": names}
+            body = {"model": self._server.name, "prompt": "a", "max_tokens": 1}
+            self._server.post("/v1/completions", body | {"structured_outputs": {"json": schema}})
 
 
 def timed(call: Callable[[], Any]) -> float:
