@@ -19,7 +19,10 @@ FIRST_S, NEXT_S = 0.05, 0.02
 
 
 class Endpoint(ThreadedEndpoint):
-    """Streams as many pieces as tokens were asked for; keeps what it was sent."""
+    """Streams as many pieces as tokens were asked for; keeps what it was sent.
+
+    A completion's second piece is half a character; a chat is opened at once, and closed.
+    """
 
     def __init__(self):
         self.seen, self.keys, self.refuse = [], [], False
@@ -38,11 +41,17 @@ class Endpoint(ThreadedEndpoint):
             return web.json_response({"error": {"message": "too many"}}, status=429)
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
+        is_chat = "messages" in body
+        if is_chat:
+            opening = {"role": "assistant", "content": ""}
+            await self._event(answer, {"choices": [{"delta": opening}]})
         for index in range(body["max_tokens"]):
             await asyncio.sleep(NEXT_S if index else FIRST_S)
             text = f"w{index} "
-            choice = {"delta": {"content": text}} if "messages" in body else {"text": text}
+            choice = {"delta": {"content": text}} if is_chat else {"text": text * (index != 1)}
             await self._event(answer, {"choices": [choice]})
+        if is_chat:
+            await self._event(answer, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
         usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
         await self._event(answer, {"choices": [], "usage": usage})
         await answer.write(b"data: [DONE]\n\n")
@@ -71,7 +80,7 @@ def test_what_is_measured_is_what_the_endpoint_did(endpoint, tmp_path):
     assert found["ttft_ms"]["p50"] >= 1e3 * FIRST_S
     assert found["tpot_ms"]["p50"] >= 1e3 * NEXT_S
     assert found["e2e_ms"]["p50"] >= 1e3 * (FIRST_S + 4 * NEXT_S)
-    assert len(load["requests"]) == 8
+    assert {len(each["arrivals_s"]) for each in load["requests"]} == {5}
     assert endpoint.keys == ["Bearer secret"]
     assert {body["model"] for body in endpoint.seen} == {"echo"}
 
@@ -85,6 +94,15 @@ def test_a_sweep_writes_a_line_and_a_point_a_rate(endpoint, tmp_path):
     assert [row["load"] for row in rows] == ["20/s", "40/s"]
     assert all(float(row["goodput_per_s"]) == float(row["requests_per_s"]) for row in rows)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_first_word_of_a_chat_counts_and_not_its_opening(endpoint, tmp_path):
+    out = tmp_path / "run.json"
+    words = ["bench", "--url", endpoint.url, "--workload", "turns", "--requests", "2"]
+    assert main([*words, "--turns", "1", "--output-tokens", "3", "--out", str(out)]) == 0
+    (load,) = json.loads(out.read_text())["loads"]
+    assert load["summary"]["ttft_ms"]["p50"] >= 1e3 * FIRST_S
+    assert {len(each["arrivals_s"]) for each in load["requests"]} == {3}
 
 
 def test_a_turn_carries_all_that_was_said_before(endpoint):

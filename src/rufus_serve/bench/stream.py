@@ -33,7 +33,7 @@ class Record(msgspec.Struct, kw_only=True):
     start_s: float
     end_s: float = 0.0
     arrivals_s: list[float] = msgspec.field(default_factory=list)
-    """When each piece of text came."""
+    """When each piece came; its text may be empty, as that of half a character is."""
     input_tokens: int = 0
     output_tokens: int = 0
     text: str = ""
@@ -72,7 +72,7 @@ async def ask(
         record.error = f"{type(error).__name__}: {error}".strip(": ")
     record.end_s = time.perf_counter() - began
     if not record.error and not record.arrivals_s:
-        record.error = "the stream brought no text"
+        record.error = "the stream brought no token"
     return record
 
 
@@ -105,13 +105,20 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any
 
 def _take(event: dict[str, Any], record: Record, now: float) -> None:
     for choice in event.get("choices", ()):
-        text = choice.get("text") or (choice.get("delta") or {}).get("content")
-        if text:
+        if _is_piece(choice):
             record.arrivals_s.append(now)
-            record.text += text
+            record.text += choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     if usage := event.get("usage"):
         record.input_tokens = usage.get("prompt_tokens", 0)
         record.output_tokens = usage.get("completion_tokens", 0)
+
+
+def _is_piece(choice: dict[str, Any]) -> bool:
+    """Whether it brings a token, rather than only opening or closing a chat's answer."""
+    delta = choice.get("delta")
+    if delta is None:
+        return "text" in choice
+    return bool(delta.get("content")) if "role" in delta else bool(delta)
 
 
 def _body(endpoint: Endpoint, what: Ask) -> dict[str, Any]:
