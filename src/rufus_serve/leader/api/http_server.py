@@ -7,6 +7,7 @@ ever for a peer that does not read.
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import Collection
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 _GRACEFUL_S = 2
 _FIELD_SIGNS = len(": \r\n")
 _LINGER_S = 2.0
+_LINGER_BYTES = 1_000_000
+"""Taken of one that is refused; who sends more would have us read at its pace."""
 _MOST_TURNED_AWAY = 64
 _FRAMING_PER_BYTE = 16
 """Of a chunked body, so that one sent byte by byte passes."""
@@ -54,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stalled_since: float | None = None
         self._is_deaf = False
         """What comes now is read no more; the connection ends with the answer that is due."""
+        self._discardable: float = math.inf
         self.address = ""
         self._answered_at = 0.0
         self._waiting_since: float | None = time.monotonic()
@@ -100,6 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse; what outgrows its bound is refused before it is all read."""
         if self._is_deaf:
+            self._discard(len(data))
             return
         self._unset_keepalive_if_required()
         if self._waiting_since is None and self._between_requests:
@@ -116,6 +121,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if was_in_body and self._in_body:
             self._framing_bytes += len(data)
             self._check_framing()
+
+    def _discard(self, num_bytes: int) -> None:
+        self._discardable -= num_bytes
+        if self._discardable < 0:
+            self.drop()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -192,6 +202,7 @@ class BoundedProtocol(HttpToolsProtocol):
         reason = f"HTTP/1.1 {error.status} {error.phrase}\r\n"
         fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"{reason}{fields}connection: close\r\n\r\n".encode() + body)
+        self._discardable = _LINGER_BYTES
         self._hang_up_gently()
 
     def enforce(self, now: float) -> None:
