@@ -25,6 +25,10 @@ class ApiKey(Section):
     """Name of the owner, in logs and metrics."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Hash of the key, in hexadecimal."""
+    previous_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Hash of the key before the last rotation, which is accepted as well."""
+    previous_expires: AwareDatetime | None = None
+    """Until when it is."""
     scopes: tuple[Scope, ...] = ("infer",)
     """`infer`: the model's routes; `metrics`: /metrics; `admin`: /version and /load."""
     expires: AwareDatetime | None = None
@@ -44,7 +48,18 @@ class ApiKey(Section):
     @property
     def expired(self) -> bool:
         """Whether its time is over."""
-        return self.expires is not None and self.expires <= datetime.now(timezone.utc)
+        return _is_past(self.expires)
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """Of what may be borne: the key, and the one before it while that is accepted."""
+        if not self.previous_sha256 or _is_past(self.previous_expires):
+            return (self.sha256,)
+        return (self.sha256, self.previous_sha256)
+
+
+def _is_past(moment: datetime | None) -> bool:
+    return moment is not None and moment <= datetime.now(timezone.utc)
 
 
 class KeyFile(Section):

@@ -36,6 +36,23 @@ def test_keys_are_listed_without_hashes_and_revoked_by_name(
     assert capsys.readouterr().out == "bob: scopes infer\n"
 
 
+def test_a_rotated_key_keeps_its_owner_and_the_one_before_for_a_while(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["key", "add", "alice", "--file", str(file), "--max-n", "2"])
+    first = capsys.readouterr().out.strip()
+    assert main(["key", "rotate", "alice", "--file", str(file), "--keep-hours", "1"]) == 0
+    second = capsys.readouterr().out.strip()
+    (key,) = read_keys(file)
+    assert key.hashes == (fingerprint(second), fingerprint(first))
+    assert (key.id, key.max_n) == ("alice", 2)
+    main(["key", "list", "--file", str(file)])
+    assert fingerprint(first) not in capsys.readouterr().out
+    main(["key", "rotate", "alice", "--file", str(file), "--keep-hours", "0"])
+    third = capsys.readouterr().out.strip()
+    assert read_keys(file)[0].hashes == (fingerprint(third),)
+
+
 def test_the_last_key_may_be_revoked_and_another_added(file: Path) -> None:
     main(["key", "add", "alice", "--file", str(file)])
     assert main(["key", "revoke", "alice", "--file", str(file)]) == 0
@@ -48,7 +65,7 @@ def test_the_last_key_may_be_revoked_and_another_added(file: Path) -> None:
     ("arguments", "said"),
     [
         (["add", "a b"], "id: "),
-        (["add", "alice"], "revoke it first"),
+        (["add", "alice"], "rotate or revoke it"),
         (["revoke", "carol"], "it has alice"),
         (["add", "x", "--priority", "1000"], "priority"),
     ],

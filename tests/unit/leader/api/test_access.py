@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_an_expired_key_is_refused() -> None:
         {"keys": [{"id": "old", "sha256": "0" * 64, "expires": "2020-01-01T00:00:00Z"}]}
     )
     assert past.keys[0].expired
+
+
+@pytest.mark.parametrize(("year", "status"), [(2020, 401), (2999, 200)])
+def test_the_key_before_a_rotation_is_its_owners_while_it_is_accepted(
+    tmp_path: Path, year: int, status: int
+) -> None:
+    until = datetime(year, 1, 1, tzinfo=timezone.utc)
+    kept = {"previous_sha256": fingerprint("old"), "previous_expires": until}
+    ring = KeyRing(key_file(tmp_path, INFER.model_copy(update=kept)))
+    for key, expected in (("alice-key", 200), ("old", status), ("", 401)):
+        found = ask(ring, "/v1/models", method="GET", headers={"X-Api-Key": key})
+        assert found.status == expected
 
 
 def test_every_file_of_keys_that_is_wrong_says_so_at_start(tmp_path: Path) -> None:
