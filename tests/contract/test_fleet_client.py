@@ -349,3 +349,46 @@ def test_a_group_that_failed_has_an_engine_again_when_it_is_formed_anew(tmp_path
         await fleet.assert_all_whole("a")
 
     run(scenario, tmp_path, config=SEVERAL)
+
+
+def test_a_group_may_come_and_have_requests(tmp_path: Path) -> None:
+    new: list[int] = []
+
+    async def scenario(fleet: Fleet) -> None:
+        fleet.client.on_new_group = new.append
+        fleet.client.take_news(lost(1))
+        await both_ready(fleet)
+        assert (fleet.client.groups, new) == ((0, 1), [1])
+        await fleet.ask("a", "b")
+        assert fleet.client.num_in(1) == 0, "its followers are not ready"
+        fleet.client.take_news(GroupNews(group=1, state="open"))
+        await fleet.ask("c", "d")
+        assert fleet.client.num_in(1) == 2
+        await fleet.assert_all_whole("a", "b", "c", "d")
+
+    run(scenario, tmp_path)
+
+
+def test_a_group_may_go_and_its_engine_ends(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await both_ready(fleet)
+        before = fleet.pid_of(1)
+        await fleet.ask("a", "b")
+        await fleet.until_each_began("a", "b")
+        fleet.client.take_news(GroupNews(group=1, state="gone"))
+        fleet.client.take_news(GroupNews(group=1, state="gone"))
+        assert fleet.client.groups == (0,)
+        await fleet.assert_all_whole("a", "b")
+        await fleet.until(lambda: not psutil.pid_exists(before))
+        fleet.client.replace_engine(1, "the supervisor did not know yet")
+        with pytest.raises(LeaderError, match="group 1 has no engine"):
+            await fleet.client.beat(1)
+        fleet.client.take_news(GroupNews(group=1, state="lost"))
+        fleet.client.take_news(GroupNews(group=1, state="open"))
+        await both_ready(fleet)
+        assert fleet.pid_of(1) != before
+        fleet.client.take_news(lost(0))
+        await fleet.ask("e")
+        await fleet.until(lambda: "e" in fleet.ended)
+
+    run(scenario, tmp_path, config=SEVERAL)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -34,8 +35,14 @@ class Groups(Recorded):
         return super().start_and_wait()
 
     def wait_all_ready(self, *, deadline_s: float = 60.0) -> None:
+        self.wait_until(
+            lambda: all(group.ready for group in status_of(self.server).groups),
+            deadline_s=deadline_s,
+        )
+
+    def wait_until(self, condition: Callable[[], bool], *, deadline_s: float = 60.0) -> None:
         give_up = time.monotonic() + deadline_s
-        while not all(group.ready for group in status_of(self.server).groups):
+        while not condition():
             assert time.monotonic() < give_up, self.server.log
             time.sleep(0.05)
 

@@ -1,8 +1,10 @@
 """Servers of the tiny model, and what they answer undisturbed to every kind of request."""
 
+from collections.abc import Sequence
+
 from tests.e2e.losses import wait_ready
 from tests.e2e.server import Server
-from tests.e2e.streams import Answer, Streams, completion, every_kind
+from tests.e2e.streams import Answer, Ask, Streams, completion, every_kind
 
 LENGTH = 60
 FLAGS = (
@@ -26,12 +28,14 @@ ASKS = [
 class Recorded:
     """A server, and what it answers undisturbed."""
 
+    asks: Sequence[Ask] = ASKS
+
     def __init__(self, server: Server) -> None:
         self.server = server
         self.expected = self.start().finish()
 
     def start(self) -> Streams:
-        return Streams(self.server.port, self.server.name, ASKS)
+        return Streams(self.server.port, self.server.name, self.asks)
 
     def start_and_wait(self) -> Streams:
         wait_ready(self.server)

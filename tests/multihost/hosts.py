@@ -147,11 +147,16 @@ class Network:
         ip("link", "set", self.name, "up")
         self.hosts: list[Host] = []
         try:
-            for number in range(hosts):
-                self.hosts.append(Host(self, number))
+            for _ in range(hosts):
+                self.add_host()
         except BaseException:
             self.close()
             raise
+
+    def add_host(self) -> Host:
+        """A host more."""
+        self.hosts.append(Host(self, len(self.hosts)))
+        return self.hosts[-1]
 
     def __enter__(self) -> "Network":
         return self

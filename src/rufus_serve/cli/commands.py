@@ -47,6 +47,7 @@ COMMANDS = (
     Command("drain", "let a running server, or one of its groups, finish"),
     Command("restart-follower", "replace one follower of a running server"),
     Command("restart-group", "replace the followers of a group of a running server"),
+    Command("scale", "add groups to a running server, or take some away"),
     Command("bench", "load an OpenAI endpoint and measure its streams"),
     Command("batch", "ask all requests of a file in OpenAI's batch format"),
     Command("key", "make, list and revoke API keys"),

@@ -88,6 +88,13 @@ class Cluster(Protocol):
             ClusterError: no node can take it, or it was killed meanwhile.
         """
 
+    def make_room(self, followers: int) -> tuple[NodeInfo, ...]:
+        """Nodes for so many followers in all, those that run included.
+
+        Raises:
+            ClusterError: there are not enough.
+        """
+
     def kill(self, follower_id: str) -> None:
         """Kill the process if it still runs (SIGKILL: it may hang in a collective)."""
 

@@ -28,7 +28,7 @@ class LocalCluster:
     def start(self, on_exit: OnExit) -> tuple[NodeInfo, ...]:
         """Nothing to bring up."""
         self._on_exit = on_exit
-        return (NodeInfo(host="localhost", address="127.0.0.1", slots=self._slots),)
+        return self.make_room(self._slots)
 
     def launch(self, spec: FollowerSpec) -> None:
         """Start a follower process here."""
@@ -37,6 +37,10 @@ class LocalCluster:
             self._running[spec.follower_id] = FollowerProcess(
                 spec, python=self._python, log_file=log_file, on_exit=self._ended
             )
+
+    def make_room(self, followers: int) -> tuple[NodeInfo, ...]:
+        """This host, which takes as many as are wanted."""
+        return (NodeInfo(host="localhost", address="127.0.0.1", slots=followers),)
 
     def kill(self, follower_id: str) -> None:
         """Kill the process if it still runs."""

@@ -26,6 +26,8 @@ from rufus_serve.cluster.ray_orders import (
     Kill,
     Launch,
     NotLaunched,
+    Survey,
+    Surveyed,
     Wire,
 )
 from rufus_serve.cluster.ray_session import RaySession
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _KILL_S = 2.0
+_MOST_LAUNCHES = 1024
+"""At a time: each waits for a node on a thread of its own."""
 
 
 class Driver:
@@ -46,7 +50,7 @@ class Driver:
         self._wire, self._settings, self._again = wire, order.settings, order.again
         self._session = RaySession(Path(order.folder), session_id=os.getsid(0))
         self._cluster: RayCluster | None = None
-        self._pool = ThreadPoolExecutor(order.settings.followers + 1, thread_name_prefix="order")
+        self._pool = ThreadPoolExecutor(_MOST_LAUNCHES, thread_name_prefix="order")
         threading.Thread(target=self._tell_alive, name="alive", daemon=True).start()
         threading.Thread(target=self._join, name="join", daemon=True).start()
 
@@ -60,6 +64,8 @@ class Driver:
                 self._cluster.adopt(order)
             case Kill():
                 self._cluster.kill(order.follower_id)
+            case Survey():
+                self._wire.send(Surveyed(nodes=self._cluster.nodes()))
 
     def leave(self) -> None:
         """See that what was to be killed is, and take down a Ray of ours."""

@@ -8,7 +8,7 @@ here; those elsewhere are heard of by their control connections alone.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,6 +29,8 @@ from rufus_serve.cluster.ray_orders import (
     Launched,
     NotLaunched,
     RaySettings,
+    Survey,
+    Surveyed,
     Unwatched,
 )
 from rufus_serve.cluster.ray_tls import GroupTls
@@ -47,6 +49,7 @@ _SILENT_S = 20.0
 """From a child that runs; one that was stopped says nothing."""
 _OVERDUE_S = 45.0
 """After `join_s`: the driver gives a launch up before."""
+_SURVEY_S = 5.0
 
 
 class _Running(msgspec.Struct):
@@ -66,6 +69,12 @@ class _Launch(msgspec.Struct):
     answer: Launched | NotLaunched | None = None
 
 
+class _Survey(msgspec.Struct):
+    """A question for nodes; there are some, once it is answered."""
+
+    nodes: tuple[NodeInfo, ...] = ()
+
+
 class RayKeeper:
     """`Cluster` on Ray; any thread. The lock of `_changed` guards all that changes."""
 
@@ -81,6 +90,7 @@ class RayKeeper:
         self._restarts = 0
         self._came: tuple[NodeInfo, ...] | RufusError | None = None
         """What the first start brought."""
+        self._survey = _Survey()
         self._running: dict[str, _Running] = {}
         self._launches: dict[str, _Launch] = {}
         self._stopping = self._interrupted = self._released = False
@@ -124,6 +134,31 @@ class RayKeeper:
         if isinstance(launch.answer, NotLaunched):
             answer = launch.answer
             raise errors.of(answer.exit_code, answer.reason, otherwise=ClusterError)
+
+    def make_room(self, followers: int) -> tuple[NodeInfo, ...]:
+        """The nodes that are there, by Ray's word now."""
+        with self._changed:
+            survey = self._survey = _Survey()
+            if self._is_up and self._child is not None:
+                self._child.send(Survey())
+                self._changed.wait_for(lambda: survey.nodes or not self._is_up, _SURVEY_S)
+            found = survey.nodes
+        if not found:
+            raise ClusterError("Ray is away now and is started again; try once more")
+        if len(found) < followers:
+            raise ClusterError(self._too_few(found, followers))
+        return found[:followers]
+
+    def _too_few(self, found: Sequence[NodeInfo], followers: int) -> str:
+        settings = self._settings
+        if not settings.spread:
+            return f"{followers} followers on this host are too many; it takes {len(found)}"
+        seen = ", ".join(f"{node.host} ({node.address})" for node in found)
+        leader = settings.existing or f"{settings.address}:{settings.port}"
+        return (
+            f"{followers} followers need a node each; there are {len(found)}: {seen}; run "
+            f"`rufus-serve follower --leader {leader}` on the others first"
+        )
 
     def kill(self, follower_id: str) -> None:
         """Kill the process: from here if it is on this host, else by its agent."""
@@ -244,6 +279,10 @@ class RayKeeper:
                 pass
             case Came():
                 self._came_up(news)
+            case Surveyed():
+                with self._changed:
+                    self._survey.nodes = news.nodes
+                    self._changed.notify_all()
             case Launched() | NotLaunched():
                 self._answered(news)
             case Ended():

@@ -73,12 +73,22 @@ class Kill(Order, frozen=True):
     follower_id: str
 
 
+class Survey(Order, frozen=True):
+    """Tell which nodes there are; answered by `Surveyed`."""
+
+
 class News(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Of the Ray child."""
 
 
 class Came(News, frozen=True):
     """Ray is there, with these nodes."""
+
+    nodes: tuple[NodeInfo, ...]
+
+
+class Surveyed(News, frozen=True):
+    """One entry for each follower that could run, those that do included."""
 
     nodes: tuple[NodeInfo, ...]
 
@@ -125,8 +135,8 @@ class Unwatched(News, frozen=True):
     reason: str
 
 
-AnyOrder = Join | Launch | Adopt | Kill
-AnyNews = Alive | Came | CannotJoin | Launched | NotLaunched | Ended | Unwatched
+AnyOrder = Join | Launch | Adopt | Kill | Survey
+AnyNews = Alive | Came | Surveyed | CannotJoin | Launched | NotLaunched | Ended | Unwatched
 
 
 class Wire:

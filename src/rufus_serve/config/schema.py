@@ -15,6 +15,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _RECOVERY_S = 600.0
+MOST_GROUPS = 64
+"""Behind one endpoint."""
 Ascending = tuple[Annotated[int, Field(gt=0)], ...]
 
 
@@ -284,7 +286,7 @@ class ServeConfig(Section):
     """What followers compute on."""
     nodes: Annotated[int, Field(gt=0, le=64)] = 1
     """Followers of one group, one per node."""
-    groups: Annotated[int, Field(gt=0, le=64)] = 1
+    groups: Annotated[int, Field(gt=0, le=MOST_GROUPS)] = 1
     """Groups behind the endpoint, of `nodes` followers each; requests go on in another if one is
     lost."""
     host: str = "127.0.0.1"

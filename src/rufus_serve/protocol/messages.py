@@ -315,7 +315,8 @@ class GroupNews(Message, frozen=True):
 
     group: int
     state: str
-    """open (takes requests), lost (its epoch is over), out (kept out of rotation), failed."""
+    """open (takes requests), lost (its epoch is over, or none began yet), out (kept out of
+    rotation), failed, gone (the server has it no more)."""
     reason: str = ""
 
 
@@ -342,6 +343,12 @@ class DrainGroup(Message, frozen=True):
     """Ask the supervisor to keep a group out of rotation; its requests go to the others."""
 
     group: int
+
+
+class Scale(Message, frozen=True):
+    """Ask the supervisor to have so many groups from now on."""
+
+    groups: int
 
 
 class TraceSteps(Message, frozen=True):
@@ -372,11 +379,11 @@ ControlMessage = (
     | FollowerForming | FollowerGaveUp | FollowerReady | FollowerFailed | Heartbeat | HeartbeatAck
     | Stop
 )  # fmt: skip
-Order = StatusRequest | RestartFollower | RestartGroup | DrainGroup | TraceSteps | Drain
+Order = StatusRequest | RestartFollower | RestartGroup | DrainGroup | Scale | TraceSteps | Drain
 """What a command asks of a running supervisor."""
 LinkMessage = (
     LeaderHello | GroupReady | EpochLost | GroupFailed | LeaderProgress
     | Serving | StatusRequest | Status | GroupNews | GroupIdle | RestartFollower | RestartGroup
-    | DrainGroup | TraceSteps | Drain | Ack
+    | DrainGroup | Scale | TraceSteps | Drain | Ack
 )  # fmt: skip
 AnyMessage = StepMessage | ControlMessage | LinkMessage

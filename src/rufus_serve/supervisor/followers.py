@@ -43,7 +43,7 @@ class FollowerDesk:
         states: Sequence[GroupState],
         report: Report,
     ) -> None:
-        """Of all groups, whose states are `states`."""
+        """Of all groups, whose states are `states`: they may come and go."""
         self._server, self._config = server, config
         self._states, self._report = states, report
         self._peers: dict[str, bytes] = {}

@@ -53,6 +53,8 @@ class Shared:
     on_failed: Callable[["Group", RufusError], None]
     new_state: Callable[["Group"], GroupState]
     """In the place of a group's that failed."""
+    has_several: bool
+    """Whether there is, or was, more than one group for the API process to choose from."""
     nodes: tuple[NodeInfo, ...] = ()
     acting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Orders must reach a follower in the order they were decided, whichever group it goes to."""
@@ -104,6 +106,17 @@ class Group:
         self._outside, self._back_when_ready = "draining", False
         await self.tell_api()
 
+    async def return_to_rotation(self) -> None:
+        """Take requests again."""
+        self._outside = ""
+        await self.tell_api()
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it has no request, and will be sent none."""
+        has_none = self.state.phase in (ev.GroupPhase.STARTING, ev.GroupPhase.FAILED)
+        return has_none or self._outside == "drained"
+
     def is_idle(self) -> None:
         """The API process has none of its requests any more."""
         self._outside = self._outside and "drained"
@@ -127,7 +140,7 @@ class Group:
 
     async def tell_api(self, reason: str = "") -> None:
         """Say whether requests may be sent here; with one group there is no choice."""
-        if self._shared.config.groups == 1:
+        if not self._shared.has_several:
             return
         if self.state.phase is ev.GroupPhase.FAILED:
             word = "failed"
@@ -179,7 +192,7 @@ class Group:
                 shared.on_failed(self, action.kind(action.reason))
 
     def end(self) -> None:
-        """Kill its followers: it failed, and others go on."""
+        """Kill its followers: it failed or goes, and others go on."""
         for follower_id in self.state.members:
             self._kill(follower_id)
 

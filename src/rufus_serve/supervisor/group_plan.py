@@ -21,6 +21,8 @@ from rufus_serve.supervisor.group_events import Form, GroupSettings
 from rufus_serve.supervisor.group_file import GroupFile, load, path_for
 
 _log = logging.getLogger(__name__)
+_MOST_HERE = 64
+"""Followers that this host takes where all run on it: groups may come while it serves."""
 
 
 class GroupPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +139,8 @@ def group_settings(config: ServeConfig, number: int) -> GroupSettings:
     return GroupSettings(
         nodes=config.nodes,
         standby_nodes=0 if number else recovery.standby_nodes,
-        name=str(number) if config.groups > 1 else "",
+        # The only one of a server has none, and keeps that when others come.
+        name=str(number) if config.groups > 1 or number else "",
         join_s=timeouts.join_s,
         load_s=timeouts.load_s,
         warm_up_s=timeouts.warm_up_s,
@@ -208,4 +211,4 @@ def _local_slots(config: ServeConfig, plan: GroupPlan) -> int:
     """Followers that this host holds."""
     if plan.spread:
         return int(config.cluster.follower_on_leader_host)
-    return config.num_followers
+    return max(config.num_followers, _MOST_HERE)

@@ -34,7 +34,7 @@ class LeaderKeeper:
         on_death: Callable[[], None],
         report: Report,
     ) -> None:
-        """`states`: of the groups that it is to serve."""
+        """`states`: of the groups that it is to serve, which may come and go."""
         self._config, self._states, self._report = config, states, report
         self._on_death = on_death
         self._process = LeaderProcess(config, plan)
@@ -78,7 +78,7 @@ class LeaderKeeper:
         """
         await self._await_free_port()
         while not self._given_up:
-            await self._process.start()
+            await self._process.start(groups=len(self._states))
             watch = asyncio.ensure_future(self._watch_start())
             ended = asyncio.ensure_future(self._process.wait())
             await asyncio.wait((watch, ended), return_when=asyncio.FIRST_COMPLETED)

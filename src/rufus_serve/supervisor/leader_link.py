@@ -27,6 +27,10 @@ class LeaderLink:
         """The leader process ended, and its engines with it."""
         self._peers.clear()
 
+    def forget_engine(self, group: int) -> None:
+        """The group is gone; nothing that its engine says counts any more."""
+        self._peers.pop(group, None)
+
     async def to_engine(self, group: int, message: AnyMessage) -> None:
         """Send to a group's engine, if there is one."""
         if group in self._peers:

@@ -29,11 +29,11 @@ class LeaderProcess:
         """Whether the process was started and has not ended."""
         return self._process is not None and self._process.returncode is None
 
-    async def start(self) -> None:
-        """Start a leader, with an id of its own."""
+    async def start(self, *, groups: int) -> None:
+        """Start a leader for so many groups, with an id of its own."""
         self.leader_id = uuid.uuid4().hex[:8]
         spec = LeaderSpec(
-            config=self._config.model_dump(mode="json"),
+            config=self._config.model_dump(mode="json") | {"groups": groups},
             leader_id=self.leader_id,
             link_endpoint=self._plan.link_endpoint,
             token=self._plan.token,

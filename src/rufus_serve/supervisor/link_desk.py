@@ -19,6 +19,7 @@ from rufus_serve.protocol.messages import (
     Order,
     RestartFollower,
     RestartGroup,
+    Scale,
     Serving,
     Status,
     StatusRequest,
@@ -27,6 +28,7 @@ from rufus_serve.protocol.messages import (
 from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.group import Group
 from rufus_serve.supervisor.leader_link import LeaderLink
+from rufus_serve.supervisor.scaling import Scaling
 
 _log = logging.getLogger(__name__)
 
@@ -47,9 +49,16 @@ class LinkDesk:
     """Gives each message to the group that it is about; event loop only."""
 
     def __init__(
-        self, server: PeerServer, link: LeaderLink, groups: Sequence[Group], events: LinkEvents
+        self,
+        server: PeerServer,
+        link: LeaderLink,
+        groups: Sequence[Group],
+        scaling: Scaling,
+        events: LinkEvents,
     ) -> None:
-        self._server, self._link, self._groups, self._events = server, link, groups, events
+        """`groups`: those that there are, as `scaling` has it."""
+        self._server, self._link, self._events = server, link, events
+        self._groups, self._scaling = groups, scaling
 
     async def take(self, peer: bytes, message: AnyMessage) -> None:
         """Act upon a message of `peer`, and answer orders."""
@@ -60,7 +69,8 @@ class LinkDesk:
                 if (number := self._link.group_of(peer)) is not None:
                     await self._take_from_engine(self._groups[number], message)
             case GroupIdle():
-                self._groups[message.group].is_idle()
+                if message.group < len(self._groups):
+                    self._groups[message.group].is_idle()
             case Serving():
                 self._events.serving(message.leader_id)
             case Ack():
@@ -70,6 +80,7 @@ class LinkDesk:
                 | RestartFollower()
                 | RestartGroup()
                 | DrainGroup()
+                | Scale()
                 | TraceSteps()
                 | Drain()
             ):
@@ -87,6 +98,7 @@ class LinkDesk:
         else:
             for group in self._groups:
                 await group.tell_api()
+            await self._scaling.tell_gone()
 
     async def _take_from_engine(self, group: Group, message: AnyMessage) -> None:
         match message:
@@ -105,6 +117,8 @@ class LinkDesk:
                 return self._events.status()
             case RestartFollower() | RestartGroup() | DrainGroup():
                 return Ack(error=await self._maintain(order))
+            case Scale():
+                return Ack(error=await self._scaling.scale(order.groups))
             case TraceSteps():
                 await self._link.to_engine(order.group, order)
             case Drain():

@@ -15,6 +15,7 @@ from rufus_serve.protocol.messages import (
     Order,
     RestartFollower,
     RestartGroup,
+    Scale,
     Status,
     StatusRequest,
     TraceSteps,
@@ -77,6 +78,31 @@ def drain_group(*, port: int | None, folder: str, group: int, grace_s: float) ->
     _await_group(server, group, "drained", deadline_s=grace_s)
 
 
+def scale(*, port: int | None, folder: str, groups: int, deadline_s: float) -> None:
+    """Have the server serve with so many groups; returns once those that came are ready.
+
+    Raises:
+        ClusterError: no such server, it refuses, a group fails, or it takes too long.
+    """
+    server = _running(port, folder)
+    before = len(_status(server).groups)
+    _obey(server, Scale(groups=groups))
+    deadline = time.monotonic() + deadline_s
+    while not _has_scaled(now := _status(server), before, groups):
+        if time.monotonic() > deadline:
+            states = ", ".join(f"{each.group} {each.state}" for each in now.groups)
+            raise ClusterError(f"not scaled to {groups} after {deadline_s:g} s: groups {states}")
+        time.sleep(_POLL_S)
+
+
+def _has_scaled(now: Status, before: int, wanted: int) -> bool:
+    """Raises ClusterError if a group that came has failed."""
+    for group in now.groups[before:]:
+        if group.state == "failed":
+            raise ClusterError(f"group {group.group} failed: {group.detail}; the others serve on")
+    return len(now.groups) == wanted and all(group.ready for group in now.groups[before:])
+
+
 def _obey(server: GroupFile, order: Order) -> None:
     answer = _ask(server, order)
     if isinstance(answer, Ack) and answer.error:
@@ -86,8 +112,7 @@ def _obey(server: GroupFile, order: Order) -> None:
 def _await_group(server: GroupFile, group: int, state: str, *, deadline_s: float) -> None:
     deadline, last = time.monotonic() + deadline_s, ""
     while time.monotonic() < deadline:
-        answer = _ask(server, StatusRequest())
-        assert isinstance(answer, Status)
+        answer = _status(server)
         last = answer.groups[group].state
         if last == state and (answer.ready or state != "ready"):
             return
@@ -101,7 +126,11 @@ def status(*, port: int | None, folder: str) -> Status:
     Raises:
         ClusterError: there is no such server here.
     """
-    answer = _ask(_running(port, folder), StatusRequest())
+    return _status(_running(port, folder))
+
+
+def _status(server: GroupFile) -> Status:
+    answer = _ask(server, StatusRequest())
     assert isinstance(answer, Status)
     return answer
 

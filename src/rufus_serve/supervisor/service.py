@@ -33,12 +33,15 @@ from rufus_serve.supervisor.leader_keeper import LeaderKeeper
 from rufus_serve.supervisor.leader_link import LeaderLink
 from rufus_serve.supervisor.link_desk import LinkDesk, LinkEvents
 from rufus_serve.supervisor.report import Report
+from rufus_serve.supervisor.scaling import Scaling
 from rufus_serve.supervisor.status import status_of
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _ADOPTION_BEATS = 5
 _LEADER_STOP_S = 10.0
+_MOST_CALLS = 1024
+"""To the cluster at a time."""
 
 
 class Supervisor:
@@ -64,9 +67,7 @@ class Supervisor:
         self._desk.expect(tuple(each for each in kept if each.group < config.groups))
         self._cluster = make_cluster(config, self._plan)
         # Launches wait, side by side, as long as what starts followers is away; kills do not.
-        self._cluster_threads = ThreadPoolExecutor(
-            2 * config.num_followers + 2, thread_name_prefix="cluster"
-        )
+        self._cluster_threads = ThreadPoolExecutor(_MOST_CALLS, thread_name_prefix="cluster")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._drained = asyncio.Event()
         self._leader = LeaderKeeper(
@@ -87,7 +88,19 @@ class Supervisor:
             drained=self._drained.set,
             status=self._status,
         )
-        return LinkDesk(self._link_server, self._link, self._groups, events)
+        scaling = Scaling(
+            self._groups,
+            self._states,
+            self._shared,
+            new_state=self._new_state,
+            obstacle=self._cannot_scale,
+        )
+        return LinkDesk(self._link_server, self._link, self._groups, scaling, events)
+
+    def _cannot_scale(self) -> str:
+        if self._draining:
+            return "the server is stopping"
+        return "" if self._leader.serving else "the server is still starting; try once more"
 
     def _new_state(self, number: int, after: GroupState | None = None) -> GroupState:
         kept_epoch, kept_serial = (
@@ -124,6 +137,7 @@ class Supervisor:
             note=self._note_groups,
             on_failed=self._group_failed,
             new_state=self._state_again,
+            has_several=self._config.groups > 1,
         )
 
     async def run(self) -> int:

@@ -4,7 +4,9 @@ import pytest
 
 from rufus_serve.cli import restart_follower, restart_group
 from rufus_serve.cli.status import _lines
+from rufus_serve.errors import ClusterError
 from rufus_serve.protocol.messages import FollowerStatus, GroupStatus, Status
+from rufus_serve.supervisor import orders
 
 
 @pytest.mark.parametrize(("text", "meant"), [("2", (0, 2)), ("1/0", (1, 0))])
@@ -49,3 +51,12 @@ def test_several_groups_are_told_apart():
         "group 1: drained, epoch 2, 0 restarts ",
         FOLLOWER,
     ]
+
+
+def test_a_server_has_scaled_once_what_came_is_ready():
+    assert not orders._has_scaled(status("ready", "starting"), 1, 2)
+    assert orders._has_scaled(status("recovering", "ready"), 1, 2)
+    assert not orders._has_scaled(status("ready", "draining"), 2, 1)
+    assert orders._has_scaled(status("ready"), 2, 1)
+    with pytest.raises(ClusterError, match="group 1 failed"):
+        orders._has_scaled(status("ready", "failed"), 1, 2)

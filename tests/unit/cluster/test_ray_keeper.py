@@ -22,6 +22,8 @@ from rufus_serve.cluster.ray_orders import (
     NotLaunched,
     Order,
     RaySettings,
+    Survey,
+    Surveyed,
     Unwatched,
 )
 from rufus_serve.errors import ClusterError, ConfigError, HandshakeRefused
@@ -184,6 +186,36 @@ def test_a_launch_that_fails_says_why(stage):
     stage.child.tell(NotLaunched(follower_id="0.1", reason="no interpreter", exit_code=code))
     with pytest.raises(ConfigError, match="no interpreter"):
         launching.result(10)
+
+
+def test_room_is_what_ray_says_there_is_now(stage):
+    stage.come()
+    asking = stage.pool.submit(stage.keeper.make_room, 2)
+    assert isinstance(stage.child.next_order(), Survey)
+    nodes = (*NODES, NodeInfo(host="i", address=ELSEWHERE, slots=1))
+    stage.child.tell(Surveyed(nodes=(*nodes, *nodes)))
+    assert asking.result(10) == nodes
+
+
+def test_it_is_told_on_which_hosts_a_follower_is_missing(stage):
+    stage.come()
+    asking = stage.pool.submit(stage.keeper.make_room, 2)
+    assert isinstance(stage.child.next_order(), Survey)
+    stage.child.tell(Surveyed(nodes=NODES))
+    said = r"2 followers need a node each; there are 1: h \(127.0.0.1\); run `rufus-serve follower"
+    with pytest.raises(ClusterError, match=said):
+        asking.result(10)
+
+
+def test_there_is_no_room_while_ray_is_away(stage):
+    with pytest.raises(ClusterError, match="Ray is away now"):
+        stage.keeper.make_room(1)
+    stage.come()
+    asking = stage.pool.submit(stage.keeper.make_room, 1)
+    assert isinstance(stage.child.next_order(), Survey)
+    stage.come_back()
+    with pytest.raises(ClusterError, match="Ray is away now"):
+        asking.result(10)
 
 
 @pytest.mark.parametrize("limit", ["_SILENT_S", "_OVERDUE_S"])

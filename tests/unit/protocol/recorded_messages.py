@@ -143,6 +143,7 @@ _SAMPLES: list[m.AnyMessage] = [
     m.DrainGroup(group=1),
     m.GroupNews(group=1, state="lost", reason="follower 1/0: killed by signal 9"),
     m.GroupIdle(group=1),
+    m.Scale(groups=3),
     m.Drain(grace_s=30.0),
     m.Ack(error="not while recovering"),
 ]

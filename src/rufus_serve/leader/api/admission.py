@@ -35,7 +35,9 @@ class Admission:
         self._app = app
         self._http, self._limits = config.http, config.limits
         self._served = served_name(config)
-        self._places = Places(config.groups * config.max_num_seqs + config.limits.max_waiting)
+        self._max_num_seqs = config.max_num_seqs
+        self._places = Places(0)
+        self.resize(num_groups=config.groups)
         self._rates = RateLimits()
         self._max_bytes = {
             True: int(config.limits.max_body_mb * 1_000_000),
@@ -49,6 +51,11 @@ class Admission:
         self._reason = ""
         self.max_model_len = 0
         """Of the model, once it is known; for `limits.cap_max_tokens`."""
+
+    def resize(self, *, num_groups: int) -> None:
+        """Admit as many sequences as so many groups run, and those that may wait."""
+        capacity = num_groups * self._max_num_seqs + self._limits.max_waiting
+        self._places.capacity = capacity
 
     @property
     def draining(self) -> bool:

@@ -82,6 +82,8 @@ class ApiServer:
         self._desk = self._batch_desk()
         self._http = HttpServer(self._gateway(), config)
         self._background: set[asyncio.Task[None]] = set()
+        self._beating: set[int] = set()
+        """Groups whose engine is asked for signs of life."""
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -161,9 +163,8 @@ class ApiServer:
             self._metrics.moves = fleet.moves
             for news in self._news.values():
                 fleet.take_news(news)
-            beats = (self._beat(fleet, group) for group in range(self._config.groups))
-            for work in (self._keys.keep_fresh(), *beats):
-                self._background.add(asyncio.create_task(work))
+            self._meet_groups()
+            self._background.add(asyncio.create_task(self._keys.keep_fresh()))
             if self._desk is not None:
                 # Not before: an engine is forked, which should inherit no database.
                 await self._desk.open()
@@ -222,9 +223,19 @@ class ApiServer:
             return
         num_before = self._fleet.num_in(news.group)
         self._fleet.take_news(news)
+        self._meet_groups()
         num_moved = num_before - self._fleet.num_in(news.group)
         if num_moved > 0:
             self._happened(self._board.moved(news.group, num_moved))
+
+    def _meet_groups(self) -> None:
+        """Admit as much as the groups that there are take, and listen to those that are new."""
+        groups = self._fleet.groups
+        self._admission.resize(num_groups=len(groups))
+        for group in groups:
+            if group not in self._beating:
+                self._beating.add(group)
+                self._background.add(asyncio.create_task(self._beat(self._fleet, group)))
 
     def _happened(self, moment: Moment) -> None:
         if self._tracing is not None:
@@ -232,11 +243,12 @@ class ApiServer:
 
     async def _beat(self, fleet: Any, group: int) -> None:
         """Ask an engine's main loop for a sign of life, and for what it counted."""
-        while True:
+        while group in fleet.groups:
             with contextlib.suppress(LeaderError):  # the engine died; the next one is asked
                 counts = await fleet.beat(group)
                 self._took_counts(group, msgspec.convert(counts, StepCounts))
             await asyncio.sleep(self._config.timeouts.heartbeat_s)
+        self._beating.discard(group)
 
     def _took_counts(self, group: int, counts: StepCounts) -> None:
         self._metrics.took_counts(group, counts)

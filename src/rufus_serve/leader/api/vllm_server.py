@@ -7,6 +7,7 @@ import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -18,6 +19,7 @@ from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, ModelError, RufusError
 from rufus_serve.leader.api import vllm_compat
 from rufus_serve.leader.api.engine_guard import guard
+from rufus_serve.leader.api.engine_metrics import add_engine
 from rufus_serve.leader.api.fleet.client import fleet_factory, replacing_vllms_client
 from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
 from rufus_serve.leader.api.routes import listed_paths
@@ -29,6 +31,7 @@ async def engine_client(args: Namespace, config: ServeConfig, folder: str) -> As
     make_fleet = fleet_factory(config, folder, asyncio.get_running_loop())
     with replacing_vllms_client(make_fleet):
         engine = await in_daemon_thread(_start_engine, args)
+    engine.engine_core.on_new_group = partial(add_engine, engine.logger_manager)
     try:
         await engine.reset_mm_cache()
         yield engine

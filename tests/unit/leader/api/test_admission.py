@@ -94,6 +94,21 @@ def test_more_requests_than_fit_are_refused_at_once_until_one_ends() -> None:
     asyncio.run(scenario())
 
 
+def test_a_group_more_takes_as_many_requests_more() -> None:
+    async def scenario() -> None:
+        model = Model()
+        admission = Admission(model, config(max_waiting=1))
+        admission.resize(num_groups=2)
+        calls = [Call(admission, BODY) for _ in range(4)]
+        await calls[3].task
+        assert calls[3].status == 429
+        model.finish.set()
+        await asyncio.gather(*(call.task for call in calls))
+        assert [call.status for call in calls] == [200, 200, 200, 429]
+
+    asyncio.run(scenario())
+
+
 def test_a_request_for_more_sequences_than_can_ever_wait_is_refused_for_good() -> None:
     async def scenario() -> None:
         call = Call(Admission(Model(), config(max_waiting=1)), BODY | {"n": 3})

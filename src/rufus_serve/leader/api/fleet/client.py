@@ -44,17 +44,17 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         """AsyncLLM takes itself for dead by it."""
         self.engine_ranks_managed = list(range(config.groups))
         """Values of the label `engine` in /metrics: groups."""
+        self.on_new_group: Callable[[int], None] = lambda _: None
+        """Called before anything comes of a group that was not there at the start."""
         self._zygotes, self._config, self._folder = zygotes, config, folder
         self._event_loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._queue: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._dispatcher = Dispatcher(self._queue.put_nowait, self._fail_request)
         self.moves = self._dispatcher.moves
-        self._keepers = tuple(
-            EngineKeeper(group, self._open_link, self._dispatcher, config.recovery)
-            for group in range(config.groups)
-        )
+        self._keepers = {group: self._new_keeper(group) for group in range(config.groups)}
         self._stopped = False
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> EngineCoreReadyResponse:
         """Start an engine for each group; what the first that is ready says of itself.
@@ -62,24 +62,36 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         Raises:
             RufusError: the first that ended its start did not become ready.
         """
-        starts = [asyncio.ensure_future(keeper.start()) for keeper in self._keepers]
+        keepers = list(self._keepers.values())
+        starts = [asyncio.ensure_future(keeper.start()) for keeper in keepers]
         done, _ = await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
         ready = done.pop().result().ready
-        for keeper, start in zip(self._keepers, starts, strict=True):
+        for keeper, start in zip(keepers, starts, strict=True):
             keeper.follow(start)
         return ready
 
     def failure(self) -> RufusError | None:
         """Why no request can be served any more; None while it can, or may yet."""
-        failures = [keeper.failure() for keeper in self._keepers]
+        failures = [keeper.failure() for keeper in self._keepers.values()]
         return failures[0] if all(failures) else None
 
     def replace_engine(self, group: int, reason: str) -> None:
         """Kill an engine that lives and does nothing; its requests go on elsewhere."""
-        self._keepers[group].replace(reason)
+        if group in self._keepers:
+            self._keepers[group].replace(reason)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Those that there are."""
+        return tuple(self._keepers)
 
     def take_news(self, news: GroupNews) -> None:
         """A group came or went: send requests to it, or have them go on in others."""
+        if news.state == "gone":
+            self._remove(news.group)
+            return
+        if news.group not in self._keepers:
+            self._add(news.group)
         keeper, for_good = self._keepers[news.group], news.state == "failed"
         if for_good:
             keeper.give_up(FollowerError(news.reason))
@@ -89,6 +101,25 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
             self._dispatcher.open(news.group)
             return
         self._dispatcher.close(news.group, lost=news.state != "out", for_good=for_good)
+
+    def _new_keeper(self, group: int) -> EngineKeeper:
+        return EngineKeeper(group, self._open_link, self._dispatcher, self._config.recovery)
+
+    def _add(self, group: int) -> None:
+        """A group is new: it needs an engine, which waits for its followers."""
+        self.on_new_group(group)
+        keeper = self._keepers[group] = self._new_keeper(group)
+        keeper.follow(keeper.start())
+
+    def _remove(self, group: int) -> None:
+        """A group is no more: what it has goes on elsewhere, and its engine ends."""
+        keeper = self._keepers.pop(group, None)
+        if keeper is None:
+            return
+        self._dispatcher.close(group, lost=False, for_good=True)
+        leaving = self._event_loop.create_task(keeper.leave(deadline_s=_STOP_S))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     def num_in(self, group: int) -> int:
         """Requests that a group has."""
@@ -100,7 +131,8 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         Raises:
             LeaderError: there is no engine, or it died meanwhile.
         """
-        link = self._keepers[group].link
+        keeper = self._keepers.get(group)
+        link = keeper.link if keeper is not None else None
         if link is None:
             raise LeaderError(f"group {group} has no engine yet")
         answers = await link.call("collective_rpc", BEAT, None, (), None)
@@ -187,7 +219,8 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         self._zygotes.close()
 
     async def _stop(self, deadline_s: float) -> None:
-        await asyncio.gather(*(keeper.stop(deadline_s=deadline_s) for keeper in self._keepers))
+        stops = (keeper.stop(deadline_s=deadline_s) for keeper in self._keepers.values())
+        await asyncio.gather(*stops, *self._leaving)
         self._context.destroy(linger=0)
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
@@ -196,7 +229,7 @@ class FleetClient(EngineCoreClient):  # type: ignore[misc]
         Raises:
             LeaderError: none did.
         """
-        links = [keeper.link for keeper in self._keepers if keeper.link is not None]
+        links = [keeper.link for keeper in self._keepers.values() if keeper.link is not None]
         calls = (link.call(method, *args) for link in links)
         answers = await asyncio.gather(*calls, return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]

@@ -81,6 +81,12 @@ class EngineKeeper:
         if self.link is not None:
             await self.link.stop(deadline_s=deadline_s)
 
+    async def leave(self, *, deadline_s: float) -> None:
+        """The group is no more: end the engine, as `stop` does, and send it nothing again."""
+        await self.stop(deadline_s=deadline_s)
+        if self.link is not None:
+            self._dispatcher.lose_port(self.link)
+
     def _on_lost(self, link: EngineLink, reason: str) -> None:
         _log.warning(
             "the engine of group %d is lost: %s; %d requests are open",
