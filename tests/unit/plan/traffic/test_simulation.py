@@ -1,13 +1,16 @@
 import itertools
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.plan.traffic.made import RoundTimes, asked, fleet
 
-from rufus_serve.plan.traffic.demand import Lengths, Load
+from rufus_serve.plan.traffic import simulation
+from rufus_serve.plan.traffic.demand import Arrival, Lengths, Load
 from rufus_serve.plan.traffic.measures import measure
 from rufus_serve.plan.traffic.simulation import Loss, simulate
+from rufus_serve.routing import Router
 
 
 def poisson(rate, count, *, prompt=100, output=1):
@@ -148,3 +151,71 @@ def test_equal_beginnings_go_to_the_group_that_holds_them():
     ]
     outcome = simulate(fleet(2, prefix_caching=True), arrivals)
     assert sum(job.num_cached > 0 for job in outcome.jobs) == 18
+
+
+class RoundRobin(Router):
+    """One group after the other, whatever it has to do."""
+
+    def __init__(self, num_groups: int) -> None:
+        super().__init__()
+        self._num_groups, self._turn = num_groups, 0
+
+    def cost(self, group, wanted, keys):
+        return (group - self._turn) % self._num_groups
+
+    def sent(self, group, wanted, keys):
+        super().sent(group, wanted, keys)
+        self._turn += 1
+
+
+def served(num_groups, arrivals, *, num_blocks):
+    """Cached tokens, and the 99th percentile of the time to the first token."""
+    sizes = {
+        "prefix_caching": True, "steps_ahead": 1, "max_num_seqs": 8, "block_size": 32,
+        "largest_prefill": 512, "prefill_tokens_per_step": 512, "num_blocks": num_blocks,
+    }  # fmt: skip
+    times = RoundTimes(per_token=0.2, decode=15.0)
+    outcome = simulate(fleet(num_groups, times=times, **sizes), arrivals)
+    num_cached = sum(job.num_cached for job in outcome.jobs)
+    return num_cached, measure(outcome, num_groups=num_groups).ttft_ms["p99"]
+
+
+def with_beginnings(source, at_s):
+    """One of 24 beginnings of 512 tokens, more than a group of four holds, and 64 of its own."""
+    first, own = 10_000 * source.randrange(24), source.randrange(10**6, 10**9)
+    tokens = [*range(first, first + 512), *range(own, own + 64)]
+    return Arrival(at_s=at_s, tokens=tokens, num_output=16)
+
+
+def of_all_lengths(source, at_s):
+    prompt = source.randint(600, 1800) if source.random() < 0.2 else source.randint(20, 300)
+    return asked(
+        at_s, prompt=prompt, output=source.randint(16, 128), first_id=source.getrandbits(60)
+    )
+
+
+def made_up(make, *, rate, count=600, seed=0):
+    source, at_s, found = random.Random(seed), 0.0, []
+    for _ in range(count):
+        at_s += source.expovariate(rate)
+        found.append(make(source, at_s))
+    return found
+
+
+def test_groups_find_nine_of_ten_beginnings_that_one_big_group_finds(monkeypatch):
+    arrivals = made_up(with_beginnings, rate=10.0)
+    in_one, _ = served(1, arrivals, num_blocks=4 * 200)
+    in_four, p99_ms = served(4, arrivals, num_blocks=200)
+    monkeypatch.setattr(simulation, "Router", lambda: RoundRobin(4))
+    by_turns, p99_by_turns_ms = served(4, arrivals, num_blocks=200)
+    assert in_four > 0.9 * in_one > by_turns
+    assert p99_ms < p99_by_turns_ms
+
+
+@pytest.mark.parametrize("rate", [12.0, 16.8])
+def test_first_tokens_come_no_later_than_by_turns(rate, monkeypatch):
+    arrivals = made_up(of_all_lengths, rate=rate)
+    _, p99_ms = served(4, arrivals, num_blocks=1000)
+    monkeypatch.setattr(simulation, "Router", lambda: RoundRobin(4))
+    _, by_turns_ms = served(4, arrivals, num_blocks=1000)
+    assert p99_ms <= by_turns_ms
