@@ -1,7 +1,7 @@
 """`Scaling`: groups that come and go while the server serves."""
 
 import asyncio
-import logging
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -12,7 +12,6 @@ from rufus_serve.supervisor import group_events as ev
 from rufus_serve.supervisor.group import Group, Shared
 from rufus_serve.supervisor.group_state import GroupState
 
-_log = logging.getLogger(__name__)
 _POLL_S = 0.1
 
 
@@ -90,10 +89,10 @@ class Scaling:
             return f"none of the {wanted} that would be left takes requests now"
         return ""
 
-    async def _make_room(self, wanted: int) -> None:
+    async def _make_room(self, num_groups: int) -> None:
         """Raises ClusterError if hosts are missing."""
         shared = self._shared
-        followers = wanted * shared.config.nodes + shared.config.recovery.standby_nodes
+        followers = num_groups * shared.config.nodes + shared.config.recovery.standby_nodes
         shared.nodes = await shared.in_cluster(shared.cluster.make_room, followers)
 
     async def _add(self) -> None:
@@ -102,9 +101,11 @@ class Scaling:
         group = Group(number, state, self._shared)
         self._states.append(state)
         self._groups.append(group)
-        self._shared.has_several = True
         self._shared.report.step(f"group {number} is added")
-        await group.tell_api()
+        told = [group] if self._shared.has_several else self._groups
+        self._shared.has_several = True
+        for each in told:
+            await each.tell_api()
         async with self._shared.acting:
             await group.start(())
 
@@ -130,4 +131,6 @@ class Scaling:
         shared.link.forget_engine(group.number)
         group.end()
         shared.note()
+        with contextlib.suppress(ClusterError):  # followers to come get fewer threads then
+            await self._make_room(len(self._groups))
         shared.report.step(f"group {group.number} is gone")

@@ -39,7 +39,7 @@ async def scale(server: Server, groups: int) -> str:
 def test_a_group_that_comes_is_served_as_soon_as_it_is_ready(tmp_path):
     async def scenario(server: Server) -> None:
         assert await scale(server, 2) == ""
-        assert server.words() == [(1, "lost")]
+        assert server.words() == [(0, "open"), (1, "lost")]
         assert [each.state for each in server.status().groups] == ["ready", "starting"]
         await asyncio.gather(*server.tasks)
         assert server.cluster.launched[-1].startswith("1-0.")
