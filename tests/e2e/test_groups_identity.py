@@ -95,4 +95,4 @@ def test_a_group_that_loses_a_follower_while_ray_is_away_comes_back(clients: Cli
     ray_losses.kill(clients.server, "raylet")
     clients.kill_follower(1)
     clients.assert_undisturbed(streams)
-    clients.wait_all_ready()
+    clients.wait_all_ready(deadline_s=120.0)

@@ -110,7 +110,10 @@ class FollowerNode:
     def _load(self, order: Welcome) -> None:
         if self._runtime is None:
             runtime = make_runtime(
-                self._config, order.node_rank, num_followers_on_host=order.num_followers_on_host
+                self._config,
+                order.node_rank,
+                group=order.group,
+                num_followers_on_host=order.num_followers_on_host,
             )
             self._phase = "loading"
             self._runtime = runtime

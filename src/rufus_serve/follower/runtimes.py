@@ -24,12 +24,16 @@ def identity_of(config: ServeConfig) -> Identity:
     return shard_identity(config)
 
 
-def make_runtime(config: ServeConfig, node_rank: int, *, num_followers_on_host: int) -> Runtime:
-    """The runtime that `config.runtime` names, for the shard of `node_rank`."""
+def make_runtime(
+    config: ServeConfig, node_rank: int, *, group: int, num_followers_on_host: int
+) -> Runtime:
+    """The runtime that `config.runtime` names, for the shard of `node_rank` of `group`."""
     if config.runtime == "neuron":
         from rufus_serve.runtime.neuron import NeuronRuntime
 
-        return NeuronRuntime(config, node_rank, num_followers_on_host=num_followers_on_host)
+        return NeuronRuntime(
+            config, node_rank, group=group, num_followers_on_host=num_followers_on_host
+        )
     if config.cpu.strict_neuron:
         from rufus_serve.runtime.cpu.strict import StrictCpuRuntime
 

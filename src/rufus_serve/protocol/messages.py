@@ -80,6 +80,7 @@ class Welcome(Message, frozen=True):
 
     node_rank: int
     num_followers_on_host: int = 1
+    group: int = 0
 
 
 class Refused(Message, frozen=True):

@@ -177,7 +177,9 @@ class Group:
                 self._kill(action.follower_id)
             case ev.Welcomed():
                 on_host = self._followers_beside(action.follower_id)
-                welcome = Welcome(node_rank=action.node_rank, num_followers_on_host=on_host)
+                welcome = Welcome(
+                    node_rank=action.node_rank, num_followers_on_host=on_host, group=self.number
+                )
                 await shared.desk.send(action.follower_id, welcome)
             case ev.Form():
                 await self._form(action)

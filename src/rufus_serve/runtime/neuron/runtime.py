@@ -48,12 +48,17 @@ class NeuronRuntime:
     """
 
     def __init__(
-        self, config: ServeConfig, node_rank: int, *, num_followers_on_host: int = 1
+        self,
+        config: ServeConfig,
+        node_rank: int,
+        *,
+        group: int = 0,
+        num_followers_on_host: int = 1,
     ) -> None:
         self.last_wait_s = 0.0
         self._config = config
         self._on_cpu = config.neuron.mode == "nxdi-cpu"
-        self._topology = Topology.of(config, node_rank, num_followers_on_host)
+        self._topology = Topology.of(config, node_rank, num_followers_on_host, group=group)
         self._work = Path(tempfile.mkdtemp(prefix="rufus-neuron-"))
         self._aborted = threading.Event()
         self._application: Any = None

@@ -18,9 +18,13 @@ class Topology:
     cores_per_node: int
     node_rank: int
     followers_on_host: int = 1
+    group: int = 0
+    """Which of the groups behind one endpoint: several may share a host."""
 
     @classmethod
-    def of(cls, config: ServeConfig, node_rank: int, followers_on_host: int) -> "Topology":
+    def of(
+        cls, config: ServeConfig, node_rank: int, followers_on_host: int, *, group: int = 0
+    ) -> "Topology":
         """The topology of `config`, from the node of `node_rank`.
 
         Raises:
@@ -33,7 +37,7 @@ class Topology:
                 f"mode is one process per rank; set cores_per_node to 1 and nodes to "
                 f"{config.nodes * cores}"
             )
-        return cls(config.nodes, cores, node_rank, followers_on_host)
+        return cls(config.nodes, cores, node_rank, followers_on_host, group)
 
     @property
     def tp_degree(self) -> int:
@@ -48,7 +52,8 @@ class Topology:
     @property
     def first_core(self) -> int:
         """First NeuronCore of this follower on its host; followers of a host are neighbours."""
-        return self.node_rank % self.followers_on_host * self.cores_per_node
+        place = self.group * self.num_nodes + self.node_rank
+        return place % self.followers_on_host * self.cores_per_node
 
     @property
     def spans_hosts(self) -> bool:

@@ -103,6 +103,15 @@ def test_two_followers_share_a_hosts_cores():
     assert not Topology(2, 16, 0, 2).spans_hosts
 
 
+def test_groups_share_a_hosts_cores():
+    of_one_node = [Topology(1, 16, 0, 2, group).first_core for group in range(2)]
+    assert of_one_node == [0, 16]
+    of_two_nodes = [
+        Topology(2, 8, rank, 4, group).first_core for group in (0, 1) for rank in (0, 1)
+    ]
+    assert of_two_nodes == [0, 8, 16, 24]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"quantization": "gptq"}, r"already \(gptq\)"), ({"num_experts": 8}, "with 8 experts")],
