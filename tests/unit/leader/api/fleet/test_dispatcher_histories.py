@@ -148,3 +148,60 @@ def test_whichever_group_comes_and_goes_every_request_gets_its_tokens_once(seed)
     history.finish()
     history.assert_all_whole()
     assert all(abs(history.front.dispatcher._router.load(group)) < 1e-6 for group in range(3))
+
+
+class ScaledHistory(GroupsHistory):
+    """The last of the groups also go for good, with what they have, and come again."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.gone: set[int] = set()
+
+    def go(self) -> None:
+        self.gone.add(2)
+        self.closed.discard(2)
+        self.front.dispatcher.close(2, lost=False, for_good=True)
+        for engine in [each for each in self.engines if each.group == 2]:
+            self.engines.remove(engine)
+            engine.kill()
+            self.front.dispatcher.lose_port(engine)
+
+    def come(self) -> None:
+        self.gone.clear()
+        self.front.dispatcher.close(2, lost=True)
+        self.closed.add(2)
+        self.start_in(2)
+
+    def start_missing(self) -> None:
+        for group in {0, 1, 2} - self.gone - {engine.group for engine in self.engines}:
+            self.start_in(group)
+
+    def close(self) -> None:
+        group = self.random.randrange(2)
+        self.closed.add(group)
+        self.front.dispatcher.close(group, lost=self.chance(0.5))
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_whichever_group_is_added_and_taken_away_every_request_gets_its_tokens_once(seed):
+    history = ScaledHistory(seed)
+    for tick in range(250):
+        if tick < 150 and history.chance(0.3):
+            history.ask(f"r{tick}", tick)
+        if history.engines and history.chance(0.02):
+            history.kill()
+        if history.chance(0.1):
+            history.start_missing()
+        if history.chance(0.04):
+            history.close()
+        if history.closed and history.chance(0.1):
+            history.open()
+        if history.chance(0.05):
+            history.come() if history.gone else history.go()
+        history.move_a_little()
+    history.start_missing()
+    while history.closed:
+        history.open()
+    history.finish()
+    history.assert_all_whole()
