@@ -21,6 +21,12 @@ BLOCK = {
     "buckets": {"prefill": [64, 128], "context": [128, 256, 512]},
     "neuron": {"kv_layout": "block"},
 }
+DRAFTED = CONTIGUOUS | {
+    "max_model_len": 131,
+    "buckets": {"prefill": [16, 64, 131], "context": [32, 64, 131]},
+    "speculation": {"method": "ngram", "num_speculative_tokens": 3},
+}
+"""As `CONTIGUOUS`, its decodes of four tokens a row."""
 LAYOUTS = {"contiguous": CONTIGUOUS, "block": BLOCK}
 """Settings by KV layout; with `max_num_seqs` 4."""
 
@@ -59,17 +65,37 @@ class Sequences:
         for name, logits in self.run(*names).items():
             self.tokens[name].append(int(np.argmax(logits)))
 
+    def try_drafts(self, drafts):
+        """A decode of sequences with `drafts` behind them: logits [1 + drafts, V] by name.
+
+        Each goes on with the best tokens, for as long as the drafts said the same.
+        """
+        names = list(drafts)
+        rows = [self._row(name, drafts[name]) for name in names]
+        (step,) = self._builder.build(rows, epoch=1, first_step_id=next(self._step_id))
+        logits = {name: [] for name in names}
+        for of, row in zip(step.rows, self._run(step.request), strict=True):
+            logits[names[of.row]].append(row)
+        for name in names:
+            for row, draft in zip(logits[name], [*drafts[name], None], strict=True):
+                self.tokens[name].append(int(np.argmax(row)))
+                if self.tokens[name][-1] != draft:
+                    break
+            self.computed[name] = len(self.tokens[name]) - 1
+        return logits
+
     def free(self, name):
         self._free = self.blocks.pop(name) + self._free
         del self.tokens[name], self.computed[name]
 
-    def _row(self, name):
-        tokens, done = self.tokens[name], self.computed[name]
+    def _row(self, name, drafts=()):
+        tokens, done = [*self.tokens[name], *drafts], self.computed[name]
         blocks = self.blocks[name]
         while len(blocks) * self._info.block_size < len(tokens):
             blocks.append(self._free.pop(0))
         new = len(tokens) - done
-        return Row(np.array(tokens, np.int32), done, new, blocks, is_prefill=new > 1)
+        is_prefill = new - len(drafts) > 1
+        return Row(np.array(tokens, np.int32), done, new, blocks, is_prefill=is_prefill)
 
 
 def at_the_edges_of_buckets(sequences, prompt):
@@ -142,6 +168,37 @@ def cached_beginnings(sequences, prompt):
         sequences.free("hit")
 
 
+def drafts_that_come_true_and_others(sequences, prompt):
+    """Texts are those without drafts, whatever drafts said, in full and partial batches."""
+    prompts = {name: prompt(length) for name, length in (("a", 30), ("b", 6), ("c", 100))}
+    alone = {}
+    for name, tokens in prompts.items():
+        sequences.add(name, tokens)
+        for _ in range(12):
+            sequences.decode(name)
+        alone[name] = sequences.tokens[name]
+        sequences.free(name)
+    for name, tokens in prompts.items():
+        sequences.add(name, tokens)
+        sequences.decode(name)
+
+    def draft(name, count):
+        done = len(sequences.tokens[name])
+        return alone[name][done : done + count]
+
+    sequences.try_drafts({"c": draft("c", 3), "a": draft("a", 1), "b": []})
+    sequences.try_drafts({"b": [*draft("b", 1), 7, 9], "c": [5]})
+    sequences.decode(*"ca")
+    sequences.add("d", prompt(3))
+    sequences.decode("d")
+    sequences.try_drafts({"d": [9, 9, 9], "a": draft("a", 3), "b": draft("b", 2), "c": [3, 4]})
+    sequences.try_drafts({"b": draft("b", 2)})
+    for name, tokens in prompts.items():
+        count = len(sequences.tokens[name])
+        assert count > len(tokens) + 2
+        assert sequences.tokens[name] == alone[name][:count]
+
+
 _ANY = (
     at_the_edges_of_buckets,
     full_and_partial_batches,
@@ -151,9 +208,10 @@ _ANY = (
 )
 SCHEDULES = {
     "contiguous": _ANY,
+    "drafted": (*_ANY, drafts_that_come_true_and_others),
     "block": (*_ANY, a_prompt_in_segments, cached_beginnings),
 }
-"""By KV layout; each takes `Sequences` and a maker of prompts of a length."""
+"""By KV layout, and with `DRAFTED`; each takes `Sequences` and a maker of prompts of a length."""
 
 
 def agreeing(*groups, atol):

@@ -9,7 +9,7 @@ import pytest
 from runtime_group import Group, RuntimeKind
 from runtime_models import VOCAB, reference, write_model
 from runtime_sequences import Sequences as RawSequences
-from step_sequences import LAYOUTS, SCHEDULES, Sequences, agreeing
+from step_sequences import DRAFTED, LAYOUTS, SCHEDULES, Sequences, agreeing
 
 from rufus_serve.errors import CollectiveAborted, ModelError, RuntimeStepError
 
@@ -20,7 +20,8 @@ STRICT = RuntimeKind(
     "rufus_serve.runtime.cpu.strict", "StrictCpuRuntime",
     settings=SETTINGS | {"cpu": {"threads": 1, "strict_neuron": True}},
 )  # fmt: skip
-CASES = [(layout, nodes) for layout in LAYOUTS for nodes in (1, 3)]
+CASES = [(layout, nodes) for layout in LAYOUTS for nodes in (1, 3)] + [("drafted", 1)]
+SIZES = LAYOUTS | {"drafted": DRAFTED}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def start(folder):
     groups = []
 
     def start(kind, layout, nodes=1, **more):
-        settings = LAYOUTS[layout] | {"model": str(folder), "nodes": nodes} | more
+        settings = SIZES[layout] | {"model": str(folder), "nodes": nodes} | more
         groups.append(Group(kind, settings))
         return groups[-1].start()
 

@@ -16,6 +16,15 @@ def check_schedules(group, reference, layout):
                 np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=0)
             return logits
 
+        def try_drafts(self, drafts):
+            before = {name: list(self.tokens[name]) for name in drafts}
+            logits = super().try_drafts(drafts)
+            for name, rows in logits.items():
+                for count, found in enumerate(rows):
+                    wanted = reference(before[name] + list(drafts[name])[:count])
+                    np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=0)
+            return logits
+
     for schedule in SCHEDULES[layout]:
         sequences = Checked(group.step, group.info)
         schedule(sequences, lambda length: random.integers(3, 504, length).tolist())

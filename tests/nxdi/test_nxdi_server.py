@@ -29,12 +29,17 @@ pytestmark = [
 
 @pytest.fixture(
     scope="module",
-    params=[("contiguous", 1, 0), ("contiguous", 3, 64), ("block", 1, 64), ("block", 3, 0)],
-    ids=lambda param: "{}-tp{}-candidates{}".format(*param),
+    params=[
+        ("contiguous", 1, 0, "none"),
+        ("contiguous", 3, 64, "ngram"),
+        ("block", 1, 64, "none"),
+        ("block", 3, 0, "none"),
+    ],
+    ids=lambda param: "{}-tp{}-candidates{}-drafts-{}".format(*param),
 )
 def server(request, tmp_path_factory):
     """The demo model; in the block layout with too few blocks for three long requests at once."""
-    layout, ranks, candidates = request.param
+    layout, ranks, candidates, drafts = request.param
     neuron = {
         "mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": layout,
         "device_candidates": candidates,
@@ -43,12 +48,13 @@ def server(request, tmp_path_factory):
         "runtime": "neuron", "nodes": ranks, "dtype": "float32", "max_model_len": 512,
         "max_num_seqs": 4, "neuron": neuron, "cluster": {"kind": "local", "python": PYTHON},
         "buckets": {"prefill": [64, 128, 512], "context": [128, 512]},
+        "speculation": {"method": drafts, "num_speculative_tokens": 3},
         "num_blocks": 0 if layout == "contiguous" else NUM_BLOCKS,
     }  # fmt: skip
     path = tmp_path_factory.mktemp("settings") / "settings.yaml"
     path.write_text(json.dumps(settings))
     server = Server(DEMO_MODEL, f"--config={path}")
-    server.layout, server.ranks = layout, ranks
+    server.layout, server.ranks, server.drafts = layout, ranks, drafts
     try:
         server.wait_ready(deadline_s=300)
         yield server
@@ -81,6 +87,15 @@ def test_concurrent_prompts_of_all_lengths_give_the_reference_tokens(server):
         outputs = list(pool.map(lambda tokens: greedy(server, tokens, 8), prompts))
     for tokens, output in zip(prompts, outputs, strict=True):
         assert_greedy(DEMO_MODEL, tokens, output)
+
+
+def test_drafts_come_true_where_a_text_repeats_itself(server):
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    tokens = prompt(20, start=700) * 8
+    before = server.metric(accepted)
+    assert_greedy(DEMO_MODEL, tokens, greedy(server, tokens, 40))
+    come_true = server.metric(accepted) - before
+    assert come_true > 0 if server.drafts == "ngram" else come_true == 0
 
 
 def test_cached_beginnings_give_the_reference_tokens(server):

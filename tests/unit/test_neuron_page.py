@@ -9,12 +9,13 @@ ROOT = Path(__file__).parents[2]
 ROWS = [
     line.strip("| ").split(" | ")
     for line in (ROOT / "docs/neuron.md").read_text().split("## The traps")[1].split("\n")
-    if re.search(r"\| [CHKQSU] `", line)
+    if re.search(r"\| [CHKNQSU] `", line)
 ]
 FILES = {
     "C": (ROOT / "tests/nxdi/test_guards.py").read_text(),
     "H": (ROOT / "tests/nxdi/test_nxdi_hybrid.py").read_text(),
     "K": (ROOT / "tests/nxdi/test_nxdi_candidates.py").read_text(),
+    "N": (ROOT / "tests/nxdi/test_nxdi_drafts.py").read_text(),
     "Q": (ROOT / "tests/nxdi/test_nxdi_int8.py").read_text(),
     "S": (ROOT / "tests/nxdi/test_start_guards.py").read_text(),
 }

@@ -242,11 +242,11 @@ def _speculation(config: ServeConfig) -> Iterator[Conflict]:
             "places that the asynchronous scheduler keeps free for them; leave async_scheduling on",
             ("speculation.method", "async_scheduling"),
         )
-    if config.is_neuron_shaped:
+    if config.is_neuron_shaped and not config.has_kv_lines:
         yield Conflict(
-            f"speculation.method {speculation.method} with runtime neuron, or with its shapes: its "
-            "decode graphs hold one token a row; set speculation.method to none",
-            ("speculation.method", "runtime", "cpu.strict_neuron"),
+            f"speculation.method {speculation.method} with neuron.kv_layout block: NxD Inference "
+            "0.8 has no decode of several tokens with block tables; set kv_layout to contiguous",
+            ("speculation.method", "neuron.kv_layout"),
         )
 
 

@@ -123,13 +123,14 @@ def test_a_contiguous_kv_layout_prefills_a_whole_prompt_in_one_step():
     ("settings", "message"),
     [
         ({"async_scheduling": False}, "async_scheduling false"),
-        ({"runtime": "neuron"}, "one token a row"),
-        ({"cpu": {"strict_neuron": True}}, "one token a row"),
+        ({"runtime": "neuron", "neuron": {"kv_layout": "block"}}, "with block tables"),
+        ({"cpu": {"strict_neuron": True}, "neuron": {"kv_layout": "block"}}, "with block tables"),
     ],
 )
 def test_speculation_says_where_it_cannot_be(settings, message):
     (found,) = messages(speculation={"method": "ngram"}, **settings)
     assert message in found
+    assert messages(speculation={"method": "ngram"}, runtime="neuron") == []
 
 
 def test_speculation_compares_no_fewer_tokens_than_it_needs():

@@ -15,10 +15,25 @@ class Call:
     arguments: dict[str, Array]
     rows: tuple[int, ...]
     """Row of the step for each row of logits; empty if the logits are not wanted."""
+    taken: tuple[int, ...] | None = None
+    """Which tokens of the call bring `rows`, all its tokens counted row by row; None: one each."""
 
-    def tell_totals_at(self, temperatures: Array) -> None:
-        """Have a graph that finds candidates tell totals at the step's `temperatures` [R]."""
-        self.arguments["sampling_params"][: len(self.rows), 2] = temperatures[list(self.rows)]
+    @property
+    def places(self) -> Array:
+        """[rows] places of the wanted logits among all of the call's."""
+        return np.array(range(len(self.rows)) if self.taken is None else self.taken, np.int64)
+
+    def tell_totals_at(self, temperatures: Array) -> Array:
+        """Have a graph that finds candidates tell totals at the step's `temperatures` [R].
+
+        0 is any. Returns [rows] what it will be: the graph has one for all tokens of a row.
+        """
+        width = 1 if self.taken is None else self.arguments["input_ids"].shape[1]
+        of_call, owners = self.arguments["sampling_params"], self.places // width
+        wanted = temperatures[list(self.rows)]
+        of_call[owners[wanted > 0], 2] = wanted[wanted > 0]
+        told: Array = of_call[owners, 2]
+        return told
 
 
 def sampling_params(rows: int) -> Array:
@@ -72,6 +87,8 @@ def check_prefill(step: StepRequest, max_model_len: int) -> tuple[int, int]:
 
 def check_decode(step: StepRequest, max_rows: int, max_model_len: int) -> Array:
     """[R] position of each row's token, which is also its index in the KV cache.
+
+    `max_rows` counts tokens.
 
     Raises:
         RuntimeStepError: there are too many rows, or one is beyond the KV cache.

@@ -26,6 +26,8 @@ class CompiledShape:
     prefill: tuple[int, ...]
     prefix: tuple[int, ...]
     context: tuple[int, ...]
+    tokens_per_row: int = 1
+    """Tokens of one sequence that a decode computes, drafts included; always so many."""
 
     @classmethod
     def of(cls, config: ServeConfig, max_positions: int) -> "CompiledShape":
@@ -46,10 +48,11 @@ class CompiledShape:
             "num_blocks": self.num_blocks,
             "max_model_len": self.max_model_len,
             "prefill_buckets": self.prefill,
-            "decode_batch_buckets": (self.max_num_seqs,),
+            "decode_batch_buckets": (self.max_num_seqs * self.tokens_per_row,),
             "context_buckets": self.context,
             "prefix_caching": self.is_block,
             "segmented_prefill": self.is_block,
+            "multi_token_decode": self.tokens_per_row > 1,
         }
 
 
@@ -72,17 +75,36 @@ def _contiguous(config: ServeConfig, max_positions: int) -> CompiledShape:
             f"largest buckets.prefill {largest} < max_model_len {length}: the contiguous KV layout "
             f"prefills in one step; add {length} to buckets.prefill or lower max_model_len"
         )
+    tokens_per_row = 1 + config.num_speculative_tokens
+    prefill = _up_to(length, config.buckets.prefill)
+    if tokens_per_row > 1:
+        _check_drafts(tokens_per_row, prefill)
     return CompiledShape(
         is_block=False,
-        max_model_len=length,
+        # A decode's last token must lie within the line, whether its drafts are used or not.
+        max_model_len=length - tokens_per_row + 1,
         seq_len=length,
         max_num_seqs=config.max_num_seqs,
         block_size=length,
         num_blocks=config.max_num_seqs + 1,
-        prefill=_up_to(length, config.buckets.prefill),
+        prefill=prefill,
         prefix=(),
         context=_up_to(length, config.buckets.context or _doubling(128, length)),
+        tokens_per_row=tokens_per_row,
     )
+
+
+def _check_drafts(tokens_per_row: int, prefill: tuple[int, ...]) -> None:
+    if tokens_per_row in prefill:
+        raise ConfigError(
+            f"prefill bucket {tokens_per_row} = 1 + speculation.num_speculative_tokens: NxD "
+            "Inference tells a decode with drafts from a prefill by its width; change either"
+        )
+    if tokens_per_row > prefill[-1]:
+        raise ConfigError(
+            f"1 + speculation.num_speculative_tokens = {tokens_per_row} > max_model_len "
+            f"{prefill[-1]}: a sequence has no room for its drafts; lower the former"
+        )
 
 
 def _block(config: ServeConfig, max_positions: int) -> CompiledShape:

@@ -47,15 +47,17 @@ class ContiguousLayout:
         A row at position 0 is a prompt of one token: in a batch, it would send the batch to the
         prefill graph.
         """
-        positions = check_decode(step, self.shape.max_num_seqs, self.shape.max_model_len)
+        most = self.shape.max_num_seqs * self.shape.tokens_per_row
+        positions = check_decode(step, most, self.shape.max_model_len)
         lines = self._lines(step)
+        order = np.lexsort((positions, lines))
+        self._check_shared(step, lines[order], positions[order])
         calls = [
             self._prefill(step.token_ids[row : row + 1], int(lines[row]), (int(row),))
             for row in np.flatnonzero(positions == 0)
         ]
-        running = np.flatnonzero(positions)
-        if running.size:
-            rows = running[np.argsort(lines[running])]
+        rows = order[positions[order] > 0]
+        if rows.size:
             calls.append(self._decode(step.token_ids[rows], positions[rows], lines[rows], rows))
         return calls
 
@@ -64,10 +66,11 @@ class ContiguousLayout:
         for bucket in self.shape.prefill:
             tokens = np.zeros(max(bucket - 1, 2), dtype=np.int32)
             yield self._prefill(tokens, 0, ())
-        count = self.shape.max_num_seqs
+        count, width = self.shape.max_num_seqs, self.shape.tokens_per_row
         lines = np.arange(count, dtype=np.int32)
         for bucket in self.shape.context:
-            yield self._decode(np.zeros(count), np.full(count, bucket - 1), lines, ())
+            last = np.full(count, max(bucket - width, 1))
+            yield self._decode(np.zeros(count, np.int32), last, lines, None)
 
     def _prefill(self, token_ids: Array, line: int, rows: tuple[int, ...]) -> Call:
         length = int(token_ids.shape[0])
@@ -88,31 +91,57 @@ class ContiguousLayout:
         }
         return Call(arguments, rows)
 
-    def _decode(self, token_ids: Array, positions: Array, lines: Array, rows: object) -> Call:
-        """`lines` ascend: with a full batch NxD Inference takes row i for line i."""
-        strict_bucket(int(positions.max()), self.shape.context)
+    def _decode(self, token_ids: Array, positions: Array, lines: Array, rows: Array | None) -> Call:
+        """`lines` ascend: with a full batch NxD Inference takes row i for line i.
+
+        Each row of the call has as many tokens as its graph; those beyond a sequence's own are
+        written behind it and overwritten before anything sees them.
+        """
+        width = self.shape.tokens_per_row
+        own, starts, counts = np.unique(lines, return_index=True, return_counts=True)
+        places = np.arange(len(lines)) + np.repeat(np.arange(len(own)) * width - starts, counts)
+        tokens = np.zeros(len(own) * width, dtype=np.int32)
+        tokens[places] = token_ids
+        first = np.asarray(positions, dtype=np.int32)[starts]
+        longest = int(first.max())
+        strict_bucket(longest + (width if width > 1 else 0), self.shape.context)
         arguments = {
-            "input_ids": column(token_ids),
-            "position_ids": column(positions),
-            "seq_ids": np.asarray(lines, dtype=np.int32),
-            "sampling_params": sampling_params(len(lines)),
+            "input_ids": tokens.reshape(-1, width),
+            "position_ids": column(first) + np.arange(width, dtype=np.int32),
+            "seq_ids": np.asarray(own, dtype=np.int32),
+            "sampling_params": sampling_params(len(own)),
         }
-        return Call(arguments, tuple(int(row) for row in np.asarray(rows)))
+        if width > 1:
+            # NxD Inference makes one from positions for a lone token or a prompt only.
+            seen = np.arange(longest) < column(first)
+            arguments["attention_mask"] = seen.astype(np.int32)
+        if rows is None:
+            return Call(arguments, ())
+        taken = tuple(places.tolist()) if width > 1 else None
+        return Call(arguments, tuple(rows.tolist()), taken)
+
+    def _check_shared(self, step: StepRequest, lines: Array, positions: Array) -> None:
+        """Raise RuntimeStepError unless rows of one line are tokens that a decode can hold."""
+        is_same = lines[1:] == lines[:-1]
+        most = int(np.unique(lines, return_counts=True)[1].max())
+        follows = positions[1:] == positions[:-1] + 1
+        if most > self.shape.tokens_per_row or not follows[is_same].all():
+            raise RuntimeStepError(
+                f"step {step.step_id}: rows share KV lines: blocks {(lines + 1).tolist()}, "
+                f"positions {positions.tolist()}; a decode holds {self.shape.tokens_per_row} "
+                "successive tokens of each"
+            )
 
     def _lines(self, step: StepRequest) -> Array:
         """[R] KV line of each row.
 
         Raises:
-            RuntimeStepError: a row has no line of its own; a graph would not notice.
+            RuntimeStepError: there is no such line; a graph would not notice.
         """
         lines = np.asarray(step.block_table, dtype=np.int32)[:, 0] - 1
         if lines.min() < 0 or lines.max() >= self.shape.max_num_seqs:
             raise RuntimeStepError(
                 f"step {step.step_id}: blocks {(lines + 1).tolist()} are not all KV lines, which "
                 f"are blocks 1 to {self.shape.max_num_seqs}"
-            )
-        if np.unique(lines).size != lines.size:
-            raise RuntimeStepError(
-                f"step {step.step_id}: rows share KV lines: blocks {(lines + 1).tolist()}"
             )
         return lines

@@ -5,14 +5,16 @@ of K logits, K ids and a total, found where the output layer's shards lie, and a
 logits, that is left on the device. Runs against real NxD Inference on CPU; `forward_ranked`, which
 leaves an output on a device, is written to the documented contract and was never run.
 
-Shape legend: B rows of the graph, V vocabulary, K candidates.
+Shape legend: B rows of the graph, S tokens of a row (more than one with drafts), V vocabulary,
+K candidates.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rufus_serve.protocol.messages import Array
-from rufus_serve.runtime.neuron.device_logits import Packed
 
 
 def fields_of_graphs(num_candidates: int) -> dict[str, Any]:
@@ -25,13 +27,13 @@ def fields_of_graphs(num_candidates: int) -> dict[str, Any]:
 
 @dataclass
 class LeftLogits:
-    """The logits of the last call, [B, 1, V] and padding, where it left them."""
+    """The logits of the last call, [B, S, V] and padding, where it left them."""
 
     tensor: Any = None
 
 
 def with_candidates(cls: Any) -> Any:
-    """`cls`, an application class, whose output's `tokens` are [R, 2K + 2].
+    """`cls`, an application class, whose output's `tokens` are [R, 2K + 2], or [R, S, 2K + 2].
 
     That is K logits in falling order, their ids, the total at the row's temperature, and the row
     of `left_logits`, an attribute of the class.
@@ -45,8 +47,9 @@ def with_candidates(cls: Any) -> Any:
             import torch
 
             packed, left.tensor, *kv_cache = self._outputs(list(args))
-            numbers = torch.arange(packed.shape[0], dtype=packed.dtype).unsqueeze(1)
-            packed = torch.cat((packed, numbers), dim=1)
+            *shape, _ = packed.shape
+            numbers = torch.arange(math.prod(shape), dtype=packed.dtype).reshape(*shape, 1)
+            packed = torch.cat((packed, numbers), dim=-1)
             return packed if self.is_neuron() else [packed, *kv_cache]
 
         def _outputs(self, args: list[Any]) -> list[Any]:
@@ -69,15 +72,17 @@ def with_candidates(cls: Any) -> Any:
     return Application
 
 
-def packed_output(application: Any, output: Any, *, vocab_size: int) -> Packed:
-    """What came of one call, whose logits stay behind until they are fetched."""
+def packed_output(
+    application: Any, output: Any, *, vocab_size: int
+) -> tuple[Array, Callable[[], Array]]:
+    """[tokens, 2K + 2] what a call found, and what fetches the logits that it left behind."""
     logits = application.left_logits.tensor
 
     def fetch() -> Array:
-        whole: Array = logits.to("cpu")[:, -1, :vocab_size].float().numpy()
+        whole: Array = logits.to("cpu").flatten(0, 1)[:, :vocab_size].float().numpy()
         return whole
 
-    return Packed(output.tokens.numpy(), fetch)
+    return output.tokens.flatten(0, -2).numpy(), fetch
 
 
 def hide_logits(application: Any) -> None:
@@ -106,13 +111,16 @@ def _with_packed_output(model_class: Any) -> Any:
         def _sample_on_device(self, logits: Any, sampling_params: Any, *_: Any) -> Any:
             count = self.neuron_config.on_device_sampling_config.global_topk
             group = self.lm_head.tensor_parallel_group
-            return pack(logits[:, -1, :], sampling_params[:, 2:3], count, group)
+            temperatures = sampling_params[:, 2:3]
+            if logits.shape[1] == 1:
+                return pack(logits[:, -1], temperatures, count, group)
+            return pack(logits, temperatures.unsqueeze(1), count, group)
 
     return Model
 
 
 def pack(share: Any, temperatures: Any, count: int, group: Any) -> Any:
-    """[B, 2K + 1] of logits whose shares [B, V / ranks] lie on the ranks of `group`.
+    """[..., 2K + 1] of logits whose shares [..., V / ranks] lie on the ranks of `group`.
 
     Ids are exact in float32 below 2 ** 24.
     """
@@ -120,8 +128,9 @@ def pack(share: Any, temperatures: Any, count: int, group: Any) -> Any:
     from neuronx_distributed.operators.topk import topk
     from neuronx_distributed.parallel_layers.mappings import _gather_along_dim
 
-    best, ids = topk(share, count, dim=1, gather_dim=1, process_group=group)
-    own = torch.logsumexp(share / temperatures, dim=1, keepdim=True)
-    totals = _gather_along_dim(own, partition_dim=1, process_group=group)
-    total = torch.logsumexp(totals, dim=1, keepdim=True)
-    return torch.cat((best, ids.to(best.dtype), total), dim=1)
+    last = share.dim() - 1
+    best, ids = topk(share, count, dim=last, gather_dim=last, process_group=group)
+    own = torch.logsumexp(share / temperatures, dim=last, keepdim=True)
+    totals = _gather_along_dim(own, partition_dim=last, process_group=group)
+    total = torch.logsumexp(totals, dim=last, keepdim=True)
+    return torch.cat((best, ids.to(best.dtype), total), dim=last)

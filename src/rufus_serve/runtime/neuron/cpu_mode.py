@@ -53,7 +53,10 @@ def load_on_cpu(application: Any) -> None:
         # SDK 2.27 to 2.29 call it for every model but define it for image models only.
         vars(application)["_get_captured_tensors_offset"] = lambda: 0
     quantize_checkpoint(application)
-    with whole_meshes(), kept_rank_ordering(), converted_layers(application):
+    with (
+        whole_meshes(), kept_rank_ordering(), converted_layers(application),
+        decodes_with_drafts(application),
+    ):  # fmt: skip
         application.to_cpu()
     for wrapper in application.models:
         wrapper.model.register_forward_pre_hook(_BucketShape(wrapper.neuron_config))
@@ -112,6 +115,23 @@ def kept_rank_ordering() -> Iterator[None]:
         application_base.get_sharded_checkpoint = cut
 
 
+@contextlib.contextmanager
+def decodes_with_drafts(application: Any) -> Iterator[None]:
+    """Have `to_cpu` take a model whose decodes hold several tokens a row.
+
+    It refuses them by the number alone; the model's code is the one that graphs are traced from.
+    Afterwards it looks for the model of plain decodes, in whose place this one is.
+    """
+    config, length = application.neuron_config, application.neuron_config.speculation_length
+    config.speculation_length = 0
+    if length:
+        application.token_generation_model = application.speculation_model
+    try:
+        yield
+    finally:
+        config.speculation_length = length
+
+
 class _BucketShape:
     """Sets the sizes that tracing a bucket fixes on a device, and that CPU mode never sets."""
 
@@ -121,7 +141,8 @@ class _BucketShape:
     def __call__(self, module: Any, inputs: tuple[Any, ...]) -> None:
         new, mask = inputs[0].shape[1], inputs[1]
         if not self._config.is_prefix_caching:
-            module.n_positions = new if new > 1 else mask.shape[1]
+            is_decode = new in (1, self._config.speculation_length)
+            module.n_positions = mask.shape[1] if is_decode else new
             return
         prefix = 0 if mask.dim() == 1 else mask.shape[1]
         module.prefix_size, module.n_active_tokens = prefix, new

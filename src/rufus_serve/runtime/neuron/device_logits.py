@@ -16,30 +16,31 @@ from rufus_serve.runtime.candidates import joined, pick, rows_of
 class Packed:
     """What the graph of one call found in its logits, and left there."""
 
+    rows: tuple[int, ...]
+    """Row of the step for each row of `found`."""
     found: Array
     """[rows, 2K + 2] float32: logits, ids, total, row of the logits left behind."""
+    temperatures: Array
+    """[rows] that the totals are at."""
     fetch: Callable[[], Array]
-    """Brings the logits [B, V] to the host."""
+    """Brings the logits of all the call's tokens [B * S, V] to the host."""
 
 
 def temperatures_of(wants: RowWants | None, num_rows: int) -> Array:
-    """[R] the one temperature of each row that its graph tells the total at."""
+    """[R] the one temperature that each row's graph tells the total at; 0: none is wanted."""
     if wants is None:
-        return np.ones(num_rows, np.float32)
+        return np.zeros(num_rows, np.float32)
     for_draw, for_logprobs = wants.temperatures.T
-    return np.where(for_draw > 0, for_draw, np.where(for_logprobs > 0, for_logprobs, 1.0))
+    wanted: Array = np.where(for_draw > 0, for_draw, for_logprobs)
+    return wanted
 
 
 class DeviceLogits:
     """See `StepLogits`. On node rank 0; rows are fetched once they are asked for, and kept."""
 
-    def __init__(
-        self, answers: Sequence[tuple[Sequence[int], Packed]], temperatures: Array
-    ) -> None:
-        """`answers` name the step's row for each row that was found."""
-        self._temperatures = temperatures
+    def __init__(self, answers: Sequence[Packed]) -> None:
         self._places = {
-            row: (packed, place) for rows, packed in answers for place, row in enumerate(rows)
+            row: (packed, place) for packed in answers for place, row in enumerate(packed.rows)
         }
         self._fetched: dict[int, Array] = {}
 
@@ -63,7 +64,8 @@ class DeviceLogits:
         )
 
     def _is_told(self, row: int, count: int, temperatures: list[float], named: Array) -> bool:
-        own = self._temperatures[row]
+        packed, place = self._places[row]
+        own = packed.temperatures[place]
         is_known = all(each in (0.0, own) for each in temperatures)
         return is_known and not len(named) and count <= self._best(row)[0].size
 

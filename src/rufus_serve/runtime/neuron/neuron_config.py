@@ -29,6 +29,7 @@ _SETTINGS = {
     "pa_num_blocks": "num_blocks",
     "logical_nc_config": "neuron.target",
     "seq_len": "max_model_len",
+    "speculation_length": "speculation.num_speculative_tokens",
     "target": "neuron.target",
     "token_generation_buckets": "buckets.context",
     "torch_dtype": "dtype",
@@ -49,7 +50,6 @@ _REFUSED = {
     "output_logits": "the leader samples",
     "padding_side": "followers pad on the right",
     "pp_degree": "all nodes form one tensor-parallel group",
-    "speculation_length": "followers return logits, not tokens",
     "token_generation_batches": "NxD Inference 0.8 fails to pad the inputs of smaller graphs",
     "windowed_context_encoding_size": "a prefill step is one call",
 }
@@ -89,6 +89,7 @@ def neuron_config_fields(
         "context_encoding_buckets": list(shape.prefill),
         "token_generation_buckets": list(shape.context),
         "save_sharded_checkpoint": config.neuron.mode == "device",
+        **({"speculation_length": shape.tokens_per_row} if shape.tokens_per_row > 1 else {}),
         **(fields_of_graphs(candidates) if candidates else {}),
         **(quantizing.FIELDS if config.weights == "int8" else {}),
         **(_block_fields(shape) if shape.is_block else {"apply_seq_ids_mask": True}),

@@ -27,7 +27,7 @@ from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
 from rufus_serve.runtime.logits import StepLogits, WholeLogits
 from rufus_serve.runtime.neuron import artifacts, cpu_mode
 from rufus_serve.runtime.neuron.candidate_graphs import hide_logits, packed_output
-from rufus_serve.runtime.neuron.device_logits import DeviceLogits, temperatures_of
+from rufus_serve.runtime.neuron.device_logits import DeviceLogits, Packed, temperatures_of
 from rufus_serve.runtime.neuron.environment import (
     check_device,
     device_environment,
@@ -189,8 +189,8 @@ class NeuronRuntime:
         """Logits in full; those that no call names are not set."""
         logits = np.empty((step.num_rows, self._vocab_size), np.float32)
         for call in calls:
-            output = self._forward(call).logits[: len(call.rows), -1, : self._vocab_size]
-            logits[list(call.rows)] = output.float().numpy()
+            output = self._forward(call).logits.flatten(0, 1)[:, : self._vocab_size]
+            logits[list(call.rows)] = output.float().numpy()[call.places]
         return WholeLogits(logits)
 
     def _find(self, calls: list[Call], step: StepRequest) -> StepLogits:
@@ -198,11 +198,12 @@ class NeuronRuntime:
         temperatures = temperatures_of(step.wants, step.num_rows)
         answers = []
         for call in calls:
-            call.tell_totals_at(temperatures)
-            output = self._forward(call)
-            packed = packed_output(self._application, output, vocab_size=self._vocab_size)
-            answers.append((call.rows, packed))
-        return DeviceLogits(answers, temperatures)
+            told = call.tell_totals_at(temperatures)
+            found, fetch = packed_output(
+                self._application, self._forward(call), vocab_size=self._vocab_size
+            )
+            answers.append(Packed(call.rows, found[call.places], told, fetch))
+        return DeviceLogits(answers)
 
     def _forward(self, call: Call) -> Any:
         """NxD Inference's answer; every node makes the same calls in the same order."""

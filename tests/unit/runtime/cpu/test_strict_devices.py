@@ -96,6 +96,40 @@ def test_a_device_with_kv_lines_refuses(arguments, rule):
         LINES.prepare(arguments)
 
 
+DRAFTED = ContiguousDevice(
+    shaped("contiguous", speculation={"method": "ngram", "num_speculative_tokens": 3})
+)
+
+
+def drafted(first, **more):
+    positions = column(first) + np.arange(4, dtype=np.int32)
+    seen = (np.arange(max(first)) < column(first)).astype(np.int32)
+    return line_decode(first, range(len(first))) | {
+        "input_ids": np.full_like(positions, 9), "position_ids": positions, "attention_mask": seen,
+        **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (line_decode([5, 6], [0, 1]), "goes on from position 5"),
+        (drafted([5, 6], attention_mask=np.ones((2, 9), np.int32)), "mask of the tokens before"),
+        ({k: v for k, v in drafted([5, 6]).items() if k != "attention_mask"}, "needs an attention"),
+        (drafted([61, 6]), "65 tokens exceed the largest compiled bucket 64"),
+    ],
+)
+def test_a_device_with_drafts_refuses(arguments, rule):
+    with pytest.raises(RuntimeStepError, match=rule):
+        DRAFTED.prepare(arguments)
+
+
+def test_a_device_with_drafts_returns_each_lines_tokens_in_order():
+    call = DRAFTED.prepare(drafted([5, 6]))
+    assert call.graph.shapes["input_ids"] == (ROWS, 4)
+    assert call.rows.tolist() == list(range(8))
+
+
 def block_prefill(count, computed, *, table=range(1, 33), **more):
     table = list(table)
     arguments = {

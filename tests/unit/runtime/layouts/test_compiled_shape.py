@@ -23,6 +23,28 @@ def test_a_line_longer_than_the_largest_prefill_is_refused():
         shaped("contiguous", max_model_len=65)
 
 
+def drafted(count, **settings):
+    return shaped(
+        "contiguous", speculation={"method": "ngram", "num_speculative_tokens": count}, **settings
+    )
+
+
+def test_a_line_has_room_for_drafts_behind_the_longest_sequence():
+    shape = drafted(3)
+    assert (shape.seq_len, shape.max_model_len, shape.tokens_per_row) == (64, 61, 4)
+    info = shape.of_info()
+    assert (info["decode_batch_buckets"], info["multi_token_decode"]) == ((16,), True)
+    assert not shaped("contiguous").of_info()["multi_token_decode"]
+
+
+@pytest.mark.parametrize(
+    ("count", "reason"), [(15, "prefill bucket 16 = 1"), (63, "bucket 64 = 1"), (64, "65 > max_mo")]
+)
+def test_drafts_that_cannot_be_told_from_a_prefill_or_have_no_room_are_refused(count, reason):
+    with pytest.raises(ConfigError, match=reason):
+        drafted(count)
+
+
 def test_buckets_end_at_the_longest_sequence():
     shape = shaped("contiguous", max_model_len=200, buckets={"prefill": [64, 128, 512]})
     assert shape.prefill == (64, 128, 200)

@@ -91,3 +91,53 @@ def test_prefills_that_would_be_answered_wrongly_are_refused(step, reason):
 def test_decodes_that_would_be_answered_wrongly_are_refused(step, reason):
     with pytest.raises(RuntimeStepError, match=reason):
         LAYOUT.decode(step)
+
+
+DRAFTED = ContiguousLayout(
+    shaped("contiguous", speculation={"method": "ngram", "num_speculative_tokens": 3})
+)
+
+
+def test_a_sequence_with_its_drafts_is_one_row_of_the_call():
+    step = decode([5, 6, 7, 8], [9, 20, 10, 21], [[4], [1], [4], [1]])
+    (call,) = DRAFTED.decode(step)
+    assert argument(call, "seq_ids") == [0, 3]
+    assert argument(call, "input_ids") == [[6, 8, 0, 0], [5, 7, 0, 0]]
+    assert argument(call, "position_ids") == [[20, 21, 22, 23], [9, 10, 11, 12]]
+    assert call.rows == (1, 3, 0, 2)
+    assert call.places.tolist() == [0, 1, 4, 5]
+
+
+def test_drafts_are_not_among_what_is_seen_before_them():
+    (call,) = DRAFTED.decode(decode([5, 6, 7], [3, 4, 1], [[1], [1], [2]]))
+    assert argument(call, "attention_mask") == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_a_sequence_is_drawn_from_at_its_own_temperature():
+    (call,) = DRAFTED.decode(decode([5, 6, 7], [3, 4, 1], [[2], [2], [1]]))
+    told = call.tell_totals_at(np.array([0.5, 0.0, 2.0]))
+    assert argument(call, "sampling_params") == [[1, 1, 2.0], [1, 1, 0.5]]
+    assert (call.rows, told.tolist()) == ((2, 0, 1), [2.0, 0.5, 0.5])
+
+
+def test_the_last_position_leaves_room_for_drafts_that_nobody_has():
+    assert (DRAFTED.shape.seq_len, DRAFTED.shape.max_model_len) == (64, 61)
+    (call,) = DRAFTED.decode(decode([5], [60], [[1]]))
+    assert argument(call, "position_ids") == [[60, 61, 62, 63]]
+    with pytest.raises(RuntimeStepError, match="within max_model_len 61"):
+        DRAFTED.decode(decode([5], [61], [[1]]))
+
+
+@pytest.mark.parametrize(
+    ("positions", "lines"),
+    [([3, 5], [1, 1]), ([3, 3], [1, 1]), ([3, 4, 5, 6, 7], [1] * 5)],
+    ids=["gap", "twice", "too many"],
+)
+def test_drafts_that_do_not_follow_one_another_are_refused(positions, lines):
+    with pytest.raises(RuntimeStepError, match=r"rows share KV lines.*holds 4 successive"):
+        DRAFTED.decode(decode([5] * len(lines), positions, [[line] for line in lines]))
+
+
+def test_the_graphs_of_drafts_are_warmed_up():
+    widths = [call.arguments["input_ids"].shape for call in DRAFTED.warm_up()]
+    assert widths == [(1, 15), (1, 63), (4, 4)]

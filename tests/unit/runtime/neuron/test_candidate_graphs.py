@@ -73,26 +73,26 @@ def application(monkeypatch):
 def test_candidates_come_to_the_host_and_logits_stay_until_they_are_fetched(application):
     output = application.forward(torch.tensor([3, 1]))
     model = application.models[0].model.nxd_model
-    packed = candidate_graphs.packed_output(application, output, vocab_size=VOCAB)
+    found, fetch = candidate_graphs.packed_output(application, output, vocab_size=VOCAB)
     assert model.inputs == [[["padded", "inputs"]] * RANKS]
-    assert packed.found[:, :5].tolist() == model.packed.tensor[[3, 1]].tolist()
+    assert found[:, :5].tolist() == model.packed.tensor[[3, 1]].tolist()
     assert model.logits.fetched == 0
-    whole = packed.fetch()
+    whole = fetch()
     assert whole.dtype == np.float32
     assert whole.tolist() == model.logits.tensor[:, 0, :VOCAB].tolist()
 
 
 def test_each_row_names_its_logits_wherever_the_batch_was_put(application):
     output = application.forward(torch.tensor([3, 1]))
-    packed = candidate_graphs.packed_output(application, output, vocab_size=VOCAB)
-    assert packed.found[:, -1].tolist() == [3, 1]
+    found, _fetch = candidate_graphs.packed_output(application, output, vocab_size=VOCAB)
+    assert found[:, -1].tolist() == [3, 1]
 
 
 def test_a_later_call_leaves_what_an_earlier_one_left(application):
-    output = application.forward(torch.tensor([0]))
-    first = candidate_graphs.packed_output(application, output, vocab_size=VOCAB)
+    output = application.forward(torch.tensor([0, 2]))
+    _, fetch = candidate_graphs.packed_output(application, output, vocab_size=VOCAB)
     model = application.models[0].model.nxd_model
     kept, model.logits = model.logits, OnDevice(torch.zeros(ROWS, 1, 8))
-    application.forward(torch.tensor([0]))
-    assert first.fetch().tolist() == kept.tensor[:, 0, :VOCAB].tolist()
+    application.forward(torch.tensor([0, 2]))
+    assert fetch().tolist() == kept.tensor[:, 0, :VOCAB].tolist()
     assert model.logits.fetched == 0

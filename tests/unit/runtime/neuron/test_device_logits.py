@@ -18,10 +18,11 @@ class Graph:
     def __init__(self):
         self.fetched = 0
 
-    def call(self, rows, temperatures):
-        """`rows` of `WHOLE`, as the graph's answer to a call."""
-        found = [self._found(*each) for each in zip(rows, temperatures, strict=True)]
-        return Packed(np.stack(found), self._fetch)
+    def call(self, rows, graph_rows, temperatures):
+        """The graph's answer to a call, of `graph_rows` of `WHOLE`, for `rows` of the step."""
+        told = np.where(temperatures[list(rows)] > 0, temperatures[list(rows)], 1.0)
+        found = [self._found(*each) for each in zip(graph_rows, told, strict=True)]
+        return Packed(rows, np.stack(found), told, self._fetch)
 
     def _found(self, row, temperature):
         logits = WHOLE[row]
@@ -45,11 +46,8 @@ def step(graph):
 
     def step(*wants):
         temperatures = temperatures_of(row_wants(wants), 3)
-        return DeviceLogits(
-            [((1,), graph.call([4], temperatures[[1]])),
-             ((2, 0), graph.call([3, 0], temperatures[[2, 0]]))],
-            temperatures,
-        )  # fmt: skip
+        calls = ((1,), [4]), ((2, 0), [3, 0])
+        return DeviceLogits([graph.call(*each, temperatures) for each in calls])
 
     return step
 
@@ -98,5 +96,5 @@ def test_rows_in_full_are_those_of_their_calls(step, graph):
 
 def test_a_row_is_asked_at_the_one_temperature_that_it_wants():
     wants = row_wants([Want(1), Want(1, (0.5, 1.0)), Want(1, (0.0, 1.0)), Want(1, (0.25, 0.0))])
-    assert temperatures_of(wants, 4).tolist() == [1.0, 0.5, 1.0, 0.25]
-    assert temperatures_of(None, 2).tolist() == [1.0, 1.0]
+    assert temperatures_of(wants, 4).tolist() == [0.0, 0.5, 1.0, 0.25]
+    assert temperatures_of(None, 2).tolist() == [0.0, 0.0]

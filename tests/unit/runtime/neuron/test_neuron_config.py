@@ -63,6 +63,16 @@ def test_graphs_that_find_candidates_leave_the_output_layer_sharded_and_keep_log
     assert found["output_logits"] is True
 
 
+def test_drafts_take_a_decode_of_as_many_tokens_and_one():
+    config = configured("contiguous", speculation={"method": "ngram", "num_speculative_tokens": 3})
+    shape = CompiledShape.of(config, 2048)
+    found = neuron_config_fields(config, shape, Topology.of(config, 0, 1), "bfloat16")
+    assert found["speculation_length"] == 4
+    assert "speculation_length" not in fields()
+    with pytest.raises(ConfigError, match=r"use speculation\.num_speculative_tokens"):
+        fields(speculation_length=4)
+
+
 def test_the_leader_samples():
     assert "on_device_sampling_config" not in fields()
     with pytest.raises(ConfigError, match=r"on_device_sampling_config is not possible: the leader"):
@@ -80,7 +90,6 @@ def test_the_leader_samples():
         ("lora_config", {"max_loras": 1}),
         ("padding_side", "left"),
         ("pp_degree", 2),
-        ("speculation_length", 4),
         ("token_generation_batches", [1]),
         ("windowed_context_encoding_size", 128),
     ],

@@ -11,6 +11,7 @@ from neuron_sized import configured, decode, prefill
 
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
 from rufus_serve.leader.engine.step_builder import Want, row_wants
+from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.runtime.base import GroupSpec
 from rufus_serve.runtime.neuron import NeuronRuntime, cpu_mode
 from rufus_serve.runtime.neuron import runtime as runtime_module
@@ -175,7 +176,7 @@ def test_a_devices_weights_are_read_into_memory_while_loading(make, monkeypatch,
     config = configured("contiguous", model=str(tmp_path), neuron={"cores_per_node": 2})
     read = []
     monkeypatch.setattr(runtime_module, "apply_environment", nothing)
-    monkeypatch.setattr(runtime_module.artifacts, "prepare", lambda *_: tmp_path)
+    monkeypatch.setattr(runtime_module.artifacts, "prepare", lambda *_: (tmp_path, ArtifactUse()))
     monkeypatch.setattr(
         runtime_module, "read_ahead", lambda files, **_: read.extend(path.name for path in files)
     )

@@ -51,11 +51,14 @@ class ContiguousDevice:
     def inputs(self, call: GraphCall) -> StepInputs:
         """Where the call's tokens are written and what they see."""
         tensors, size = call.tensors, self._shape.seq_len
-        lines, positions = tensors["seq_ids"], tensors["position_ids"].reshape(-1)
+        positions = tensors["position_ids"].reshape(-1)
+        lines = tensors["seq_ids"]
         if call.is_prefill:
             width = positions.size
             slots = lines[0] * size + np.arange(width)
         else:
+            # A sequence's tokens are rows of their own on the CPU, that see those before them.
+            lines = np.repeat(lines, self._shape.tokens_per_row)
             width = tensors["attention_mask"].shape[1]
             sink = (self.num_cells - 1) * self.cell_size
             slots = np.where(lines < 0, sink, lines * size + positions)
@@ -105,7 +108,8 @@ class ContiguousDevice:
     def _decode(self, arguments: Arguments) -> GraphCall:
         lines, positions = arguments["seq_ids"], arguments["position_ids"]
         count = self._shape.max_num_seqs
-        if positions.shape[1] != 1:
+        new = self._shape.tokens_per_row
+        if positions.shape[1] != new:
             raise RuntimeStepError(
                 f"a prefill of {positions.shape[1]} tokens goes on from position "
                 f"{positions.min()}: the contiguous KV layout has no chunked prefill"
@@ -116,18 +120,32 @@ class ContiguousDevice:
                 f"rows of a full batch are for KV lines {lines.tolist()}: row i reads and writes "
                 "line i whatever its line is; sort the rows"
             )
-        width = strict_bucket(int(positions.max()), self._shape.context)
+        first = positions[:, :1]
+        longest = int(first.max())
+        width = strict_bucket(longest + (new if new > 1 else 0), self._shape.context)
+        self._check_seen(arguments, first)
         # Rows of lines left out repeat the first one; apply_seq_ids_mask keeps them from writing.
         source, written = np.zeros(count, np.int64), np.full(count, -1)
         source[lines], written[lines] = np.arange(lines.size), lines
         tensors = {name: by_row(each, source, lines.size) for name, each in arguments.items()}
         tensors |= {
             "seq_ids": written,
-            "attention_mask": visible(tensors["position_ids"], width),
+            "attention_mask": visible(tensors["position_ids"][:, :1], width),
         }
-        graph = Graph(f"decode {width}", _shapes(count, 1, width))
+        graph = Graph(f"decode {width}", _shapes(count, new, width))
         graph.check(tensors)
-        return GraphCall(graph, False, tensors, lines)
+        tokens = lines[:, np.newaxis] * new + np.arange(new)
+        return GraphCall(graph, False, tensors, tokens.reshape(-1))
+
+    def _check_seen(self, arguments: Arguments, first: Array) -> None:
+        """Raise unless a mask is given where none is made rightly, and says what is seen."""
+        mask = arguments.get("attention_mask")
+        if mask is None and self._shape.tokens_per_row == 1:
+            return
+        if mask is None or not np.array_equal(mask, visible(first, int(first.max()))):
+            raise RuntimeStepError(
+                "a decode with drafts needs an attention mask of the tokens before each row's first"
+            )
 
     def _check_lines(self, lines: Array) -> None:
         count = self._shape.max_num_seqs

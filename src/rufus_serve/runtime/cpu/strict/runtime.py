@@ -61,7 +61,6 @@ class StrictCpuRuntime(CpuRuntime):
         info = msgspec.structs.replace(
             super().load(progress),
             **shape.of_info(),
-            multi_token_decode=False,
             batched_prefill=False,
         )
         self._loaded = replace(self._require_loaded(), info=info)
@@ -93,12 +92,12 @@ class StrictCpuRuntime(CpuRuntime):
         for call in calls:
             result = self._forward(call)
             if logits is not None and call.rows and result is not None:
-                logits[list(call.rows)] = result
+                logits[list(call.rows)] = result[call.places]
         return WholeLogits(logits) if step.want_logits else None
 
     @torch.inference_mode()  # Warming up as well: the KV cache's buffers outlive the call.
     def _forward(self, call: Call) -> np.ndarray | None:
-        """A device's `forward`: logits [rows, V] of each row's last position on node rank 0."""
+        """A device's `forward`: logits [tokens, V] on node rank 0; a prefill's are its last's."""
         prepared = self._device.prepare(call.arguments)
         inputs = self._device.inputs(prepared)
         joined = self._require_joined()
