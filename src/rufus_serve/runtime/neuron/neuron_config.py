@@ -64,7 +64,7 @@ def neuron_config_fields(
     Raises:
         ConfigError: `neuron.neuron_config` has a field that is set by rufus-serve.
     """
-    rows, candidates = shape.max_num_seqs, config.neuron.device_candidates
+    rows = shape.max_num_seqs
     fields: dict[str, Any] = {
         "tp_degree": topology.tp_degree,
         "world_size": topology.tp_degree,
@@ -89,14 +89,24 @@ def neuron_config_fields(
         "context_encoding_buckets": list(shape.prefill),
         "token_generation_buckets": list(shape.context),
         "save_sharded_checkpoint": config.neuron.mode == "device",
-        **({"speculation_length": shape.tokens_per_row} if shape.tokens_per_row > 1 else {}),
-        **(fields_of_graphs(candidates) if candidates else {}),
-        **(quantizing.FIELDS if config.weights == "int8" else {}),
         **(_block_fields(shape) if shape.is_block else {"apply_seq_ids_mask": True}),
+        **_chosen_fields(config, shape),
     }
     extra = config.neuron.neuron_config
     _refuse_owned(extra, fields)
     return {**fields, **extra}
+
+
+def _chosen_fields(config: ServeConfig, shape: CompiledShape) -> dict[str, Any]:
+    """Of what a configuration may do without."""
+    fields: dict[str, Any] = {}
+    if shape.tokens_per_row > 1:
+        fields["speculation_length"] = shape.tokens_per_row
+    if config.neuron.device_candidates:
+        fields |= fields_of_graphs(config.neuron.device_candidates)
+    if config.weights == "int8":
+        fields |= quantizing.FIELDS
+    return fields
 
 
 def _block_fields(shape: CompiledShape) -> dict[str, Any]:
