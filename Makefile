@@ -198,7 +198,7 @@ test-nxdi: $(MADE_DEV) demo-model ## With NxD Inference's own source, on CPU (SO
 	@test -n "$(SOURCES)" || { echo "usage: make test-nxdi SOURCES=FOLDER"; exit 2; }
 	PYTHON=$(PYTHON) tests/nxdi/prepare.sh "$(SOURCES)" $(NXDI_VENV)
 	$(NXDI_VENV)/bin/python -m pytest tests/nxdi
-	NXDI_PYTHON=$(abspath $(NXDI_VENV))/bin/python $(BIN)/python -m pytest tests/nxdi/test_nxdi_server.py
+	NXDI_PYTHON=$(abspath $(NXDI_VENV))/bin/python $(BIN)/python -m pytest tests/nxdi/test_nxdi_server*.py
 
 # Hosts are network namespaces: needs root and iproute2.
 test-multihost: $(MADE_DEV) $(MADE_TOOLS) demo-model ## Several hosts, as network namespaces.

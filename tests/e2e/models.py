@@ -15,10 +15,10 @@ MAX_MODEL_LEN = 4096
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def tiny_checkpoint(folder: Path, name: str) -> Path:
+def tiny_checkpoint(folder: Path, name: str, **changes: int) -> Path:
     """A random model of one architecture with the demo model's tokenizer."""
     runtime_models.write_model(
-        folder, name, vocab_size=VOCAB, max_position_embeddings=MAX_MODEL_LEN
+        folder, name, vocab_size=VOCAB, max_position_embeddings=MAX_MODEL_LEN, **changes
     )
     for file in _TOKENIZER:
         shutil.copy(DEMO_MODEL / file, folder)

@@ -4,7 +4,6 @@ Runs in the leader's environment; NXDI_PYTHON names the followers' interpreter.
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,19 +11,16 @@ import pytest
 pytest.importorskip("vllm", reason="runs in the leader's environment")
 
 import psutil
+from nxdi_served import PYTHON, greedy, marks, serving
 from tests.e2e.losses import pids
 from tests.e2e.models import assert_greedy, prompt
-from tests.e2e.server import DEMO_MODEL, Server
+from tests.e2e.server import DEMO_MODEL
 
 from rufus_serve.cli.main import main
 
-PYTHON = os.environ.get("NXDI_PYTHON", "")
 NUM_BLOCKS = 33
 """Of 32 tokens, the null block included."""
-pytestmark = [
-    pytest.mark.timeout(400),
-    pytest.mark.skipif(not PYTHON, reason="no NXDI_PYTHON: make test-nxdi SOURCES=..."),
-]
+pytestmark = marks
 
 
 @pytest.fixture(
@@ -40,38 +36,16 @@ pytestmark = [
 def server(request, tmp_path_factory):
     """The demo model; in the block layout with too few blocks for three long requests at once."""
     layout, ranks, candidates, drafts = request.param
-    neuron = {
-        "mode": "nxdi-cpu", "cores_per_node": 1, "kv_layout": layout,
-        "device_candidates": candidates,
-    }  # fmt: skip
-    settings = {
-        "runtime": "neuron", "nodes": ranks, "dtype": "float32", "max_model_len": 512,
-        "max_num_seqs": 4, "neuron": neuron, "cluster": {"kind": "local", "python": PYTHON},
-        "buckets": {"prefill": [64, 128, 512], "context": [128, 512]},
-        "speculation": {"method": drafts, "num_speculative_tokens": 3},
-        "num_blocks": 0 if layout == "contiguous" else NUM_BLOCKS,
-    }  # fmt: skip
-    path = tmp_path_factory.mktemp("settings") / "settings.yaml"
-    path.write_text(json.dumps(settings))
-    server = Server(DEMO_MODEL, f"--config={path}")
-    server.layout, server.ranks, server.drafts = layout, ranks, drafts
-    try:
-        server.wait_ready(deadline_s=300)
+    with serving(
+        DEMO_MODEL, tmp_path_factory.mktemp("work"),
+        neuron={"kv_layout": layout, "device_candidates": candidates},
+        nodes=ranks, max_model_len=512, max_num_seqs=4,
+        buckets={"prefill": [64, 128, 512], "context": [128, 512]},
+        speculation={"method": drafts, "num_speculative_tokens": 3},
+        num_blocks=0 if layout == "contiguous" else NUM_BLOCKS,
+    ) as server:  # fmt: skip
+        server.layout, server.ranks, server.drafts = layout, ranks, drafts
         yield server
-        assert server.stop() == 0
-    finally:
-        server.remove()
-
-
-def greedy(server, tokens, count):
-    """As `Server.greedy`, but with time for a group that is started anew."""
-    body = {
-        "model": server.name, "prompt": tokens, "temperature": 0, "max_tokens": count,
-        "ignore_eos": True, "return_token_ids": True,
-    }  # fmt: skip
-    status, answer = server.post("/v1/completions", body, timeout_s=300)
-    assert status == 200, answer
-    return answer["choices"][0]["token_ids"]
 
 
 def test_followers_run_in_the_environment_that_is_named(server):
