@@ -64,8 +64,17 @@ def exec_timeout_s(config: ServeConfig) -> float:
     return max(least, 3 * floor_s, prefill_floor_s(floor_s, largest))
 
 
-def check_device(config: ServeConfig, product_name: str) -> None:
-    """Raise ConfigError if this host, by EC2's name of it, has other devices than the target."""
+def check_device(config: ServeConfig, product_name: str, *, devices: Sequence[str]) -> None:
+    """Raise ConfigError if this host has no `devices`, or others than the target.
+
+    `product_name` is EC2's name of the host. Graphs may be compiled anywhere, and for hours.
+    """
+    if not devices:
+        raise ConfigError(
+            f"this host ({product_name.strip() or 'of unknown type'}) has no /dev/neuron*, which "
+            "followers with neuron.mode device drive; `rufus-serve doctor` says what is missing, "
+            "and `rufus-serve compile` needs none"
+        )
     family, _, size = product_name.strip().partition(".")
     device = _DEVICES.get(family)
     if size and device and device != config.neuron.target:

@@ -35,6 +35,11 @@ def product_name() -> str:
         return ""
 
 
+def neuron_devices() -> list[str]:
+    """Names of this host's Neuron devices."""
+    return sorted(path.name for path in Path("/dev").glob("neuron[0-9]*"))
+
+
 def interface_towards(rendezvous: str, configured: str) -> str:
     """The network interface by which this host reaches node 0."""
     if not rendezvous.startswith("tcp://"):

@@ -33,7 +33,12 @@ from rufus_serve.runtime.neuron.environment import (
     device_environment,
     group_environment,
 )
-from rufus_serve.runtime.neuron.host import apply_environment, interface_towards, product_name
+from rufus_serve.runtime.neuron.host import (
+    apply_environment,
+    interface_towards,
+    neuron_devices,
+    product_name,
+)
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
 
@@ -165,7 +170,7 @@ class NeuronRuntime:
     def _environment(self) -> dict[str, str]:
         if self._on_cpu:
             return cpu_mode.ENVIRONMENT
-        check_device(self._config, product_name())
+        check_device(self._config, product_name(), devices=neuron_devices())
         return device_environment(self._config, self._topology, self._work)
 
     def _ready(self) -> ContiguousLayout | BlockLayout:

@@ -59,16 +59,22 @@ def test_graphs_are_for_the_device_that_is_named():
     assert values["NEURON_LOGICAL_NC_CONFIG"] == "2"
 
 
-@pytest.mark.parametrize(
-    "name", ["trn1.32xlarge", "trn1n.32xlarge\n", "m7i.48xlarge", "Standard PC (Q35)", ""]
-)
-def test_the_devices_own_host_and_hosts_without_one_are_taken(name):
-    check_device(ServeConfig(model="m", runtime="neuron"), name)
+@pytest.mark.parametrize("name", ["trn1.32xlarge", "trn1n.32xlarge\n", "Standard PC (Q35)", ""])
+def test_the_devices_own_host_is_taken_and_one_that_says_nothing_of_itself(name):
+    check_device(ServeConfig(model="m", runtime="neuron"), name, devices=["neuron0"])
+
+
+@pytest.mark.parametrize(("name", "told"), [("m7i.48xlarge\n", "m7i.48xlarge"), ("", "of unknown")])
+def test_a_host_without_devices_is_refused_before_anything_is_compiled(name, told):
+    with pytest.raises(ConfigError, match=rf"this host \({told}.*has no /dev/neuron"):
+        check_device(ServeConfig(model="m", runtime="neuron"), name, devices=[])
 
 
 def test_a_host_with_other_devices_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"this host is a trn2.48xlarge, but neuron.target is"):
-        check_device(ServeConfig(model="m", runtime="neuron"), "trn2.48xlarge\n")
+        check_device(
+            ServeConfig(model="m", runtime="neuron"), "trn2.48xlarge\n", devices=["neuron0"]
+        )
 
 
 def test_two_followers_on_one_host_see_half_the_cores_and_no_efa():

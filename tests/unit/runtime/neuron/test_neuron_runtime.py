@@ -176,6 +176,7 @@ def test_a_devices_weights_are_read_into_memory_while_loading(make, monkeypatch,
     config = configured("contiguous", model=str(tmp_path), neuron={"cores_per_node": 2})
     read = []
     monkeypatch.setattr(runtime_module, "apply_environment", nothing)
+    monkeypatch.setattr(runtime_module, "neuron_devices", lambda: ["neuron0"])
     monkeypatch.setattr(runtime_module.artifacts, "prepare", lambda *_: (tmp_path, ArtifactUse()))
     monkeypatch.setattr(
         runtime_module, "read_ahead", lambda files, **_: read.extend(path.name for path in files)
