@@ -53,7 +53,8 @@ class StrictCpuRuntime(CpuRuntime):
             self._layout, self._device = ContiguousLayout(shape), ContiguousDevice(shape)
         self._config = self._asked.model_copy(
             update={
-                "max_model_len": shape.max_model_len,
+                # Padding stands where drafts would.
+                "max_model_len": shape.max_model_len + shape.tokens_per_row - 1,
                 "block_size": self._device.cell_size,
                 "num_blocks": self._device.num_cells,
             }
