@@ -75,10 +75,12 @@ class Worker:
         self._thread.shutdown()
 
     def _step(self, verb: str, step: StepRequest) -> Any:
-        """Candidates if the step asks for them, else all rows; None where there are none."""
+        """A prompt's scores or candidates if the step asks for them, else all rows; or None."""
         logits = getattr(self.runtime, verb)(step)
         if logits is None:
             return None
+        if step.prompt_wants is not None:
+            return logits.prompt_scores(step.prompt_wants)
         if step.wants is not None:
             return logits.candidates(step.wants)
         return logits.rows(np.arange(step.num_rows))

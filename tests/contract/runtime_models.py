@@ -64,6 +64,11 @@ class Reference:
         with torch.inference_mode():
             return self._model(torch.tensor([tokens])).logits[0, -1].float().numpy()
 
+    def logprobs(self, tokens: list[int]) -> np.ndarray:
+        """Of every position, [T, V]."""
+        with torch.inference_mode():
+            return self._model(torch.tensor([tokens])).logits[0].float().log_softmax(-1).numpy()
+
     def greedy(self, tokens: list[int], count: int) -> list[int]:
         """The next `count` tokens, whatever they are."""
         with torch.inference_mode():

@@ -6,7 +6,8 @@ from itertools import count
 import msgspec
 import numpy as np
 
-from rufus_serve.protocol.messages import Phase, StepRequest
+from rufus_serve.protocol.messages import Phase, PromptWants, StepRequest
+from rufus_serve.runtime.prompt_scores import joined
 
 
 class Sequences:
@@ -38,6 +39,18 @@ class Sequences:
         self.computed[name] = end
         logits = self._group.step(request)
         return None if logits is None else logits[0]
+
+    def prompt_logprobs(self, name: str, segments: list[int], *, num_best: int):
+        """Of a prompt that is prefilled in segments: ids, logprobs [P, 1 + N] and ranks [P]."""
+        tokens, parts = self.tokens[name], []
+        for end in segments:
+            next_ids = _int32(tokens[self.computed[name] + 1 : end + 1])
+            request = self.prefill_request(name, end, want_logits=end == len(tokens))
+            wants = PromptWants(next_ids=next_ids, num_best=num_best)
+            parts.append(self._group.step(msgspec.structs.replace(request, prompt_wants=wants)))
+            self.computed[name] = end
+        scores = joined(parts)
+        return scores.ids, scores.logits - scores.log_totals[:, None], scores.ranks
 
     def decode(self, *names: str):
         """Decode the last token of each; logits [R, V]."""

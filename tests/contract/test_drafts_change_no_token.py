@@ -225,7 +225,12 @@ def test_a_lost_step_leaves_no_draft_behind() -> None:
 def test_statistics_count_drafts_and_not_the_places_for_them() -> None:
     scheduled = SimpleNamespace(scheduled_spec_decode_tokens={"a": [-1] * 5, "b": [-1] * 5})
     output = vllm_compat.runner_output(
-        ["a", "b"], [[1, 2], [3]], None, still_prefilling=[], num_drafts={"a": 2}
+        ["a", "b"],
+        [[1, 2], [3]],
+        None,
+        still_prefilling=[],
+        num_drafts={"a": 2},
+        prompt_logprobs={},
     )
     vllm_compat.tell_drafts(scheduled, output)
     assert scheduled.num_invalid_spec_tokens == {"a": 3, "b": 5}

@@ -135,6 +135,26 @@ def test_kernels_give_several_tokens_in_a_step_the_bits_of_one_by_one(folder):
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
+def test_a_prompts_tokens_are_as_likely_as_the_logits_behind_them_say(folder, nodes):
+    group = group_of(folder, nodes)
+    try:
+        sequences, tokens = Sequences(group), prompt(100, 4)
+        sequences.add("a", tokens)
+        ids, logprobs, ranks = sequences.prompt_logprobs("a", [64, 100], num_best=2)
+        for at in (0, 1, 63, 64, 98):
+            sequences.add("b", tokens[: at + 1])
+            if at >= 64:
+                sequences.prefill("b", up_to=64, want_logits=False)
+            row = sequences.prefill("b")
+            of_all = row - np.logaddexp.reduce(row.astype(np.float64))
+            np.testing.assert_allclose(logprobs[at], of_all[ids[at]], atol=1e-4)
+            assert ranks[at] == (row >= row[tokens[at + 1]]).sum()
+            assert ids[at, 1:].tolist() == np.argsort(-row, kind="stable")[:2].tolist()
+    finally:
+        group.close()
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_prompts_prefilled_together_have_the_bits_of_each_alone(folder, nodes):
     if kernels() == "torch":
         pytest.skip("no kernels here")

@@ -98,3 +98,19 @@ def test_bfloat16_answers_are_near_the_dequantized_model(folders, nodes, kernels
             assert distance(logits, expected.logits(tokens)) < TOLERANCE
     finally:
         group.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prompts_tokens_are_as_likely_as_to_the_dequantized_model(folders, dtype):
+    whole, copy = folders
+    group, tokens = group_of(whole, nodes=2, dtype=dtype), prompt(64, 5)
+    expected = reference(copy).logprobs(tokens)[:-1]
+    try:
+        sequences = Sequences(group)
+        sequences.add("a", tokens)
+        ids, logprobs, _ = sequences.prompt_logprobs("a", [64], num_best=0)
+        own = np.take_along_axis(expected, ids, axis=1)
+        limit = 2e-4 if dtype == "float32" else TOLERANCE * expected.std()
+        assert np.sqrt(np.mean((logprobs - own) ** 2)) < limit
+    finally:
+        group.close()

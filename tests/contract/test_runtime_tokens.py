@@ -169,6 +169,24 @@ def test_candidates_are_the_best_of_the_whole_rows(case):
     np.testing.assert_allclose(found.log_totals, expected.log_totals, atol=1e-6)
 
 
+@pytest.mark.parametrize("segments", [[64, 100], [2], [64, 127]])
+def test_every_token_of_a_prompt_is_as_likely_as_it_is_to_transformers(case, segments):
+    group, expected, atol = case
+    if not group.info.prompt_logprobs:
+        pytest.skip("logits of last positions only")
+    sequences = Sequences(group)
+    sequences.add("a", prompt(segments[-1], 3))
+    ids, logprobs, ranks = sequences.prompt_logprobs("a", segments, num_best=5)
+    tokens = np.array(sequences.tokens["a"])
+    of_all = expected.logprobs(tokens.tolist())[:-1]
+    assert ids[:, 0].tolist() == tokens[1:].tolist()
+    np.testing.assert_allclose(logprobs, np.take_along_axis(of_all, ids, axis=1), atol=atol)
+    np.testing.assert_allclose(logprobs[:, 1:], -np.sort(-of_all, axis=1)[:, :5], atol=atol)
+    own = np.take_along_axis(of_all, tokens[1:, None], axis=1)
+    assert ((of_all > own + atol).sum(axis=1) < ranks).all()
+    assert (ranks <= (of_all > own - atol).sum(axis=1)).all()
+
+
 def test_logits_belong_to_the_caller(case):
     group, _, _ = case
     sequences = Sequences(group)

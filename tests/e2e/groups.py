@@ -9,7 +9,9 @@ FLAGS = (
     "--buckets.prefill=64,256",
 )  # fmt: skip
 ASKS = every_kind(24)
-LONG_PROMPT = completion(list(range(1000, 1900)), max_tokens=8, ignore_eos=True)
+LONG_PROMPT = completion(
+    list(range(1000, 1900)), max_tokens=8, ignore_eos=True, echo=True, logprobs=1
+)
 
 
 class Group:

@@ -4,6 +4,7 @@ import functools
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
@@ -49,6 +50,13 @@ def assert_greedy(folder: Path, tokens: list[int], output: list[int]) -> None:
     with torch.inference_mode():
         logits = _reference(folder)(whole, logits_to_keep=len(output)).logits[0]
     assert output == logits.argmax(dim=-1).tolist(), (len(tokens), _gaps(logits, output))
+
+
+def reference_logprobs(folder: Path, tokens: list[int]) -> np.ndarray:
+    """Of every position, [T, V], as transformers computes them in float32."""
+    with torch.inference_mode():
+        logits = _reference(folder)(torch.tensor([tokens])).logits[0]
+    return logits.log_softmax(dim=-1).numpy()
 
 
 @functools.cache

@@ -54,6 +54,7 @@ def every_kind(length: int, *, temperature: float = 1.0) -> list[Ask]:
         completion("The moon is", logprobs=3, max_tokens=length, ignore_eos=True),
         completion("My favourite colour", n=2, seed=11, presence_penalty=0.5, **sampled),
         completion("1, 2, 3, 4, 5,", stop=[" 19,", "zebra"], max_tokens=4 * length),
+        completion("All that glitters", echo=True, logprobs=2, max_tokens=length),
     ]
 
 

@@ -43,8 +43,8 @@ def completion_body(server: Server, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"echo": True}, "echo"),
+        ({"prompt_logprobs": 21}, "prompt logprobs of 21"),
+        ({"prompt_logprobs": -1}, "prompt logprobs of 49152"),
         ({"logits_processors": ["x"]}, "logits_processors"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
@@ -70,8 +70,8 @@ def test_an_unsupported_chat_feature_is_named(
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"echo": True, "logprobs": 1}, "echo"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"echo": True, "logprobs": 21}, "logprobs of 21"),
+        ({"prompt_logprobs": 1, "stream": True}, "stream"),
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"best_of": 4}, "best_of"),
         ({"suffix": "."}, "suffix"),

@@ -54,6 +54,15 @@ def test_cached_beginnings_and_preemption_give_the_reference_tokens(server, fold
     assert (preempted > 0, hits > 0) == (server.layout == "block", server.layout == "block")
 
 
+def test_a_prompts_logprobs_are_refused_by_name(server):
+    for fields in ({"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}):
+        body = {"model": server.name, "prompt": prompt(9), "max_tokens": 1} | fields
+        status, answer = server.post("/v1/completions", body)
+        assert status == 400
+        assert "prompt_logprobs" in answer["error"]["message"]
+        assert answer["error"]["param"] == "prompt_logprobs"
+
+
 def test_a_killed_follower_loses_no_token(server, folder):
     tokens, before = prompt(40, start=2000), pids(server)
     with ThreadPoolExecutor(1) as pool:

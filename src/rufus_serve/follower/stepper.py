@@ -56,9 +56,14 @@ class Stepper:
         call = self._runtime.prefill if step.phase is Phase.PREFILL else self._runtime.decode
         logits = call(step)
         reply = self._empty_reply(step)
-        if logits is None or not step.want_logits:
+        if logits is None or not step.needs_logits:
             return reply
         self._kept[step.step_id] = logits
+        if step.prompt_wants is not None:
+            scores = logits.prompt_scores(step.prompt_wants)
+            reply = msgspec.structs.replace(reply, prompt_scores=scores)
+        if not step.want_logits:
+            return reply
         rows = whole_rows(step.wants, step.num_rows)
         return msgspec.structs.replace(
             reply,

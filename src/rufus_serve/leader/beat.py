@@ -5,3 +5,5 @@ BEAT = "beat"
 
 It returns `StepCounts` as plain data.
 """
+HAS_PROMPT_LOGPROBS = "has_prompt_logprobs"
+"""Likewise, asked once: `RuntimeInfo.prompt_logprobs`."""

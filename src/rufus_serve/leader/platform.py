@@ -92,12 +92,6 @@ class FollowerPlatform(Platform):  # type: ignore[misc]
         Raises:
             VLLMValidationError: answered as 400.
         """
-        if getattr(params, "prompt_logprobs", None) is not None:
-            raise VLLMValidationError(
-                "prompt_logprobs is not supported: followers return logits of the last "
-                "position only",
-                parameter="prompt_logprobs",
-            )
         if processed_inputs.get("type") in ("embeds", "multimodal"):
             raise VLLMValidationError(
                 "prompts of embeddings, images, audio or video are not supported",

@@ -52,3 +52,5 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
     batched_prefill: bool = False
     """A prefill may have several rows; one may share blocks that another completes."""
+    prompt_logprobs: bool = False
+    """A prefill may ask for `PromptScores`."""

@@ -1,8 +1,8 @@
 """Messages of the step channel, leader → follower and back.
 
 Shape legend: R rows (sequences), T new tokens of the step, L context length, W blocks per row,
-V vocabulary, K candidates of a row, E tokens named for a row, F rows in full. All index arrays
-are int32, all logits float32.
+V vocabulary, K candidates of a row, E tokens named for a row, F rows in full, P scored tokens of a
+prompt, N best tokens beside each. All index arrays are int32, all logits float32.
 """
 
 from enum import Enum
@@ -84,6 +84,15 @@ class RowWants(msgspec.Struct, frozen=True, kw_only=True):
     """[sum of E] tokens whose logits are wanted; candidates and totals leave them out."""
 
 
+class PromptWants(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks how likely a prompt's own tokens were; of a prefill with a single row."""
+
+    next_ids: Array
+    """[P] the tokens behind the step's first P new ones."""
+    num_best: int
+    """N"""
+
+
 class StepRequest(Message, frozen=True):
     """One call of the runtime, identical on every follower.
 
@@ -115,6 +124,8 @@ class StepRequest(Message, frozen=True):
     """None: all rows in full."""
     keep_since: int = -1
     """Logits of steps from this one on may still be asked for; -1 stands for `step_id`."""
+    prompt_wants: PromptWants | None = None
+    """Only with `RuntimeInfo.prompt_logprobs`."""
 
     @property
     def num_rows(self) -> int:
@@ -125,6 +136,11 @@ class StepRequest(Message, frozen=True):
     def num_new_tokens(self) -> int:
         """T, summed over the rows."""
         return int(self.slot_mapping.shape[0])
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether anything is wanted of any logits."""
+        return self.want_logits or self.prompt_wants is not None
 
 
 class LogitsRequest(Message, frozen=True):
@@ -151,6 +167,19 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     """[sum of E] float32, of the tokens named in the request."""
 
 
+class PromptScores(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `PromptWants`, position by position."""
+
+    ids: Array
+    """[P, 1 + N] the token that followed, then the best in falling order, equals by their ids."""
+    logits: Array
+    """[P, 1 + N] float32, of these."""
+    log_totals: Array
+    """[P] float64, logsumexp of the whole row."""
+    ranks: Array
+    """[P] how many tokens are as likely as the one that followed, itself included."""
+
+
 class StepReply(Message, frozen=True):
     """A follower finished a step; node rank 0 adds what was wanted of the logits."""
 
@@ -165,6 +194,7 @@ class StepReply(Message, frozen=True):
     """Part of `compute_s` spent waiting for peers in collectives."""
     began: float = 0.0
     """When the follower began, by its host's monotonic clock."""
+    prompt_scores: PromptScores | None = None
 
 
 class StepFailed(Message, frozen=True):

@@ -49,7 +49,7 @@ class Runtime(Protocol):
         """Run every bucket once; all followers call it together."""
 
     def prefill(self, step: StepRequest) -> StepLogits | None:
-        """Run a prefill; logits of each row's last position, None unless the step wants them.
+        """Run a prefill; logits of each row's last position, None unless the step needs any.
 
         Raises:
             RuntimeStepError: the step has a shape that was not compiled.

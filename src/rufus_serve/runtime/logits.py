@@ -4,7 +4,8 @@ from typing import Protocol
 
 import numpy as np
 
-from rufus_serve.protocol.messages import Array, Candidates, RowWants
+from rufus_serve.errors import RuntimeStepError
+from rufus_serve.protocol.messages import Array, Candidates, PromptScores, PromptWants, RowWants
 from rufus_serve.runtime.candidates import pick
 
 
@@ -19,6 +20,14 @@ class StepLogits(Protocol):
 
     def candidates(self, wants: RowWants) -> Candidates | None:
         """What `wants` asks, on node rank 0, else None. Raises `CollectiveAborted`."""
+
+    def prompt_scores(self, wants: PromptWants) -> PromptScores | None:
+        """What `wants` asks, on node rank 0, else None.
+
+        Raises:
+            CollectiveAborted: as ever.
+            RuntimeStepError: there are logits of last positions only.
+        """
 
 
 class WholeLogits:
@@ -38,3 +47,10 @@ class WholeLogits:
     def candidates(self, wants: RowWants) -> Candidates | None:
         """See `StepLogits.candidates`."""
         return None if self._logits is None else pick(self._logits, wants)
+
+    def prompt_scores(self, wants: PromptWants) -> PromptScores | None:
+        """See `StepLogits.prompt_scores`."""
+        raise RuntimeStepError(
+            f"{len(wants.next_ids)} tokens of a prompt are to be scored, but this runtime has "
+            "logits of last positions only"
+        )

@@ -8,6 +8,7 @@ Shape legend: T new tokens, R rows, H KV heads held here, G query heads per KV h
 D head size, C context, M hidden size. In a decode T = R.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,10 @@ from rufus_serve.shard.weights import DecoderWeights, LayerWeights
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 """Sums a contiguous tensor over all followers; may do so in place."""
+
+Readout = Callable[[torch.Tensor], torch.Tensor]
+"""This follower's float32 logits [N, V share] behind tokens [N] of a step, given by their places
+among its new ones. Valid until the next step runs."""
 
 _Layer = LayerWeights[Linear]
 
@@ -56,10 +61,8 @@ class Decoder:
             model.rope, model.head_size, num_positions=num_positions, dtype=dtype
         )
 
-    def run(
-        self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce, want_logits: bool
-    ) -> torch.Tensor | None:
-        """Run one step in inference mode; this follower's float32 logits [outputs, V share]."""
+    def run(self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce) -> Readout:
+        """Run one step in inference mode, as whatever its logits are asked of must be."""
         attention = Attention(
             step, cache, windows=self._model.windows, group_size=self._partition.group_size
         )
@@ -70,9 +73,10 @@ class Decoder:
             heads = attention.run(index, *keys_values_queries)
             hidden = hidden + all_reduce(layer.output(heads))
             hidden = hidden + all_reduce(self._mlp(hidden, layer))
-        if not want_logits:
-            return None
-        outputs = self._norm(hidden[step.last_tokens], self._weights.final_norm)
+        return functools.partial(self._logits, hidden)
+
+    def _logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        outputs = self._norm(hidden[tokens], self._weights.final_norm)
         return self._weights.lm_head(outputs).float()
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:

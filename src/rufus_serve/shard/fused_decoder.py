@@ -7,6 +7,7 @@ Shape legend: T new tokens, S sequences, W blocks per sequence, M hidden size, V
 """
 
 import ctypes
+import functools
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
@@ -16,7 +17,7 @@ from rufus_serve.kernels import structs
 from rufus_serve.kernels.library import Library
 from rufus_serve.kernels.packing import PackedLinear
 from rufus_serve.kernels.structs import address_of
-from rufus_serve.shard.decoder import AllReduce
+from rufus_serve.shard.decoder import AllReduce, Readout
 from rufus_serve.shard.kv_cache import KvCache
 from rufus_serve.shard.model_config import ModelConfig
 from rufus_serve.shard.partition import Partition
@@ -91,10 +92,8 @@ class FusedDecoder:
         if hasattr(self, "_context"):
             self._functions.destroy_context(self._context)
 
-    def run(
-        self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce, want_logits: bool
-    ) -> torch.Tensor | None:
-        """Run one step; this follower's float32 logits [outputs, V]. `all_reduce` is in place.
+    def run(self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce) -> Readout:
+        """Run one step. `all_reduce` is in place.
 
         Raises:
             RuntimeStepError: the step would read or write outside of the KV cache.
@@ -110,15 +109,16 @@ class FusedDecoder:
             all_reduce(call.delta)
             functions.mlp_half(context, model, layer, call.struct)
             all_reduce(call.delta)
-        return self._logits(step, call) if want_logits else None
+        return functools.partial(self._logits, call)
 
-    def _logits(self, step: StepInputs, call: "_Call") -> torch.Tensor:
-        tokens = step.last_tokens
+    def _logits(self, call: "_Call", tokens: torch.Tensor) -> torch.Tensor:
         logits = torch.empty(len(tokens), self._partition.vocab_rows.size)
         self._functions.logits(
             self._context, self._model, address_of(self._final_norm), self._lm_head_struct,
             call.struct, address_of(tokens), len(tokens), address_of(logits), logits.shape[1],
         )  # fmt: skip
+        # The kernel added it to the tokens' residual stream, and may be asked of them again.
+        call.delta.index_fill_(0, tokens, 0)
         return logits
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ from rufus_serve.follower.stepper import Stepper
 from rufus_serve.protocol.messages import (
     LogitsRequest,
     Phase,
+    PromptScores,
+    PromptWants,
     RowWants,
     StepFailed,
     StepReply,
@@ -121,6 +123,40 @@ def test_a_follower_without_logits_answers_for_rows_with_none():
 def test_logits_that_nobody_wants_are_not_sent():
     steps, _ = stepper(LOGITS)
     assert steps.run(request(want_logits=False)).logits is None
+
+
+SCORES = PromptScores(
+    ids=np.array([[1, 0]], np.int32),
+    logits=np.array([[2.0, 3.0]], np.float32),
+    log_totals=np.array([4.0]),
+    ranks=np.array([2], np.int32),
+)
+PROMPT_WANTS = PromptWants(next_ids=np.array([1], np.int32), num_best=1)
+
+
+class ScoredLogits(WholeLogits):
+    def prompt_scores(self, wants):
+        assert wants is PROMPT_WANTS
+        return SCORES
+
+
+@pytest.mark.parametrize("want_logits", [True, False])
+def test_a_prompts_tokens_are_told_of_with_and_without_its_last_logits(want_logits):
+    steps, runtime = stepper()
+    runtime.prefill = lambda step: ScoredLogits(LOGITS)
+    reply = steps.run(
+        request(phase=Phase.PREFILL, prompt_wants=PROMPT_WANTS, want_logits=want_logits)
+    )
+    assert reply.prompt_scores is SCORES
+    assert (reply.logits is not None) == want_logits
+
+
+def test_a_runtime_with_logits_of_last_positions_refuses_to_tell_of_a_prompts_tokens():
+    steps, _ = stepper(LOGITS)
+    failed = steps.run(request(phase=Phase.PREFILL, prompt_wants=PROMPT_WANTS))
+    assert isinstance(failed, StepFailed)
+    assert failed.refused
+    assert "last positions only" in failed.error
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What happens to every request between vLLM's front end and the engine, whatever its route."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -13,25 +13,38 @@ _RANKS = 1_000_000
 """More than there are places, so that a key's priority outweighs how many it has open."""
 
 
-def guard(engine: Any, grammars: GrammarCompiler, *, prioritized: bool) -> None:
-    """Have `engine.generate` check grammars, set priorities and count tokens of the `Call`.
+_MOST_BEST = 1000
+"""Likeliest tokens beside each of a prompt's: more would be whole vocabularies."""
+
+
+def guard(
+    engine: Any, grammars: GrammarCompiler, *, prioritized: bool, has_prompt_logprobs: bool
+) -> None:
+    """Have `engine.generate` check requests, set priorities and count tokens of the `Call`.
 
     `prioritized`: the engine schedules by priority. Then a key's requests come after those of
-    keys that have fewer sequences open.
+    keys that have fewer sequences open. `has_prompt_logprobs`: its followers tell them.
     """
-    engine.generate = _guarded(engine.generate, grammars, prioritized=prioritized)
+
+    async def check(sampling_params: Any) -> None:
+        _check_prompt_logprobs(
+            vllm_compat.num_prompt_logprobs(sampling_params), has_prompt_logprobs
+        )
+        wanted = vllm_compat.grammar_of(sampling_params)
+        if wanted is not None:
+            await _check_grammar(grammars, *wanted)
+
+    engine.generate = _guarded(engine.generate, check, prioritized=prioritized)
 
 
 def _guarded(
-    generate: Callable[..., Any], grammars: GrammarCompiler, *, prioritized: bool
+    generate: Callable[..., Any], check: Callable[[Any], Awaitable[None]], *, prioritized: bool
 ) -> Callable[..., Any]:
     async def guarded(
         prompt: Any, sampling_params: Any, request_id: str, *, priority: int = 0, **more: Any
     ) -> AsyncIterator[Any]:
         call = CURRENT.get() or Call(request_id)
-        wanted = vllm_compat.grammar_of(sampling_params)
-        if wanted is not None:
-            await _check(grammars, *wanted)
+        await check(sampling_params)
         if prioritized:
             priority = call.key.priority * _RANKS + call.rank
         call.engine_ids.append(request_id)
@@ -58,7 +71,23 @@ def _note_times(call: Call, stats: Any) -> None:
         )
 
 
-async def _check(grammars: GrammarCompiler, kind: str, text: str) -> None:
+def _check_prompt_logprobs(num_best: int | None, has_prompt_logprobs: bool) -> None:
+    if num_best is None:
+        return
+    if not has_prompt_logprobs:
+        raise vllm_compat.invalid_request(
+            "prompt_logprobs, and echo with logprobs, are not supported by this runtime: what was "
+            "compiled for a device has logits of a prompt's last position only",
+            parameter="prompt_logprobs",
+        )
+    if not 0 <= num_best <= _MOST_BEST:
+        raise vllm_compat.invalid_request(
+            f"prompt_logprobs must be from 0 to {_MOST_BEST} here, got {num_best}",
+            parameter="prompt_logprobs",
+        )
+
+
+async def _check_grammar(grammars: GrammarCompiler, kind: str, text: str) -> None:
     try:
         await grammars.check(kind, text)
     except GrammarRefused as error:

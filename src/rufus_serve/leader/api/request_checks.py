@@ -14,13 +14,12 @@ from rufus_serve.leader.api.http_error import HttpError
 _RUNS_NO_TOOLS = "tools are run by the client, not by this server"
 _IN_STRUCTURED_OUTPUTS = "structured_outputs has it"
 UNSUPPORTED_FIELDS = {
-    "prompt_logprobs": "followers return logits of the last position only",
     "prompt_embeds": "followers take token ids only",
     "kv_transfer_params": "the KV cache stays in the followers",
     "ec_transfer_params": "the KV cache stays in the followers",
     "mm_processor_kwargs": "only text is served",
     "return_routed_experts": "followers do not report expert routing",
-    "prompt_logprob_token_ids": "followers return logits of the last position only",
+    "prompt_logprob_token_ids": "prompt_logprobs tells of a prompt's own tokens and the best ones",
     "logits_processors": "they are chosen at start, by vllm_args.logits_processors",
     "audio": "only text is served",
     "web_search_options": "this server searches nothing",
@@ -32,6 +31,8 @@ UNSUPPORTED_FIELDS = {
     "guided_grammar": _IN_STRUCTURED_OUTPUTS,
 }
 """Fields that are not honoured, and why."""
+_COMPLETIONS = frozenset({"/v1/completions", "/v1/chat/completions", "/invocations"})
+_OF_COMPLETIONS = ("echo", "prompt_logprobs")
 NEEDS_STORE = ("previous_response_id", "background", "conversation")
 _TOOLS = frozenset({"function", "custom", "namespace"})
 """Kinds of tools that clients run themselves."""
@@ -81,7 +82,7 @@ def check_body(path: str, body: Any, limits: LimitConfig) -> None:
         value = body.get(name)
         if value not in (None, harmless):
             raise HttpError(400, f"{name}={value!r} is not supported: {why}", param=name)
-    check_numbers(body)
+    check_numbers(body, may_be_no_tokens=path == "/v1/completions" and bool(body.get("echo")))
     _check_booleans(path, body)
     if (body.get("n") or 1) > limits.max_n:
         raise HttpError(
@@ -90,13 +91,10 @@ def check_body(path: str, body: Any, limits: LimitConfig) -> None:
     _check_stop(body, limits)
     _check_structure(body)
     _check_messages(path, body)
-    if body.get("echo") and (path != "/v1/completions" or body.get("logprobs") is not None):
-        raise HttpError(
-            400,
-            "echo is supported in /v1/completions without logprobs only: followers return logits "
-            "of the last position",
-            param="echo",
-        )
+    for name in _OF_COMPLETIONS:
+        value = body.get(name)
+        if path not in _COMPLETIONS and value is not None and value is not False:
+            raise HttpError(400, f"{name} is not supported on {path}", param=name)
 
 
 def weight_of(path: str, body: Mapping[str, Any]) -> int:
@@ -150,8 +148,11 @@ def _check_tools(body: Mapping[str, Any]) -> None:
             )
 
 
-def check_numbers(body: Mapping[str, Any]) -> None:
-    """Raise HttpError 400 for a number that is out of range."""
+def check_numbers(body: Mapping[str, Any], *, may_be_no_tokens: bool = False) -> None:
+    """Raise HttpError 400 for a number that is out of range.
+
+    `may_be_no_tokens`: an answer may be the prompt alone.
+    """
     for name, (low, high) in _RANGES.items():
         value = body.get(name)
         if value is None:
@@ -160,7 +161,7 @@ def check_numbers(body: Mapping[str, Any]) -> None:
             raise HttpError(400, f"{name} must be a number, got {value!r}", param=name)
         if not math.isfinite(value) or not low <= value <= high:
             raise HttpError(400, f"{name} must be from {low:g} to {high:g}, got {value}", name)
-    for name, least in _AT_LEAST.items():
+    for name, least in (_AT_LEAST | ({"max_tokens": 0} if may_be_no_tokens else {})).items():
         value = body.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise HttpError(400, f"{name} must be a whole number, got {value!r}", param=name)

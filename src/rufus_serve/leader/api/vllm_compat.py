@@ -25,6 +25,12 @@ def grammar_of(sampling_params: Any) -> tuple[str, str] | None:
     return name, text
 
 
+def num_prompt_logprobs(sampling_params: Any) -> int | None:
+    """How many of the likeliest tokens are wanted beside each of a prompt's; -1: all of them."""
+    wanted: int | None = getattr(sampling_params, "prompt_logprobs", None)
+    return wanted
+
+
 def is_cumulative(sampling_params: Any) -> bool:
     """Whether each output of a request holds all of its tokens so far."""
     kind = getattr(sampling_params, "output_kind", None)

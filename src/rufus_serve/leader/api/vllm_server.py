@@ -23,6 +23,7 @@ from rufus_serve.leader.api.engine_metrics import add_engine
 from rufus_serve.leader.api.fleet.client import fleet_factory, replacing_vllms_client
 from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
 from rufus_serve.leader.api.routes import listed_paths
+from rufus_serve.leader.beat import HAS_PROMPT_LOGPROBS
 
 
 @asynccontextmanager
@@ -57,7 +58,12 @@ async def application(
     making = engine_client(args, config, folder)
     async with making as engine, grammar_compiler(engine, config) as grammars:
         vllm_compat.allow_all_parameters_with_drafts(engine)
-        guard(engine, grammars, prioritized=args.scheduling_policy == "priority")
+        guard(
+            engine,
+            grammars,
+            prioritized=args.scheduling_policy == "priority",
+            has_prompt_logprobs=all(await engine.collective_rpc(HAS_PROMPT_LOGPROBS)),
+        )
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
         if config.http.docs:

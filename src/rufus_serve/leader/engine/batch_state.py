@@ -10,6 +10,7 @@ import numpy as np
 
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.drafts import Drafter, Text
+from rufus_serve.leader.engine.prompt_logprobs import PromptLogprobs
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.step_builder import IN_FULL, Row
 from rufus_serve.protocol.messages import RuntimeInfo
@@ -39,6 +40,7 @@ class BatchState:
             vllm_config, vocab_size=info.vocab_size, block_size=info.block_size
         )
         self._requests: dict[str, Any] = {}
+        self.prompt_logprobs = PromptLogprobs(vocab_size=info.vocab_size)
         self._drafter = drafter
         self.drafts: dict[str, list[int]] = {}
         """Tokens that requests of this step's batch are tried with behind their last one."""
@@ -99,13 +101,14 @@ class BatchState:
             self._requests.pop(req_id, None)
             self._sampling.pop(req_id, None)
             self.batch.remove_request(req_id)
+        self.prompt_logprobs.forget(output.finished_req_ids)
         if self._drafter is not None:
             self._drafter.forget(output.finished_req_ids)
         for req_id in resumed:
             self.batch.remove_request(req_id)
         for new in output.scheduled_new_reqs:
             self._requests[new.req_id] = vllm_compat.request_state(new)
-            self._begin_sampling(new.req_id)
+            self._begin(new.req_id)
         return resumed | {new.req_id for new in output.scheduled_new_reqs}
 
     def _advance(self, cached: Any) -> None:
@@ -116,13 +119,20 @@ class BatchState:
             if req_id in cached.resumed_req_ids:
                 state.block_ids = new_block_ids
                 state.output_token_ids = cached.all_token_ids[req_id][state.num_prompt_tokens :]
-                self._begin_sampling(req_id)
+                self._begin(req_id)
             elif new_block_ids is not None:
                 for ids, added in zip(state.block_ids, new_block_ids, strict=True):
                     ids.extend(added)
 
-    def _begin_sampling(self, req_id: str) -> None:
+    def _begin(self, req_id: str) -> None:
+        """Keep what sampling and logprobs need of a request, from its tokens so far."""
         state = self._requests[req_id]
+        self.prompt_logprobs.begin(
+            req_id,
+            state.sampling_params,
+            num_prompt=state.num_prompt_tokens,
+            num_output=len(state.output_token_ids),
+        )
         self._sampling[req_id] = RequestSampling(
             state.sampling_params,
             state.prompt_token_ids,
@@ -192,6 +202,7 @@ class BatchState:
             is_prefill=is_new or num_new > 1 or index is None,
             wants_logits=index is not None,
             want=IN_FULL if in_full or index is None else self._sampling[req_id].want(),
+            prompt_want=self.prompt_logprobs.want(req_id),
         )
 
 

@@ -16,7 +16,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqLeaderChannel
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, FollowerError, LeaderError, RufusError, StartupTimeout
-from rufus_serve.leader.beat import BEAT
+from rufus_serve.leader.beat import BEAT, HAS_PROMPT_LOGPROBS
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
 from rufus_serve.leader.engine.drafts import Drafter
@@ -186,7 +186,11 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
 
     def collective_rpc(self, method: Any, *_: Any, **options: Any) -> Any:
         """The few worker calls that mean something without a worker."""
-        answers: dict[str, Any] = {"get_supported_tasks": ("generate",), "reset_mm_cache": None}
+        answers: dict[str, Any] = {
+            "get_supported_tasks": ("generate",),
+            "reset_mm_cache": None,
+            HAS_PROMPT_LOGPROBS: self._shape.info.prompt_logprobs,
+        }
         if method == BEAT:
             self._progress.turned()
             answers[BEAT] = self._progress.tally.report()

@@ -102,5 +102,5 @@ def _layout(info: RuntimeInfo) -> tuple[object, ...]:
         info.num_layers, info.num_kv_heads, info.head_size, info.vocab_size, info.block_size,
         info.prefill_buckets, info.decode_batch_buckets, info.context_buckets,
         info.prefix_caching, info.segmented_prefill, info.multi_token_decode,
-        info.batched_prefill,
+        info.batched_prefill, info.prompt_logprobs,
     )  # fmt: skip

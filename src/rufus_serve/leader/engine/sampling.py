@@ -42,6 +42,7 @@ class TokenSampler:
 
     def __init__(self, vllm_config: Any, state: BatchState, *, vocab_size: int) -> None:
         self._state = state
+        self._vllm_config = vllm_config
         self._sampler = vllm_compat.make_sampler(vllm_config)
         self._dice = Dice()
         rows = vllm_config.scheduler_config.max_num_seqs
@@ -52,6 +53,7 @@ class TokenSampler:
     def collect(self, answers: Sequence[PlannedReply], req_ids: Sequence[str]) -> None:
         """Take a step's replies; `req_ids` are the planned rows' owners."""
         self._answers, self._req_ids = answers, req_ids
+        self._state.prompt_logprobs.collect(answers, req_ids)
 
     def sample(self, scheduler_output: Any, grammar_output: Any, look_up: LookUp) -> Any:
         """A ModelRunnerOutput for the batch whose replies were collected last.
@@ -78,6 +80,10 @@ class TokenSampler:
             logprobs,
             still_prefilling=_rest(scheduler_output, req_ids),
             num_drafts={req_id: len(drafts) for req_id, drafts in state.drafts.items()},
+            prompt_logprobs={
+                req_id: vllm_compat.prompt_logprobs(scores, self._vllm_config)
+                for req_id, scores in state.prompt_logprobs.pop(req_ids).items()
+            },
         )
 
     def _by_vllm(self, scheduler_output: Any, grammar_output: Any) -> tuple[list[int], Any]:

@@ -10,7 +10,14 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from rufus_serve.protocol.messages import Array, Phase, RowWants, RuntimeInfo, StepRequest
+from rufus_serve.protocol.messages import (
+    Array,
+    Phase,
+    PromptWants,
+    RowWants,
+    RuntimeInfo,
+    StepRequest,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,15 @@ class Want:
 
 
 IN_FULL = Want(-1)
+
+
+@dataclass(frozen=True)
+class PromptWant:
+    """How likely a prompt's tokens were is wanted, with so many of the best beside each."""
+
+    num_tokens: int
+    """Of the prompt; behind its last one there is nothing to tell."""
+    num_best: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class Row:
     """Of each row of logits; a decode has as many as new tokens."""
     alone: bool = False
     """Whether it shares a decode step with no other row."""
+    prompt_want: PromptWant | None = None
+    """Its prefill shares a step with no other row then."""
 
     @property
     def end(self) -> int:
@@ -177,7 +195,8 @@ class StepBuilder:
             for start in range(row.num_computed, row.end, self.largest_prefill):
                 part = _Part(index, start, min(start + self.largest_prefill, row.end))
                 wants_logits = row.wants_logits and part.stop == row.end
-                may_share = self.batches_prefills and wants_logits and not row.alone
+                is_apart = row.alone or row.prompt_want is not None
+                may_share = self.batches_prefills and wants_logits and not is_apart
                 if not may_share or part.size > room:
                     steps.append([])
                     room = self.largest_prefill if may_share else 0
@@ -205,9 +224,21 @@ class StepBuilder:
             block_table=tables,
             slot_mapping=np.concatenate(places),
             want_logits=want_logits,
+            prompt_wants=_prompt_wants(chosen[0], parts[0]),
         )
         members = tuple(part.row for part in parts)
         return PlannedStep(request, tuple(map(LogitsOf, members)) if want_logits else (), members)
+
+
+def _prompt_wants(row: Row, part: _Part) -> PromptWants | None:
+    """What is asked of the prompt's tokens in a step of this part alone."""
+    want = row.prompt_want
+    if want is None:
+        return None
+    next_ids = row.token_ids[part.start + 1 : min(part.stop + 1, want.num_tokens)]
+    if not len(next_ids):
+        return None
+    return PromptWants(next_ids=next_ids.astype(np.int32), num_best=want.num_best)
 
 
 def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:

@@ -18,7 +18,12 @@ import xgrammar
 from vllm import envs
 from vllm.outputs import RequestError
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, LogprobsLists, ModelRunnerOutput
+from vllm.v1.outputs import (
+    EMPTY_MODEL_RUNNER_OUTPUT,
+    LogprobsLists,
+    LogprobsTensors,
+    ModelRunnerOutput,
+)
 from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import build_logitsprocs
 from vllm.v1.sample.sampler import Sampler
@@ -29,7 +34,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from rufus_serve.leader.engine.candidate_sampler import Logprobs
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.truncation import TruncatedSampler
-from rufus_serve.protocol.messages import RuntimeInfo
+from rufus_serve.protocol.messages import PromptScores, RuntimeInfo
 
 __all__ = ["EMPTY_MODEL_RUNNER_OUTPUT", "StepLost"]
 
@@ -264,8 +269,12 @@ def runner_output(
     *,
     still_prefilling: Sequence[str],
     num_drafts: Mapping[str, int],
+    prompt_logprobs: Mapping[str, LogprobsTensors],
 ) -> Any:
-    """What a model runner returns of a step: each row's tokens, none for unfinished prompts."""
+    """What a model runner returns of a step: each row's tokens, none for unfinished prompts.
+
+    `prompt_logprobs` are of prompts that the step finished.
+    """
     everyone = [*req_ids, *still_prefilling]
     return StepTokens(
         req_ids=everyone,
@@ -273,7 +282,17 @@ def runner_output(
         sampled_token_ids=[*token_ids, *([] for _ in still_prefilling)],
         logprobs=logprobs,
         num_drafts=num_drafts,
+        prompt_logprobs_dict=dict(prompt_logprobs),
     )
+
+
+def prompt_logprobs(scores: PromptScores, vllm_config: Any) -> LogprobsTensors:
+    """A prompt's scores in the configured logprobs mode, as vLLM hands them on."""
+    values = scores.logits
+    if not vllm_config.model_config.logprobs_mode.endswith("_logits"):
+        values = (values - scores.log_totals[:, np.newaxis]).astype(np.float32)
+    arrays = (scores.ids, values, scores.ranks)
+    return LogprobsTensors(*(torch.from_numpy(array) for array in arrays))
 
 
 def kv_cache_specs(info: RuntimeInfo) -> dict[str, Any]:

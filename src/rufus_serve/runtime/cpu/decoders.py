@@ -12,7 +12,7 @@ from rufus_serve.kernels.huge_pages import Arena
 from rufus_serve.kernels.library import KernelsUnavailable, Library, load_library
 from rufus_serve.kernels.packing import PackedLinear
 from rufus_serve.runtime.base import Progress
-from rufus_serve.shard.decoder import AllReduce, Decoder
+from rufus_serve.shard.decoder import AllReduce, Decoder, Readout
 from rufus_serve.shard.fused_decoder import FusedDecoder, unsupported
 from rufus_serve.shard.kv_cache import KvCache
 from rufus_serve.shard.linear import Linear, LinearT, MakeLinear
@@ -31,10 +31,8 @@ TORCH = "torch"
 class AnyDecoder(Protocol):
     """`Decoder` or `FusedDecoder`."""
 
-    def run(
-        self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce, want_logits: bool
-    ) -> torch.Tensor | None:
-        """Run one step; this follower's float32 logits [outputs, V share]."""
+    def run(self, step: StepInputs, cache: KvCache, *, all_reduce: AllReduce) -> Readout:
+        """Run one step."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rufus_serve.runtime.cpu.collectives import Communicator, connect
 from rufus_serve.runtime.cpu.cores import available_cores
 from rufus_serve.runtime.cpu.decoders import TORCH, AnyDecoder, DecoderLoader
 from rufus_serve.runtime.cpu.limits import fitting_blocks, resolve_dtype, resolve_max_model_len
-from rufus_serve.runtime.cpu.sharded_logits import ShardedLogits
+from rufus_serve.runtime.cpu.sharded_logits import Place, ShardedLogits
 from rufus_serve.runtime.cpu.warm_up import warm_up_steps
 from rufus_serve.runtime.cpu.weight_source import open_weights
 from rufus_serve.runtime.logits import StepLogits
@@ -104,6 +104,7 @@ class CpuRuntime:
             candidates=True,
             multi_token_decode=True,
             batched_prefill=loaded.kernels != TORCH,
+            prompt_logprobs=True,
         )
         self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info
@@ -194,30 +195,33 @@ class CpuRuntime:
             vocab_size=loaded.model.vocab_size,
         )
         self.last_wait_s = 0.0
-        return self._compute(inputs, want_logits=step.want_logits)
+        return self._compute(inputs, want_logits=step.needs_logits)
 
     def _compute(self, inputs: StepInputs, *, want_logits: bool) -> ShardedLogits | None:
         """Run the model with the other followers."""
         loaded, joined = self._require_loaded(), self._require_joined()
         with self._together(joined.communicator):
-            logits = loaded.decoder.run(
-                inputs,
-                joined.cache,
-                all_reduce=joined.communicator.all_reduce,
-                want_logits=want_logits,
+            readout = loaded.decoder.run(
+                inputs, joined.cache, all_reduce=joined.communicator.all_reduce
             )
-        if logits is None:
+        if not want_logits:
             return None
         ranks = range(self._config.nodes)
         ranges = [loaded.partition.of_node(rank).vocab_rows for rank in ranks]
-        own = ranges[self._node_rank]
-        return ShardedLogits(logits, ranges, own=own, gather=self._gather)
+        place = Place(ranges, self._node_rank, self._gather, self._all_reduce)
+        return ShardedLogits(readout, inputs.last_tokens, place)
 
     @torch.inference_mode()
     def _gather(self, tensor: torch.Tensor, widths: Sequence[int]) -> list[torch.Tensor] | None:
         communicator = self._require_joined().communicator
         with self._together(communicator):
             return communicator.gather(tensor, widths)
+
+    @torch.inference_mode()
+    def _all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        communicator = self._require_joined().communicator
+        with self._together(communicator):
+            return communicator.all_reduce(tensor)
 
     @contextlib.contextmanager
     def _together(self, communicator: Communicator) -> Iterator[None]:

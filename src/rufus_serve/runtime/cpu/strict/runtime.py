@@ -63,6 +63,7 @@ class StrictCpuRuntime(CpuRuntime):
             super().load(progress),
             **shape.of_info(),
             batched_prefill=False,
+            prompt_logprobs=False,
         )
         self._loaded = replace(self._require_loaded(), info=info)
         return info
