@@ -48,6 +48,8 @@ MADE_PEER := $(PEER_VENV)/.made-peer
 NXDI_VENV := .venv-nxdi
 CLIENTS_VENV := .venv-clients
 MADE_CLIENTS := $(CLIENTS_VENV)/.made-clients
+EVALS_VENV := .venv-evals
+MADE_EVALS := $(EVALS_VENV)/.made-evals
 SITE_VENV := .venv-site
 MADE_SITE := $(SITE_VENV)/.made-site
 LOCK_VENV := .venv-lock
@@ -152,6 +154,14 @@ $(MADE_CLIENTS): requirements/clients.txt
 	$(CLIENTS_VENV)/bin/python $(LOCKED) -r requirements/clients.txt
 	@touch $@
 
+test-evals: $(MADE_DEV) $(MADE_EVALS) demo-model ## lm-evaluation-harness against a server: transformers' scores.
+	EVALS_PYTHON=$(abspath $(EVALS_VENV))/bin/python $(BIN)/python -m pytest tests/evals
+
+$(MADE_EVALS): requirements/evals.txt
+	$(PYTHON) -m venv $(EVALS_VENV)
+	$(EVALS_VENV)/bin/python $(LOCKED) -r requirements/evals.txt
+	@touch $@
+
 test-dashboard: $(MADE_DEV) $(MADE_TOOLS) ## Dashboard and alerts by a real Prometheus on a real server.
 	$(BIN)/python -m pytest tests/observability
 
@@ -234,4 +244,4 @@ lock: $(MADE_DEV) ## Pin what .venv holds.
 	$(BIN)/python requirements/lock.py $(LOCK_VENV)/bin/uv
 
 clean: ## Remove what was made here, but the peer's and NxD Inference's environments.
-	rm -rf $(VENV) $(UNIT_VENV) $(CHECK_VENV) $(SITE_VENV) $(CLIENTS_VENV) .site .coverage .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(UNIT_VENV) $(CHECK_VENV) $(SITE_VENV) $(CLIENTS_VENV) $(EVALS_VENV) .site .coverage .models build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

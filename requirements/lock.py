@@ -27,7 +27,7 @@ ENVIRONMENTS = {
     "check": ("check",),
 }
 """Extras of this package, by the file that pins all they need."""
-BY_HAND = ("build", "clients", "hostile", "release", "router", "site", "ui")
+BY_HAND = ("build", "clients", "evals", "hostile", "release", "router", "site", "ui")
 """Files whose pins are chosen by hand."""
 APART = ("torch", "vllm")
 """Pinned in files of their own: torch's checksum depends on the index that it comes from, and vLLM

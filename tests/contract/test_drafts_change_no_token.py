@@ -5,6 +5,8 @@ that texts repeat themselves and drafts come true now and then. Steps go through
 batch, step builder and sampler, as vLLM's asynchronous scheduler would plan them.
 """
 
+import functools
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -47,11 +49,22 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+NUM_USUAL = 9
+"""Tokens 1 to 9 follow more often than others."""
+NUM_CLASSES = 3
+CHI_SQUARE_18 = 42.3
+"""One in a thousand exceeds it, at 18 degrees of freedom: three classes behind nine tokens each."""
+
+
 def logits_after(tokens: np.ndarray) -> np.ndarray:
     """[V] float32 of a text: it likes to go on as it began."""
-    last = int(tokens[-1])
+    return _logits_behind(int(tokens[-1])).copy()
+
+
+@functools.cache
+def _logits_behind(last: int) -> np.ndarray:
     row = np.random.default_rng([7, last]).standard_normal(VOCAB).astype(np.float32)
-    row[last % 9 + 1] += 6.0
+    row[last % NUM_USUAL + 1] += 6.0
     return row
 
 
@@ -211,6 +224,40 @@ def test_tokens_and_logprobs_are_those_without_drafts(together: bool) -> None:
         assert texts(drafted) == texts(plain), names
         for name in names:
             assert drafted.logprobs[name][:LENGTH] == plain.logprobs[name], name
+
+
+@pytest.mark.parametrize("is_seeded", [True, False], ids=["seeded", "unseeded"])
+def test_drafts_leave_the_distribution_of_tokens_as_it_is(is_seeded: bool) -> None:
+    """Pearson's chi-square of what follows each of the usual tokens, in classes of tokens."""
+    counts = np.zeros((NUM_USUAL, NUM_CLASSES))
+    num_accepted = 0
+    for run in range(4):
+        seeds = [1000 * run + row if is_seeded else None for row in range(32)]
+        asked = {str(row): parameters(seed, temperature=1.0) for row, seed in enumerate(seeds)}
+        engine = Engine(asked, drafter=Eager(shortest=1, longest=4))
+        engine.sampler._dice._unseeded = np.random.default_rng(run)
+        engine.run()
+        num_accepted += engine.num_accepted
+        for tokens in texts(engine).values():
+            for last, token in itertools.pairwise(tokens[len(PROMPT) - 1 :]):
+                if 1 <= last <= NUM_USUAL:
+                    counts[last - 1, token % NUM_CLASSES] += 1
+    assert num_accepted > 300
+    classes = np.arange(VOCAB) % NUM_CLASSES == np.arange(NUM_CLASSES)[:, None]
+    weights = np.stack([np.exp(logits_after(np.array([last]))) for last in range(1, NUM_USUAL + 1)])
+    expected = weights @ classes.T / weights.sum(axis=1, keepdims=True)
+    expected *= counts.sum(axis=1, keepdims=True)
+    assert expected.min() > 8
+    assert ((counts - expected) ** 2 / expected).sum() < CHI_SQUARE_18
+
+
+def test_a_seeds_tokens_are_the_same_again() -> None:
+    runs = []
+    for _ in range(2):
+        engine = Engine(requests(["seeded", "top-p"]), drafter=Eager(shortest=1, longest=4))
+        engine.run()
+        runs.append(texts(engine))
+    assert runs[0] == runs[1]
 
 
 def test_a_lost_step_leaves_no_draft_behind() -> None:

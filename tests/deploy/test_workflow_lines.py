@@ -99,7 +99,7 @@ def test_long_suites_are_run(runner):
 def test_windows_are_opened(runner):
     (text,) = lines("ci", "windows")
     assert runner.run(text).returncode == 0
-    assert runner.called() == ["make test-ui test-dashboard test-clients site"]
+    assert runner.called() == ["make test-ui test-dashboard test-clients test-evals site"]
 
 
 def test_the_install_scripts_are_those_of_the_images(runner):

@@ -27,7 +27,7 @@ def ask(client: openai.OpenAI, server: Server, prompts: Any, **fields: Any) -> l
 def assert_likely(tokens: list[int], found: list[float | None]) -> None:
     """`found`: of the prompt's tokens, and maybe of more."""
     expected = reference_logprobs(DEMO_MODEL, tokens)
-    own = np.take_along_axis(expected[:-1], np.array(tokens[1:])[:, None], axis=1)[:, 0]
+    own = np.take_along_axis(expected[:-1], np.array(tokens[1:], np.int64)[:, None], axis=1)[:, 0]
     assert found[0] is None
     np.testing.assert_allclose(found[1 : len(tokens)], own, atol=ATOL)
 
