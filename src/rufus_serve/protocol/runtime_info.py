@@ -1,5 +1,7 @@
 """What a follower says of its runtime."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -54,3 +56,11 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A prefill may have several rows; one may share blocks that another completes."""
     prompt_logprobs: bool = False
     """A prefill may ask for `PromptScores`."""
+
+    def together_with(self, others: Sequence["RuntimeInfo"]) -> "RuntimeInfo":
+        """What a group can do with this follower as its first: no more than any of `others`."""
+        return msgspec.structs.replace(
+            self,
+            num_blocks=min(each.num_blocks for each in (self, *others)),
+            prompt_logprobs=all(each.prompt_logprobs for each in (self, *others)),
+        )

@@ -12,8 +12,6 @@ keep their weights and form the next epoch, with void KV caches.
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
-
 from rufus_serve.errors import RestartBudgetSpent, RufusError, StartupTimeout
 from rufus_serve.protocol.messages import RuntimeInfo
 from rufus_serve.supervisor.fatal import is_fatal
@@ -111,10 +109,9 @@ class GroupState:
 
     @property
     def info(self) -> RuntimeInfo | None:
-        """What the group can do: rank 0's report with the fewest blocks of any member."""
+        """What the group can do."""
         infos = [member.info for member in self.by_rank().values() if member.info is not None]
-        blocks = min((info.num_blocks for info in infos), default=0)
-        return msgspec.structs.replace(infos[0], num_blocks=blocks) if infos else None
+        return infos[0].together_with(infos[1:]) if infos else None
 
     # ---- events ----
 

@@ -91,6 +91,8 @@ class GroupShape:
         """Why a later group cannot serve this leader; empty if it can."""
         if info.num_blocks < self.num_blocks:
             return f"the new group holds {info.num_blocks} KV blocks, not {self.num_blocks}"
+        if self.info.prompt_logprobs and not info.prompt_logprobs:
+            return "the new group cannot tell prompt_logprobs, which requests may wait for"
         ours, theirs = _layout(self.info), _layout(info)
         if ours != theirs:
             return f"the new group is of another shape: {theirs}, not {ours}"
@@ -102,5 +104,5 @@ def _layout(info: RuntimeInfo) -> tuple[object, ...]:
         info.num_layers, info.num_kv_heads, info.head_size, info.vocab_size, info.block_size,
         info.prefill_buckets, info.decode_batch_buckets, info.context_buckets,
         info.prefix_caching, info.segmented_prefill, info.multi_token_decode,
-        info.batched_prefill, info.prompt_logprobs,
+        info.batched_prefill,
     )  # fmt: skip

@@ -101,3 +101,9 @@ def test_a_later_group_of_another_shape_is_no_replacement() -> None:
     assert shape().mismatch(msgspec.structs.replace(INFO, num_blocks=70)) == ""
     assert "KV blocks" in shape().mismatch(msgspec.structs.replace(INFO, num_blocks=64))
     assert "shape" in shape().mismatch(msgspec.structs.replace(INFO, head_size=16))
+
+
+def test_a_later_group_may_gain_prompt_logprobs_and_not_lose_them() -> None:
+    telling = msgspec.structs.replace(INFO, prompt_logprobs=True)
+    assert shape().mismatch(telling) == ""
+    assert "prompt_logprobs" in shape(telling).mismatch(INFO)
