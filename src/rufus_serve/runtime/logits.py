@@ -1,6 +1,6 @@
 """`StepLogits`: what a step left of logits, until the next steps begin."""
 
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 
@@ -50,7 +50,12 @@ class WholeLogits:
 
     def prompt_scores(self, wants: PromptWants) -> PromptScores | None:
         """See `StepLogits.prompt_scores`."""
-        raise RuntimeStepError(
-            f"{len(wants.next_ids)} tokens of a prompt are to be scored, but this runtime has "
-            "logits of last positions only"
-        )
+        refuse_prompt_scores(wants)
+
+
+def refuse_prompt_scores(wants: PromptWants) -> NoReturn:
+    """Raise RuntimeStepError: there are logits of last positions only."""
+    raise RuntimeStepError(
+        f"{len(wants.next_ids)} tokens of a prompt are to be scored, but this runtime has logits "
+        "of last positions only"
+    )

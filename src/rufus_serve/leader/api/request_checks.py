@@ -62,7 +62,7 @@ _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _AT_LEAST = {**dict.fromkeys(_MAX_TOKENS, 1), "n": 1, "min_tokens": 0}
 _NUMBERS = (
     "prompt", "tokens", "items", "stop_token_ids", "allowed_token_ids", "label_token_ids",
-    "logit_bias", "seed", "priority", "top_logprobs", "thinking_token_budget",
+    "logit_bias", "seed", "priority", "prompt_logprobs", "top_logprobs", "thinking_token_budget",
     "truncate_prompt_tokens", "length_penalty",
 )  # fmt: skip
 """Fields of numbers, or of lists and objects of them; vLLM takes true for 1."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rufus_serve.protocol.messages import Array, Candidates, RowWants
+from rufus_serve.protocol.messages import Array, Candidates, PromptScores, PromptWants, RowWants
 from rufus_serve.runtime.candidates import joined, pick, rows_of
+from rufus_serve.runtime.logits import refuse_prompt_scores
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class DeviceLogits:
                 for row, (count, temperatures, named) in enumerate(rows_of(wants))
             ]
         )
+
+    def prompt_scores(self, wants: PromptWants) -> PromptScores:
+        """See `StepLogits.prompt_scores`."""
+        refuse_prompt_scores(wants)
 
     def _is_told(self, row: int, count: int, temperatures: list[float], named: Array) -> bool:
         packed, place = self._places[row]
