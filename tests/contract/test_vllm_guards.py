@@ -1,10 +1,12 @@
 """What we keep vLLM from doing, against vLLM itself: each guard must still meet what it guards."""
 
+import asyncio
 import itertools
 import json
 import os
 import string
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +21,12 @@ import vllm.envs
 import xgrammar
 from model_hosting_container_standards import sagemaker
 from vllm.entrypoints.launchers import app as vllm_app
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from rufus_serve.leader.api import vllm_compat
+from rufus_serve.leader.api.engine_guard import guard
 from rufus_serve.leader.engine.vllm_compat import calm_grammar_compilation
 
 _NOT_IN_VLLMS_LIST = {"SAGEMAKER_MODEL_PATH"}
@@ -75,3 +80,29 @@ def test_an_engine_goes_on_while_it_compiles_grammars(monkeypatch: pytest.Monkey
         turns += 1
     # With the interpreter's lock held for all of the compiling, there would be one or two.
     assert turns > 10
+
+
+@pytest.mark.parametrize(
+    ("num_best", "has_prompt_logprobs", "refused"),
+    [(None, False, ""), (0, True, ""), (1000, True, ""), (0, False, "compiled for a device"),
+     (-1, True, "from 0 to 1000"), (1001, True, "from 0 to 1000")],
+)  # fmt: skip
+def test_prompt_logprobs_are_refused_where_followers_or_memory_have_none(
+    num_best: int | None, has_prompt_logprobs: bool, refused: str
+) -> None:
+    async def generate(*_: object, **__: object) -> AsyncIterator[object]:
+        yield SimpleNamespace(prompt_token_ids=[1], outputs=[], finished=True, metrics=None)
+
+    engine = SimpleNamespace(generate=generate)
+    guard(engine, None, prioritized=False, has_prompt_logprobs=has_prompt_logprobs)
+    params = SamplingParams(prompt_logprobs=num_best)
+
+    async def ask() -> int:
+        return len([each async for each in engine.generate("x", params, "a")])
+
+    if refused:
+        with pytest.raises(VLLMValidationError, match=refused) as error:
+            asyncio.run(ask())
+        assert error.value.parameter == "prompt_logprobs"
+    else:
+        assert asyncio.run(ask()) == 1
