@@ -7,7 +7,6 @@ ever for a peer that does not read.
 import asyncio
 import contextlib
 import logging
-import math
 import socket
 import time
 from collections.abc import Collection
@@ -28,8 +27,8 @@ _log = logging.getLogger(__name__)
 _GRACEFUL_S = 2
 _FIELD_SIGNS = len(": \r\n")
 _LINGER_S = 2.0
-_LINGER_BYTES = 1_000_000
-"""Taken of one that is refused; who sends more would have us read at its pace."""
+_REFUSED_BYTES, _ANSWERED_BYTES = 1_000_000, 8_000_000
+"""Thrown away of what comes yet; who sends more waits, as it might be an attack."""
 _MOST_TURNED_AWAY = 64
 _FRAMING_PER_BYTE = 16
 """Of a chunked body, so that one sent byte by byte passes."""
@@ -57,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stalled_since: float | None = None
         self._is_deaf = False
         """What comes now is read no more; the connection ends with the answer that is due."""
-        self._discardable: float = math.inf
+        self._discardable = 0
         self.address = ""
         self._answered_at = 0.0
         self._waiting_since: float | None = time.monotonic()
@@ -125,7 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _discard(self, num_bytes: int) -> None:
         self._discardable -= num_bytes
         if self._discardable < 0:
-            self.drop()
+            self.flow.pause_reading()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -168,15 +167,15 @@ class BoundedProtocol(HttpToolsProtocol):
         """Hang up on a peer that was answered before it sent all of its body."""
         self._answered_at = time.monotonic()
         if self.cycle.more_body and not self.transport.is_closing():
-            self._hang_up_gently()
+            self._hang_up_gently(_ANSWERED_BYTES)
         super().on_response_complete()
 
-    def _hang_up_gently(self) -> None:
-        """Take what the peer still sends for a while, and throw it away.
+    def _hang_up_gently(self, discardable: int) -> None:
+        """Take what the peer still sends for a while, and throw so many bytes of it away.
 
         A connection that is closed with something unread is reset, and the answer may go with it.
         """
-        self._is_deaf = True
+        self._is_deaf, self._discardable = True, discardable
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -202,8 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
         reason = f"HTTP/1.1 {error.status} {error.phrase}\r\n"
         fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"{reason}{fields}connection: close\r\n\r\n".encode() + body)
-        self._discardable = _LINGER_BYTES
-        self._hang_up_gently()
+        self._hang_up_gently(_REFUSED_BYTES)
 
     def enforce(self, now: float) -> None:
         """Hang up if the peer sends or reads too slowly."""
