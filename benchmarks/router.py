@@ -1,6 +1,6 @@
 """How requests are spread over two groups, one of which is slow: routers, and groups of one server.
 
-    python benchmarks/router.py [--router .tools/bin/vllm-router] [--requests 100] [--write]
+    python benchmarks/router.py [--router .tools/bin/vllm-router] [--requests 80] [--write]
 
 Two servers of one follower each, where every step of one takes `DELAY_S` longer; before them in
 turn vllm-router with each policy, and a proxy that goes by open requests, as an ALB does. Then
@@ -220,7 +220,7 @@ def report(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--router", type=Path, default=ROOT / ".tools/bin/vllm-router")
-    parser.add_argument("--requests", type=int, default=100, help="to each way [100]")
+    parser.add_argument("--requests", type=int, default=80, help="to each way [80]")
     parser.add_argument("--write", action="store_true", help="keep the record and the table")
     options = parser.parse_args()
     if not options.router.exists():
