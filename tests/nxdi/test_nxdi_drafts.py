@@ -1,9 +1,10 @@
 """Decodes of several tokens a row: NxD Inference's own graphs for verifying drafts."""
 
 import pytest
-from nxdi_group import Failed
+from nxdi_group import Failed, Reference, write_model
 from nxdi_schedules import check_schedules
 from test_nxdi_candidates import GREEDY, RANDOM, Asking
+from test_nxdi_hybrid import CP, DP
 from tests.contract.step_sequences import DRAFTED
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,6 +32,16 @@ def test_texts_are_those_without_drafts_and_logits_the_references(
 def test_candidates_of_drafts_are_those_of_whole_rows(model, reference, start_group, ranks):
     group = start_group(settings(model, ranks, candidates=64))
     check_schedules(Asking(group, (RANDOM, GREEDY), are_told=True), reference, "drafted")
+    group.close()
+
+
+@pytest.mark.parametrize("degrees", [CP, DP], ids=["cp2", "dp2"])
+def test_drafts_go_with_hybrid_parallelism(tmp_path_factory, start_group, degrees):
+    model = write_model(tmp_path_factory.mktemp("even"), "Llama", heads=8, kv_heads=2)
+    even = {"max_model_len": 132, "buckets": {"prefill": [16, 64, 132], "context": [32, 64, 132]}}
+    hybrid = settings(model, 4) | even
+    group = start_group(hybrid | {"neuron": hybrid["neuron"] | degrees})
+    check_schedules(group, Reference(model), "drafted")
     group.close()
 
 
