@@ -52,6 +52,8 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Candidates of a row that cost the follower no row in full; 0: it has all rows in full."""
     multi_token_decode: bool = False
     """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
+    drafts_are_free: bool = False
+    """A decode computes as many tokens of a sequence whether they are drafted or not."""
     batched_prefill: bool = False
     """A prefill may have several rows; one may share blocks that another completes."""
     prompt_logprobs: bool = False

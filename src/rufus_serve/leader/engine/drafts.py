@@ -59,9 +59,12 @@ class Text:
 class Drafter:
     """Of one engine; step thread only."""
 
-    def __init__(self, *, shortest: int, longest: int) -> None:
-        """`shortest` and `longest` are numbers of tokens to look up, as in `lookup`."""
-        self._shortest, self._longest = shortest, longest
+    def __init__(self, *, shortest: int, longest: int, are_free: bool = False) -> None:
+        """`shortest` and `longest` are numbers of tokens to look up, as in `lookup`.
+
+        `are_free` as `RuntimeInfo.drafts_are_free`.
+        """
+        self._shortest, self._longest, self._are_free = shortest, longest, are_free
         self._chances: dict[str, Chance] = {}
 
     def propose(self, texts: Mapping[str, Text], *, num_rows: int) -> dict[str, list[int]]:
@@ -76,7 +79,10 @@ class Drafter:
             req_id: _Option(chance.value, _cost(texts[req_id]), len(found[req_id]))
             for req_id, chance in chances.items()
         }
-        counts = _worthwhile(options, num_rows)
+        if self._are_free:
+            counts = {req_id: option.number for req_id, option in options.items()}
+        else:
+            counts = _worthwhile(options, num_rows)
         for req_id, chance in chances.items():
             if not counts[req_id]:
                 chance.fade()

@@ -32,7 +32,7 @@ from rufus_serve.leader.engine.step_loop import StepLoop
 from rufus_serve.leader.engine_spec import EngineSpec
 from rufus_serve.leader.failure_note import FailureNote
 from rufus_serve.leader.spec import config_of, read_spec
-from rufus_serve.protocol.messages import EpochLost, GroupReady
+from rufus_serve.protocol.messages import EpochLost, GroupReady, RuntimeInfo
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             tell_lost=self._link.tell_lost,
         )
         self._engine.tokens_per_row = self._shape.tokens_per_row
-        state = BatchState(self.vllm_config, info=ready.info, drafter=_drafter(config))
+        state = BatchState(self.vllm_config, info=ready.info, drafter=_drafter(config, ready.info))
         sampler = TokenSampler(self.vllm_config, state, vocab_size=ready.info.vocab_size)
         self._loop = StepLoop(self._steps, self._engine, state, sampler)
         self._formed.put(ready)
@@ -247,11 +247,15 @@ def _identity(config: ServeConfig, engine_id: str) -> HelloInfo:
     return HelloInfo(config_hash=config.group_hash(), sender_id=engine_id)
 
 
-def _drafter(config: ServeConfig) -> Drafter | None:
+def _drafter(config: ServeConfig, info: RuntimeInfo) -> Drafter | None:
     speculation = config.speculation
     if speculation.method == "none":
         return None
-    return Drafter(shortest=speculation.prompt_lookup_min, longest=speculation.prompt_lookup_max)
+    return Drafter(
+        shortest=speculation.prompt_lookup_min,
+        longest=speculation.prompt_lookup_max,
+        are_free=info.drafts_are_free,
+    )
 
 
 def _max_prefills(config: ServeConfig) -> int:

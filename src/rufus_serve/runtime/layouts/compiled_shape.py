@@ -53,6 +53,7 @@ class CompiledShape:
             "prefix_caching": self.is_block,
             "segmented_prefill": self.is_block,
             "multi_token_decode": self.tokens_per_row > 1,
+            "drafts_are_free": self.tokens_per_row > 1,
         }
 
 

@@ -56,6 +56,13 @@ def test_the_more_requests_share_a_step_the_likelier_a_draft_must_be():
     assert counts[0] > counts[-1]
 
 
+def test_drafts_that_cost_nothing_are_all_tried_whatever_became_of_others():
+    drafter = Drafter(shortest=2, longest=4, are_free=True)
+    for _ in range(20):
+        assert propose(drafter, num_rows=64) == [3, 4, 5, 6, 7, 8, 9]
+        drafter.observe("a", 7, 0)
+
+
 def test_likely_drafts_go_before_unlikely_ones():
     drafter = Drafter(shortest=2, longest=4)
     texts = {"a": Text(COPY, 7), "b": Text(COPY, 7), "c": Text(NOTHING_TWICE, 7)}

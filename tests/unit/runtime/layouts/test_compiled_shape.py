@@ -34,6 +34,7 @@ def test_a_line_has_room_for_drafts_behind_the_longest_sequence():
     assert (shape.seq_len, shape.max_model_len, shape.tokens_per_row) == (64, 61, 4)
     info = shape.of_info()
     assert (info["decode_batch_buckets"], info["multi_token_decode"]) == ((16,), True)
+    assert info["drafts_are_free"]
     assert not shaped("contiguous").of_info()["multi_token_decode"]
 
 
