@@ -196,7 +196,7 @@ def main() -> None:
         print(time.strftime("%X"), case.name, cases[case.name], flush=True)
     record = {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "command": "python benchmarks/routing.py",
+        "command": f"python benchmarks/routing.py --requests {options.requests}",
         "machine": machine(),
         "versions": versions(NO_PEER),
         "requests": options.requests,
