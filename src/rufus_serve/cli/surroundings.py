@@ -33,9 +33,17 @@ def private_folder() -> Path:
     """A folder of this user's in the temporary directory, made if need be.
 
     Raises:
-        ConfigError: someone else made it first, or others may write in it.
+        ConfigError: someone else made it first, or others may write in it; or there is no
+            temporary directory.
     """
-    folder = Path(tempfile.gettempdir()) / f"rufus-serve-home-{os.getuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"temporary files can be written nowhere ({error.strerror}); mount a writable /tmp, or "
+            "set TMPDIR to a folder that can be written"
+        ) from error
+    folder = Path(temporary) / f"rufus-serve-home-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:

@@ -34,6 +34,17 @@ def test_a_user_without_passwd_entry_gets_a_home(monkeypatch: pytest.MonkeyPatch
     assert Path(environ["HOME"]).is_dir()
 
 
+def test_a_host_without_a_writable_folder_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(ConfigError, match="set TMPDIR"):
+        ensure_home({"HOME": "/nowhere"})
+
+
 def test_a_good_home_stays(temporary: Path) -> None:
     environ = {"HOME": str(temporary), "USER": "me"}
     ensure_home(environ)
