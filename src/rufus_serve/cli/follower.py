@@ -50,3 +50,8 @@ def _check_address(text: str) -> None:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"--leader {text!r} must be HOST:PORT, such as 10.0.0.7:6379")
+    if ":" in host:
+        raise ConfigError(
+            f"--leader {text!r} is an IPv6 address; hosts of a group reach each other by IPv4, so "
+            "name the leader by its IPv4 address or a name that has one"
+        )

@@ -11,6 +11,7 @@ from rufus_serve.errors import ClusterError, ConfigError, EndpointError
 _CONNECT_S = 2.0
 _POLL_S = 0.2
 _ELSEWHERE = "198.51.100.1"
+_NEEDS = "hosts of a group reach each other by IPv4, so give one interface an IPv4 address"
 
 
 def own_addresses() -> dict[str, list[str]]:
@@ -39,9 +40,7 @@ def choose_address(*, interface: str = "", towards: str = "") -> str:
             return of_interface[interface][0]
         if interface in addresses:
             return interface
-        listed = sorted((name, ", ".join(found)) for name, found in of_interface.items())
-        known = ", ".join(f"{name} ({found})" for name, found in listed)
-        raise ClusterError(f"cluster.interface {interface!r} is not on this host; it has {known}")
+        raise ClusterError(_not_usable(interface, of_interface))
     if towards:
         return _source_address(towards)
     try:
@@ -50,11 +49,19 @@ def choose_address(*, interface: str = "", towards: str = "") -> str:
         return _source_address(_ELSEWHERE)
     except ClusterError:
         if not routed:
-            raise ClusterError(
-                "this host has no IPv4 address but loopback's, and hosts of a group reach each "
-                "other by IPv4; give one interface an IPv4 address"
-            ) from None
+            raise ClusterError(f"this host has no IPv4 address but loopback's; {_NEEDS}") from None
         return routed[0]
+
+
+def _not_usable(interface: str, of_interface: dict[str, list[str]]) -> str:
+    entries = psutil.net_if_addrs().get(interface)
+    if ":" in interface or (entries and not any(e.family is socket.AF_INET for e in entries)):
+        return f"cluster.interface {interface!r} has no IPv4 address here; {_NEEDS}"
+    listed = sorted((name, ", ".join(found)) for name, found in of_interface.items())
+    known = ", ".join(f"{name} ({found})" for name, found in listed)
+    return (
+        f"cluster.interface {interface!r} is not on this host; it has {known or 'no IPv4 address'}"
+    )
 
 
 def _source_address(towards: str) -> str:

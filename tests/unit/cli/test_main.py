@@ -81,6 +81,7 @@ def test_no_command_at_all_is_a_mistake(run):
         (["follower"], "required: --leader"),
         (["follower", "--leader", "host"], "must be HOST:PORT"),
         (["follower", "--leader", "host:99999"], "must be HOST:PORT"),
+        (["follower", "--leader", "[fd00::1]:6379"], "by IPv4"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(run, arguments, message):

@@ -49,6 +49,15 @@ def test_an_interface_that_is_down_or_absent_is_refused_with_those_there_are(nam
         choose_address(interface=named)
 
 
+@pytest.mark.parametrize("named", ["six", "fd00::1"])
+def test_an_interface_of_ipv6_alone_is_told_what_it_lacks(named):
+    addresses.psutil.net_if_addrs()["six"] = [
+        SimpleNamespace(family=socket.AF_INET6, address="fd00::1")
+    ]
+    with pytest.raises(ClusterError, match="has no IPv4 address here; hosts of a group"):
+        choose_address(interface=named)
+
+
 def test_every_address_of_an_interface_may_be_named():
     assert choose_address(interface="172.18.0.1") == "172.18.0.1"
 
