@@ -89,8 +89,17 @@ class BatchDesk:
         return self._store
 
     async def ask(self, call: Callable[..., _Result], *args: Any) -> _Result:
-        """What a method of the store returns, on the store's thread."""
-        return await self._beside(call, *args)
+        """What a method of the store returns, on the store's thread.
+
+        Raises:
+            HttpError: 507, the disk refuses.
+        """
+        try:
+            return await self._beside(call, *args)
+        except (OSError, sqlite3.OperationalError) as error:
+            _log.error("batch.folder %s: %s", self.store.folder, error)
+            reason = getattr(error, "strerror", None) or error
+            raise HttpError(507, f"the server's disk refuses: {reason}") from error
 
     async def create(self, key: ApiKey, batch: Batch) -> Batch:
         """Begin a batch.

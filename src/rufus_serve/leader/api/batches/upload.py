@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import IO
 
@@ -77,9 +78,10 @@ class Uploads:
         try:
             _copy(content, partial)
             store.take(partial, file, key_id)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise HttpError(507, f"the server cannot keep the file: {error.strerror}") from error
+        except (OSError, sqlite3.Error):
+            for path in (partial, store.path(file.id)):
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _copy(content: IO[bytes], path: Path) -> None:
