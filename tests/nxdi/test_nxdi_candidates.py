@@ -8,6 +8,7 @@ from nxdi_schedules import check_schedules
 from test_nxdi_hybrid import CP, DP
 from test_nxdi_hybrid import settings as hybrid_settings
 from test_nxdi_runtime import LAYOUTS
+from test_start_guards import saved_differences
 from tests.contract.step_sequences import Sequences
 
 from rufus_serve.leader.engine.step_builder import IN_FULL, Want, row_wants
@@ -71,6 +72,13 @@ class Asking:
         assert found.token_logits.tolist() == expected.token_logits.tolist()
         np.testing.assert_allclose(found.log_totals, expected.log_totals, atol=2e-6, rtol=1e-6)
         return rows
+
+
+def test_artifacts_made_for_other_candidates_are_told_apart(group):
+    assert group.probe(saved_differences, {}) == []
+    other = {"on_device_sampling_config": {"global_topk": COUNT + 1}}
+    (difference,) = group.probe(saved_differences, other)
+    assert difference.startswith("on_device_sampling_config is")
 
 
 def two_outputs(_):
