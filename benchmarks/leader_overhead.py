@@ -138,7 +138,7 @@ class Engine:
             ids = list(range(1 + row * blocks, 1 + (row + 1) * blocks))
             new.append(SimpleNamespace(
                 req_id=str(row), sampling_params=params, prompt_token_ids=prompt,
-                block_ids=(ids,), num_computed_tokens=CONTEXT,
+                block_ids=(ids,), num_computed_tokens=CONTEXT, prefill_token_ids=None,
             ))  # fmt: skip
         self.req_ids = [each.req_id for each in new]
         self.output = self._output(new, ())
@@ -223,7 +223,7 @@ def group_steps(arguments, token: str, places):
     steps = GroupSteps(
         ZmqLeaderChannel(identity, GroupKeys.from_token(token)), EpochGate(),
         builder=StepBuilder.for_runtime(info), progress=StepCounter(Shared()),
-        deadline=StepDeadline(60.0), suspect=print,
+        deadline=StepDeadline(60.0), tell_lost=print,
     )  # fmt: skip
     endpoints = tuple(
         StepEndpoint(node_rank=rank, host="localhost", endpoint=place) for rank, place in places
@@ -252,7 +252,9 @@ def main() -> None:
 
     token, announced = new_token(), multiprocessing.Queue()
     processes = [
-        multiprocessing.Process(target=follow, args=(arguments, token, rank, announced))
+        multiprocessing.Process(
+            target=follow, args=(arguments, token, rank, announced), daemon=True
+        )
         for rank in range(arguments.followers)
     ]
     for process in processes:
