@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from rufus_serve.errors import FollowerError, RufusError
+from rufus_serve.imports import imports_that_stay
 from rufus_serve.log import configure_logging
 from rufus_serve.protocol.specs import FollowerSpec
 
@@ -26,7 +27,8 @@ def main() -> int:
     configure_logging(
         f"follower {spec.follower_id}", level=str(spec.config.get("log_level", "INFO"))
     )
-    from rufus_serve.follower.node import FollowerNode
+    with imports_that_stay():
+        from rufus_serve.follower.node import FollowerNode
 
     try:
         FollowerNode(spec).run()

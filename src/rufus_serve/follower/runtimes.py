@@ -4,13 +4,15 @@ import importlib
 
 from rufus_serve.artifacts.identity import Identity
 from rufus_serve.config import ServeConfig
+from rufus_serve.imports import imports_that_stay
 from rufus_serve.runtime.base import Runtime
 
 
 def import_runtime(config: ServeConfig) -> None:
     """Import what `make_runtime` needs, which takes seconds; a stand-by has done so in advance."""
     module = "neuron" if config.runtime == "neuron" else "cpu"
-    importlib.import_module(f"rufus_serve.runtime.{module}")
+    with imports_that_stay():
+        importlib.import_module(f"rufus_serve.runtime.{module}")
 
 
 def identity_of(config: ServeConfig) -> Identity:

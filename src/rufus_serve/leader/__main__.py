@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import EndpointError, LeaderError, RufusError
+from rufus_serve.imports import imports_that_stay
 from rufus_serve.leader.spec import config_of, read_spec
 from rufus_serve.log import configure_logging
 from rufus_serve.protocol.specs import SPEC_VARIABLE, LeaderSpec, last_word_file
@@ -44,7 +45,8 @@ def main() -> int:
 async def _serve(
     spec: LeaderSpec, config: ServeConfig, *, sock: socket.socket, folder: str
 ) -> None:
-    from rufus_serve.leader.api.api_server import ApiServer
+    with imports_that_stay():
+        from rufus_serve.leader.api.api_server import ApiServer
 
     await ApiServer(spec, config, sock=sock, folder=folder).run()
 

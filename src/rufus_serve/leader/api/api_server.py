@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import LeaderError, RufusError
+from rufus_serve.imports import imports_that_stay
 from rufus_serve.leader.api.access import Access
 from rufus_serve.leader.api.admission import Admission
 from rufus_serve.leader.api.api_link import ApiLink
@@ -152,7 +153,8 @@ class ApiServer:
 
     async def _serve_model(self) -> None:
         """Load vLLM, open the gateway, and watch the engines."""
-        from rufus_serve.leader.api import vllm_server
+        with imports_that_stay():
+            from rufus_serve.leader.api import vllm_server
 
         args = await vllm_server.in_daemon_thread(vllm_namespace, self._config)
         async with vllm_server.application(args, self._config, self._folder) as (engine, app):

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from rufus_serve.imports import imports_that_stay
 from rufus_serve.parent import die_with_parent
 
 _MEMORY_BYTES = 2 << 30
@@ -59,10 +60,11 @@ class _Compiler:
     """xgrammar's compiler, as vLLM's backend calls it, on one thread."""
 
     def __init__(self, folder: str, vocab_size: int, *, any_whitespace: bool) -> None:
-        import xgrammar
-        from transformers import AutoTokenizer
+        with imports_that_stay():
+            import xgrammar
+            from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
         vocabulary = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
         self._compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False)
         self._any_whitespace = any_whitespace
