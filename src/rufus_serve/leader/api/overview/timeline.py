@@ -22,7 +22,7 @@ class Timeline:
     def take(self, status: Status) -> list[Moment]:
         """Note what changed since the status before; that."""
         now = time.time()
-        told = [*self._replaced(status), *self._entered(status)]
+        told = [*self._gone(status), *self._replaced(status), *self._entered(status)]
         new = [Moment(at=now, group=group, what=what) for group, what in told]
         self._before = {group.group: group for group in status.groups}
         self._moments.extendleft(new)
@@ -33,6 +33,11 @@ class Timeline:
         moment = Moment(at=time.time(), group=group, what=what)
         self._moments.appendleft(moment)
         return moment
+
+    def _gone(self, status: Status) -> Iterator[tuple[int, str]]:
+        for number in sorted(self._before.keys() - {group.group for group in status.groups}):
+            self._pids = {seat: pid for seat, pid in self._pids.items() if seat[0] != number}
+            yield number, "gone: the server was scaled down"
 
     def _replaced(self, status: Status) -> Iterator[tuple[int, str]]:
         for follower in status.followers:

@@ -1,5 +1,7 @@
 from typing import Any
 
+import msgspec
+
 from rufus_serve.leader.api.overview.timeline import Timeline
 from rufus_serve.protocol.messages import FollowerStatus, GroupStatus, Status
 
@@ -61,3 +63,20 @@ def test_every_group_has_moments_of_its_own() -> None:
     assert [(moment.group, moment.what) for moment in timeline.moments()] == [
         (1, "recovering, epoch 1"), (1, "ready, epoch 1"),
     ]  # fmt: skip
+
+
+def test_a_group_that_goes_is_told_and_the_next_of_its_number_replaces_nobody() -> None:
+    first, both = status("ready", 1, 10), status("ready", 1, 11, number=1)
+    two = msgspec.structs.replace(
+        first, groups=first.groups + both.groups, followers=first.followers + both.followers
+    )
+    again = status("ready", 2, 12, number=1)
+    anew = msgspec.structs.replace(
+        first, groups=first.groups + again.groups, followers=first.followers + again.followers
+    )
+    assert told(two, first, anew) == [
+        "ready, epoch 2",
+        "gone: the server was scaled down",
+        "ready, epoch 1",
+        "ready, epoch 1",
+    ]
