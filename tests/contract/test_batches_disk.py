@@ -1,5 +1,6 @@
 """`/v1/files` and `/v1/batches` on a disk that is full."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -63,3 +64,30 @@ def test_a_full_disk_is_told_and_the_server_goes_on_once_there_is_room(
 
     run(scenario)
     assert model.asked == {"c": 1}
+
+
+def test_a_batch_that_a_full_disk_stops_ends_once_there_is_room(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rufus_serve.leader.api.batches.desk._DISK_S", 0.05)
+    write_keys(tmp_path / "keys", tuple(KEYS))
+    model = Model()
+    model.full = 2  # so that the disk is full before it answers
+
+    async def scenario() -> None:
+        site = Site(tmp_path, model)
+        async with site.serving() as client:
+            batch = await begin(client, lines("a"))
+            ballast = fill(small_disk)
+            failed = await until(client, batch.id, "failed")
+            assert [each.code for each in failed.errors.data] == ["storage_error"]
+            ballast.unlink()
+            while site.desk.uses(KEYS[0], failed.input_file_id):
+                await asyncio.sleep(0.01)
+            after = await begin(client, lines("b"))
+            await until(client, after.id, "completed")
+        async with Site(tmp_path, model).serving() as client:
+            assert (await client.batches.retrieve(batch.id)).status == "failed"
+
+    run(scenario)
+    assert model.asked["b"] == 1

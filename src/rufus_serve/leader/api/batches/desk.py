@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 _FAULTS_SHOWN = 100
 _BESIDE_BODY = 10_000
 """Bytes of a line that are not the request's body."""
+_DISK_S = 10.0
+"""Between tries to write what a disk refused."""
 _Result = TypeVar("_Result")
 
 
@@ -182,15 +184,21 @@ class BatchDesk:
         except (BatchError, OSError) as error:
             _log.error("batch %s failed: %s", batch.id, error)
             batch.fail(_error("storage_error", "the server's disk refuses the batch's files"))
-        try:
-            await self._beside(finish, self.store, batch, key_id)
-        except (BatchError, OSError, sqlite3.Error) as error:
-            _log.error("batch %s stays as it is until the next start: %s", batch.id, error)
-            return
+        while not await self._finish(batch, key_id):
+            await asyncio.sleep(_DISK_S)
         del self._running[batch.id]
         counts = batch.request_counts
         _log.info("batch %s of %s is %s: %d answered, %d failed, of %d", batch.id, key_id,
                   batch.status, counts.completed, counts.failed, counts.total)  # fmt: skip
+
+    async def _finish(self, batch: Batch, key_id: str) -> bool:
+        """Whether the disk took the batch's end."""
+        try:
+            await self._beside(finish, self.store, batch, key_id)
+        except (BatchError, OSError, sqlite3.Error) as error:
+            _log.error("batch %s cannot end; trying again: %s", batch.id, error)
+            return False
+        return True
 
     async def _validate(self, batch: Batch) -> None:
         path = self.store.path(batch.input_file_id)
