@@ -1,9 +1,9 @@
-"""What the API process asks the engine's main loop, to see that it turns and what it counted."""
+"""What the API process asks an engine's main loop: methods of vLLM's `collective_rpc`.
+
+They go through the queue that requests go through.
+"""
 
 BEAT = "beat"
-"""Method of vLLM's `collective_rpc`; it goes through the queue that requests go through.
-
-It returns `StepCounts` as plain data.
-"""
+"""Shows that the loop turns; returns `StepCounts` as plain data."""
 HAS_PROMPT_LOGPROBS = "has_prompt_logprobs"
-"""Likewise, asked once: `RuntimeInfo.prompt_logprobs`."""
+"""Returns `RuntimeInfo.prompt_logprobs`."""
