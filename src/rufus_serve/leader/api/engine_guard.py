@@ -11,8 +11,6 @@ from rufus_serve.leader.api.grammar_limits import GrammarRefused
 
 _RANKS = 1_000_000
 """More than there are places, so that a key's priority outweighs how many it has open."""
-
-
 _MOST_BEST = 1000
 """Likeliest tokens beside each of a prompt's: more would be whole vocabularies."""
 
