@@ -23,6 +23,7 @@ from rufus_serve.leader.engine.step_builder import StepBuilder
 from rufus_serve.protocol.messages import RuntimeInfo, StepReply
 from rufus_serve.runtime.candidates import whole_rows
 from rufus_serve.runtime.logits import WholeLogits
+from rufus_serve.runtime.prompt_scores import logits_of, score
 
 VOCAB, LENGTH, MOST_DRAFTS = 400, 40, 5
 INFO = RuntimeInfo(
@@ -93,11 +94,15 @@ class Engine:
         self.requests = requests
         self.tokens: dict[str, list[int]] = {req_id: list(PROMPT) for req_id in requests}
         self.logprobs: dict[str, list[Any]] = {req_id: [] for req_id in requests}
+        self.prompt_logprobs: dict[str, Any] = {}
         self.num_steps = self.num_accepted = 0
 
-    def run(self, *, lose_every: int = 0) -> None:
+    def run(self, *, lose_every: int = 0, lose_first: bool = False) -> None:
         """To the end; every so many steps one is lost, and its requests are prefilled again."""
-        self._step(self._output([self._new(req_id) for req_id in self.requests], num_new={}))
+        new = [self._new(req_id) for req_id in self.requests]
+        self._step(self._output(new, num_new={}), is_lost=lose_first)
+        if lose_first:
+            self._step(self._resumed(list(self.requests)))
         while open_ := [r for r in self.requests if len(self.tokens[r]) < len(PROMPT) + LENGTH]:
             is_lost = lose_every and self.num_steps % lose_every == lose_every - 1
             self._step(self._running(open_), is_lost=bool(is_lost))
@@ -162,7 +167,18 @@ class Engine:
             step_id=0, epoch=1, node_rank=0, compute_s=0.0,
             logits=logits.rows(rows) if len(rows) else None,
             candidates=None if wants is None else logits.candidates(wants),
+            prompt_scores=self._prompt_scores(step),
         )  # fmt: skip
+
+    def _prompt_scores(self, step: Any) -> Any:
+        request = step.request
+        if request.prompt_wants is None:
+            return None
+        first, next_ids = request.num_computed_tokens[0], request.prompt_wants.next_ids
+        behind = request.token_ids[first : first + len(next_ids)]
+        logits = np.stack([_logits_behind(int(token)) for token in behind])
+        own = logits_of(logits, next_ids, first_id=0)
+        return score(logits, next_ids, own, num_best=request.prompt_wants.num_best, first_id=0)
 
     def _look_up(self, contexts: list[np.ndarray]) -> Callable[..., Any]:
         def look_up(answers: Any, wanted: Any) -> Any:
@@ -176,6 +192,9 @@ class Engine:
         return look_up
 
     def _take(self, result: Any) -> None:
+        for req_id, told in result.prompt_logprobs_dict.items():
+            assert self.tokens[req_id] == PROMPT
+            self.prompt_logprobs[req_id] = told
         for place, req_id in enumerate(result.req_ids):
             token_ids = result.sampled_token_ids[place]
             self.tokens[req_id] += token_ids
@@ -267,6 +286,27 @@ def test_a_lost_step_leaves_no_draft_behind() -> None:
     drafted.run(lose_every=4)
     assert drafted.num_accepted > 0
     assert texts(drafted) == texts(plain)
+
+
+@pytest.mark.parametrize("loses_first", [False, True], ids=["undisturbed", "first step lost"])
+def test_a_prompts_logprobs_come_once_with_its_first_token(loses_first: bool) -> None:
+    asked = requests(["greedy", "seeded", "logprobs"])
+    asked["seeded"].prompt_logprobs, asked["logprobs"].prompt_logprobs = 0, 2
+    engine = Engine(asked, drafter=Eager(shortest=1, longest=4))
+    engine.run(lose_first=loses_first, lose_every=4)
+    plain = Engine(requests(list(asked)), drafter=None)
+    plain.run()
+    assert texts(engine) == texts(plain)
+    assert engine.prompt_logprobs.keys() == {"seeded", "logprobs"}
+    rows = np.stack([_logits_behind(token) for token in PROMPT[:-1]]).astype(np.float64)
+    logprobs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    for req_id, told in engine.prompt_logprobs.items():
+        ids, values = told.logprob_token_ids.numpy(), told.logprobs.numpy()
+        assert ids[:, 0].tolist() == PROMPT[1:]
+        assert ids.shape[1] == 1 + asked[req_id].prompt_logprobs
+        np.testing.assert_allclose(values, np.take_along_axis(logprobs, ids, 1), atol=1e-5)
+        ranks = (logprobs >= np.take_along_axis(logprobs, ids[:, :1], 1)).sum(axis=1)
+        assert told.selected_token_ranks.tolist() == ranks.tolist()
 
 
 def test_statistics_count_drafts_and_not_the_places_for_them() -> None:
