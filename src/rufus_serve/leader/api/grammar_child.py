@@ -47,6 +47,8 @@ class CompileAnswer(msgspec.Struct):
 
 def main() -> None:
     """Answer until standard input ends."""
+    # Before the imports too: they fall into the last seconds of the server's start.
+    os.nice(_NICENESS)
     folder, vocab_size, any_whitespace = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
     compiler = _Compiler(folder, vocab_size, any_whitespace=any_whitespace)
     for line in sys.stdin.buffer:
@@ -113,7 +115,6 @@ def _compile_and_exit(compiler: _Compiler, request: CompileRequest, writing: int
 
     # Else it would outlive us, and go on compiling, when we are killed.
     die_with_parent(signal.SIGKILL)
-    os.nice(_NICENESS)
     seconds = math.ceil(request.cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + _MEMORY_BYTES,) * 2)
@@ -150,3 +151,5 @@ def _address_space() -> int:
 
 if __name__ == "__main__":
     main()
+    # Interpreter shutdown would only print what its libraries leak.
+    os._exit(0)
