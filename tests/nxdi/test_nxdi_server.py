@@ -64,12 +64,13 @@ def test_concurrent_prompts_of_all_lengths_give_the_reference_tokens(server):
 
 
 def test_drafts_come_true_where_a_text_repeats_itself(server):
+    if server.drafts == "none":
+        pytest.skip("no drafts")
     accepted = "vllm:spec_decode_num_accepted_tokens_total"
     tokens = prompt(20, start=700) * 8
     before = server.metric(accepted)
     assert_greedy(DEMO_MODEL, tokens, greedy(server, tokens, 40))
-    come_true = server.metric(accepted) - before
-    assert come_true > 0 if server.drafts == "ngram" else come_true == 0
+    assert server.metric(accepted) > before
 
 
 def test_cached_beginnings_give_the_reference_tokens(server):
