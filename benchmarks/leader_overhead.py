@@ -1,13 +1,13 @@
 """What the leader adds to a decode step, beside vLLM's own sampler on the same logits.
 
-    python benchmarks/leader_overhead.py [--rows 1 8 32 64] [--followers 1] [--delay-ms 10]
+    python benchmarks/leader_overhead.py [--rows 1 8 32 64] [--followers 1 2] [--write]
 
 Null followers, processes of their own, answer `--delay-ms` after a step came, from logits made
 beforehand, so a step's period less the delay is what leader, channel and reply add. The step
 loop is the product's, with vLLM's batch; vLLM's scheduler and front end are left out.
 
 Modes, round by round: `candidates`; `rows in full`, drawn by us; `vllm`, rows in full drawn by
-vLLM's sampler. `--no-memory` sends large replies by socket.
+vLLM's sampler. `--no-memory` sends large replies by socket. `--write` keeps record and table.
 """
 
 import argparse
@@ -18,9 +18,12 @@ import os
 import statistics
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+
+from marks import keep
 
 CONTEXT, BLOCK_SIZE = 200, 32
 GREEDY = {"temperature": 0.0}
@@ -34,6 +37,8 @@ KINDS = {
 }
 """Sampling parameters that rows take turns in."""
 MODES = ["candidates", "rows in full", "vllm"]
+RECORD = Path(__file__).parent / "results" / "leader_overhead.json"
+MARKS = ("<!-- leader: begin -->", "<!-- leader: end -->")
 
 
 class NullRuntime:
@@ -238,16 +243,26 @@ def parse():
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--vocab", type=int, default=128256)
-    parser.add_argument("--followers", type=int, default=1)
+    parser.add_argument("--followers", type=int, nargs="+", default=[1])
     parser.add_argument("--delay-ms", type=float, default=10.0)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--no-memory", action="store_true", help="all replies by socket")
+    parser.add_argument("--write", action="store_true", help="keep the record and its table")
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse()
-    os.environ |= {"VLLM_PLUGINS": "rufus_serve", "RUFUS_LEADER_SPEC": "unread"}
+def table(found: list[dict]) -> str:
+    lines = [
+        "| followers | rows | kind | mode | overhead ms | engine's CPU ms | reply KB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    names = ("followers", "rows", "kind", "mode", "overhead_ms", "cpu_ms", "reply_kb")
+    lines += ["| " + " | ".join(str(each[name]) for name in names) + " |" for each in found]
+    return "\n".join(lines)
+
+
+def run(arguments, followers: int):
+    """Yields what is measured with so many null followers."""
     from rufus_serve.channel.keys import new_token
 
     token, announced = new_token(), multiprocessing.Queue()
@@ -255,21 +270,37 @@ def main() -> None:
         multiprocessing.Process(
             target=follow, args=(arguments, token, rank, announced), daemon=True
         )
-        for rank in range(arguments.followers)
+        for rank in range(followers)
     ]
     for process in processes:
         process.start()
-    places = sorted(announced.get() for _ in processes)
+    steps = group_steps(arguments, token, sorted(announced.get() for _ in processes))
+    for rows, kind, mode in itertools.product(arguments.rows, arguments.kinds, arguments.modes):
+        yield {"followers": followers} | measure(arguments, steps, mode, kind=kind, rows=rows)
+    for process in processes:
+        process.terminate()
+        process.join()
+
+
+def main() -> None:
+    arguments = parse()
+    os.environ |= {"VLLM_PLUGINS": "rufus_serve", "RUFUS_LEADER_SPEC": "unread"}
     warnings.simplefilter("ignore")
     import torch
 
     torch.set_num_threads(1)
-    steps = group_steps(arguments, token, places)
-    for rows, kind, mode in itertools.product(arguments.rows, arguments.kinds, arguments.modes):
-        print(json.dumps(measure(arguments, steps, mode, kind=kind, rows=rows)), flush=True)
-    for process in processes:
-        process.terminate()
-        process.join()
+    found = []
+    for followers in arguments.followers:
+        for each in run(arguments, followers):
+            print(json.dumps(each), flush=True)
+            found.append(each)
+    if arguments.write:
+        date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        record = {"date": date, "cores": os.cpu_count(), "arguments": vars(arguments),
+                  "measured": found}  # fmt: skip
+        title = f"{date}, {os.cpu_count()} cores, vocabulary {arguments.vocab}"
+        keep(record, RECORD, f"{title}; a step takes {arguments.delay_ms:g} ms.\n\n{table(found)}",
+             MARKS)  # fmt: skip
 
 
 if __name__ == "__main__":
