@@ -3,87 +3,10 @@
 import asyncio
 import contextlib
 import socket
-import ssl
-import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-
-from rufus_serve.config import ServeConfig
-from rufus_serve.config.schema import HttpConfig
-from rufus_serve.errors import ConfigError
-from rufus_serve.leader.api.http_error import Receive, Scope, Send, send_json
-from rufus_serve.leader.api.http_server import HttpServer
-from rufus_serve.leader.api.tls import ServerTls
-
-Address = tuple[str, int]
-HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-SLOW = {"header_timeout_s": 1.0, "write_timeout_s": 1.0, "max_header_kb": 16}
-CHUNK = b"x" * 65536
-
-
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """/health answers at once, /echo with the body; everything else streams without end."""
-    if scope["path"] == "/health":
-        await send_json(send, 200, b"{}")
-        return
-    if scope["path"] == "/echo":
-        parts, more = [], True
-        while more:
-            message = await receive()
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        await send_json(send, 200, b"".join(parts))
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    while True:
-        await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
-        await asyncio.sleep(0)
-
-
-@contextlib.asynccontextmanager
-async def serving(**http: Any) -> AsyncIterator[tuple[HttpServer, Address]]:
-    sock = socket.create_server(("127.0.0.1", 0))
-    config = ServeConfig.model_validate({"model": "m", "http": SLOW | http})
-    server = HttpServer(app, config)
-    task = asyncio.create_task(server.serve(sockets=[sock]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    try:
-        yield server, sock.getsockname()
-    finally:
-        server.should_exit = True
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-        await task
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 60))
-
-
-async def exchange(address: Address, data: bytes, **options: Any) -> bytes:
-    """All that is answered to `data` until the server hangs up."""
-    reader, writer = await asyncio.open_connection(*address, **options)
-    with contextlib.suppress(OSError):
-        writer.write(data)
-        await writer.drain()
-    try:
-        return await reader.read()
-    except OSError:
-        return b""
-    finally:
-        writer.close()
-
-
-async def health_s(address: Address) -> float:
-    began = time.monotonic()
-    closing = HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    assert b" 200 " in await exchange(address, closing)
-    return time.monotonic() - began
+from raw_http import CHUNK, HEALTH, exchange, health_s, run, serving
 
 
 @pytest.mark.parametrize(
@@ -360,60 +283,5 @@ def test_who_is_turned_away_reads_why_though_its_request_was_not_read() -> None:
                 assert answer.startswith(b"HTTP/1.1 429 ")
                 sending.transport.abort()
             writer.transport.abort()
-
-    run(scenario)
-
-
-def certificate(folder: Path, name: str) -> Path:
-    """A self-signed certificate with its key, in one file."""
-    path = folder / "server.pem"
-    key, made = folder / f"{name}.key", folder / f"{name}.crt"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", key, "-out", made],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    path.write_text(made.read_text() + key.read_text())
-    return path
-
-
-async def served_name(address: Address) -> bytes:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    _, writer = await asyncio.open_connection(*address, ssl=context)
-    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    writer.close()
-    assert isinstance(shown, bytes)
-    return shown
-
-
-def test_tls_takes_a_renewed_certificate_and_keeps_a_good_one(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        path = certificate(tmp_path, "first")
-        async with serving(tls_certificate=path) as (_, address):
-            assert b"first" in await served_name(address)
-            certificate(tmp_path, "second")
-            await asyncio.sleep(2.5)
-            assert b"second" in await served_name(address)
-            path.write_text("broken")
-            await asyncio.sleep(2.5)
-            assert b"second" in await served_name(address)
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("wrong", ["tls_certificate", "tls_client_ca"])
-def test_the_tls_file_that_cannot_be_used_is_named(tmp_path: Path, wrong: str) -> None:
-    good, bad = certificate(tmp_path, "a"), tmp_path / "bad.pem"
-    bad.write_text("no certificate")
-    files = {"tls_certificate": good, "tls_client_ca": good} | {wrong: bad}
-    with pytest.raises(ConfigError, match=rf"http\.{wrong} .*bad\.pem"):
-        ServerTls(HttpConfig(**files))
-
-
-def test_tls_handshakes_have_a_deadline(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tls_certificate=certificate(tmp_path, "x")) as (_, address):
-            assert await asyncio.wait_for(exchange(address, b""), 10) == b""
 
     run(scenario)

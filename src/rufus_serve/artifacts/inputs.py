@@ -7,6 +7,7 @@ ARTIFACT_SETTINGS: dict[str, tuple[str, ...]] = {
         "num_blocks", "buckets.prefill", "buckets.decode_batch", "buckets.context",
         "neuron.cores_per_node", "neuron.kv_layout", "neuron.cp_degree",
         "neuron.attention_dp_degree", "neuron.neuron_config", "neuron.target",
+        "neuron.device_candidates", "speculation.method", "speculation.num_speculative_tokens",
     ),
 }  # fmt: skip
 """By runtime, beside the model itself. Of other settings, artifacts stay what they are."""

@@ -70,8 +70,7 @@ class CpuRuntime:
         """Read this node's shard of the weights. Raises `ModelError` or `ArtifactError`."""
         started = time.monotonic()
         self._use_threads()
-        model = read_model_config(Path(self._config.model))
-        partition = Partition.of(model, num_nodes=self._config.nodes, node_rank=self._node_rank)
+        model, partition = self._shape()
         max_model_len = resolve_max_model_len(self._config, model)
         source, use = open_weights(self._config, self._node_rank, progress)
         with contextlib.closing(source):
@@ -79,10 +78,9 @@ class CpuRuntime:
             num_blocks = fitting_blocks(
                 self._config, model, partition=partition, dtype=dtype, max_model_len=max_model_len
             )
-            loader = DecoderLoader(
+            loaded = DecoderLoader(
                 self._config, model, partition, dtype=dtype, num_positions=max_model_len
-            )
-            loaded = loader.load(source, progress)
+            ).load(source, progress)
         buckets = self._buckets(max_model_len)
         info = RuntimeInfo(
             model_type=model.model_type,
@@ -108,6 +106,11 @@ class CpuRuntime:
         )
         self._loaded = _Loaded(model, partition, loaded.decoder, dtype, buckets, info)
         return info
+
+    def _shape(self) -> tuple[ModelConfig, Partition]:
+        model = read_model_config(Path(self._config.model))
+        nodes = self._config.nodes
+        return model, Partition.of(model, num_nodes=nodes, node_rank=self._node_rank)
 
     def _buckets(self, max_model_len: int) -> Buckets:
         return resolve_buckets(
