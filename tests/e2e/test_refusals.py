@@ -44,7 +44,7 @@ def completion_body(server: Server, **fields: Any) -> dict[str, Any]:
     ("fields", "named"),
     [
         ({"prompt_logprobs": 21}, "prompt logprobs of 21"),
-        ({"prompt_logprobs": -1}, "prompt logprobs of 49152"),
+        ({"prompt_logprobs": -1}, "from 0 to 1000"),
         ({"logits_processors": ["x"]}, "logits_processors"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
