@@ -85,7 +85,8 @@ class Scaling:
                 "this host's NeuronCores were shared out among its followers when they started; "
                 f"start the server again with `groups: {wanted}`"
             )
-        if not grows and not any(group.takes_requests for group in self._groups[:wanted]):
+        shrinks = wanted < len(self._groups)
+        if shrinks and not any(group.takes_requests for group in self._groups[:wanted]):
             return f"none of the {wanted} that would be left takes requests now"
         return ""
 

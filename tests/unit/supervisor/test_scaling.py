@@ -129,8 +129,9 @@ def test_a_group_that_comes_in_the_place_of_one_that_went_has_other_followers(tm
 def test_a_group_that_was_to_go_stays_if_it_is_wanted_again(tmp_path):
     async def scenario(server: Server) -> None:
         await scale(server, 1)
-        await scale(server, 2)
-        assert server.words() == [(1, "out"), (1, "open")]
+        await server.desk.take(b"e0", EpochLost(epoch=1, reason="hung"))
+        assert await scale(server, 2) == ""
+        assert server.words() == [(1, "out"), (0, "lost"), (1, "open")]
         await server.desk.take(b"api", GroupIdle(group=1))
         await asyncio.sleep(0.02)
         assert server.groups[1].takes_requests
