@@ -130,6 +130,7 @@ test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, 
 test-hostile: $(MADE_DEV) $(MADE_HOSTILE) demo-model ## Attack a server (CASES=100000, FRAMES=1000000).
 	$(BIN)/python -m benchmarks.hostile frames --count $(FRAMES) --write
 	$(BIN)/python -m benchmarks.hostile schema --cases $(CASES) --schemathesis $(HOSTILE_VENV)/bin/schemathesis --write
+	$(BIN)/python -m benchmarks.hostile grammar --write
 	$(BIN)/python -m benchmarks.hostile load --write
 
 $(MADE_HOSTILE): requirements/hostile.txt

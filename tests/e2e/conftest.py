@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.models import tiny_checkpoint
-from tests.e2e.server import DEMO_MODEL, Server, serving
+from tests.e2e.server import DEMO_MODEL, Server, serving, shadowing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,13 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_server() -> Iterator[Server]:
-    """The demo model in float32 on two followers under Ray."""
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model in float32 on two followers under Ray, started in an unlucky folder."""
     if not DEMO_MODEL.is_dir():
         pytest.fail(f"no demo model at {DEMO_MODEL}; run `make demo-model`")
     tools = '{"enable_auto_tool_choice": true, "tool_call_parser": "hermes"}'
     flags = ("--nodes=2", "--dtype=float32", "--max-model-len=1024", f"--vllm-args={tools}")
-    with serving(DEMO_MODEL, *flags) as server:
+    cwd = shadowing(tmp_path_factory.mktemp("cwd"))
+    with serving(DEMO_MODEL, *flags, cwd=cwd) as server:
         yield server
 
 

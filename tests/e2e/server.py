@@ -32,6 +32,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def shadowing(folder: Path) -> Path:
+    """A working directory with modules that fail, named like those that a server imports."""
+    for name in ("vllm", "ray", "torch", "rufus_serve"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise ImportError('the wrong one')\n")
+    for name in ("queue.py", "random.py"):
+        (folder / name).write_text("raise ImportError('the wrong one')\n")
+    return folder
+
+
 class Server:
     """One running `rufus-serve serve`."""
 
@@ -218,10 +228,13 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    model: Path = DEMO_MODEL, *flags: str, environ: dict[str, str] | None = None
+    model: Path = DEMO_MODEL,
+    *flags: str,
+    environ: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Iterator[Server]:
     """A ready server for the length of the block."""
-    server = Server(model, *flags, environ=environ)
+    server = Server(model, *flags, environ=environ, cwd=cwd)
     try:
         server.wait_ready()
         yield server

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Server, shadowing
 from tests.e2e.test_front_door import run_key
 
 CLIENTS = ("patient", "urgent")
@@ -104,15 +104,6 @@ class GuardedServer(Server):
             self.context.wrap_socket(plain, server_hostname="127.0.0.1") as sock,
         ):
             return int(str((sock.getpeercert() or {})["serialNumber"]), 16)
-
-
-def shadowing(folder: Path) -> Path:
-    """A working directory with modules that fail, named like those that a server imports."""
-    for name in ("vllm", "ray", "torch", "rufus_serve"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "__init__.py").write_text("raise ImportError('the wrong one')\n")
-    (folder / "queue.py").write_text("raise ImportError('the wrong one')\n")
-    return folder
 
 
 @pytest.fixture(scope="module")

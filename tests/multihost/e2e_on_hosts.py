@@ -33,13 +33,19 @@ _plain_server = e2e.Server
 class _HostsServer(SpreadServer):
     """A `Server` that is spread if it can be."""
 
-    def __init__(self, model: Path, *flags: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *flags: str,
+        environ: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         assert _network is not None
         nodes = _nodes_of(flags)
         self._secrets = Path(tempfile.mkdtemp(prefix="e2e-hosts-"))
         if nodes == 1:
             self.offers = {}
-            _plain_server.__init__(self, model, *flags, environ=environ)
+            _plain_server.__init__(self, model, *flags, environ=environ, cwd=cwd)
             return
         flags = tuple(flag for flag in flags if flag != "--cluster.kind=local")
         token = write_token(self._secrets / "token")
@@ -50,7 +56,7 @@ class _HostsServer(SpreadServer):
             for name, number in (("control", 1), ("step", 2), ("rendezvous", 3))
         ]
         super().__init__(
-            _network, model, *own, *flags, token=token, ray_port=ports, environ=environ
+            _network, model, *own, *flags, token=token, ray_port=ports, environ=environ, cwd=cwd
         )
         for host in _network.hosts[1:nodes]:
             self.offer(host, environ=environ or {})

@@ -30,6 +30,7 @@ class SpreadServer(Server):
         token: Path,
         ray_port: int = RAY_PORT,
         environ: dict[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.network, self.token, self.ray_port = network, token, ray_port
         self.offers: dict[str, subprocess.Popen[bytes]] = {}
@@ -37,7 +38,7 @@ class SpreadServer(Server):
             model, "--cluster.interface=eth0", f"--cluster.token-file={token}",
             f"--cluster.ray-port={ray_port}",
             # The hosts share this machine's cores.
-            "--cpu.threads=1", *flags, environ=environ,
+            "--cpu.threads=1", *flags, environ=environ, cwd=cwd,
         )  # fmt: skip
 
     def offer(

@@ -4,10 +4,12 @@ Ray reads its settings, the token among them, when it is imported: what imports 
 here, late, once they are exported.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,18 @@ class JoinSettings(msgspec.Struct, frozen=True, kw_only=True):
     """That Ray is, or will be, a leader's of ours; not a cluster that others run."""
 
 
+@contextlib.contextmanager
+def _within(folder: Path) -> Iterator[None]:
+    """Be in `folder` meanwhile: Ray's workers import from where it finds its driver to be."""
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
 class JoinedRay:
     """This process's place in a Ray cluster: in a running one, or with a head of our own."""
 
@@ -73,7 +87,8 @@ class JoinedRay:
             self.head.wait_ready()
             address = self.head.address
         try:
-            self._connect(address, announces=settings.announce)
+            with _within(session.folder):
+                self._connect(address, announces=settings.announce)
         except BaseException:
             self.leave()
             raise
