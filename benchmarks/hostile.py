@@ -42,6 +42,8 @@ MAX_GROWTH_BYTES = 64 << 20
 MAX_DELAY_MS = 100
 PAUSE_S = 2.0
 """Between an honest connection's requests: a thousand of them leave the server time to spare."""
+SETTLE_S = 2.0
+"""Until all attackers are at work."""
 REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 FLAGS = ("--cluster.kind=local", "--max-model-len=256", "--http.docs", "--buckets.prefill=64")
 
@@ -248,10 +250,11 @@ def timed(call: Callable[[], Any]) -> float:
 async def one_turn(address: tuple[str, int], honest: int, hostile: int, seconds: float) -> float:
     """The 99th percentile of the honest requests' seconds."""
     taken: list[float] = []
-    ends = time.monotonic() + seconds
     # In a process of their own: what attackers do must not delay how honest ones are timed.
     attackers = multiprocessing.Process(target=attack, args=(address, hostile), daemon=True)
     attackers.start()
+    await asyncio.sleep(SETTLE_S)
+    ends = time.monotonic() + seconds
     try:
         await asyncio.gather(*(ask(address, ends, taken) for _ in range(honest)))
     finally:
