@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    # As by `timeout`: the server is not left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     attack = {"frames": frames, "schema": schema, "load": load, "grammar": grammar}[args.attack]
     record, is_safe = attack(args)
     print(json.dumps(record, indent=1))
@@ -164,6 +167,8 @@ def small_server() -> Iterator[Server]:
     """A server of a random model that answers fast."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         model = tiny_checkpoint(Path(folder) / "tiny", "llama")
+        # Who does not say how many tokens it wants gets few, as most made requests do not.
+        (model / "generation_config.json").write_text('{"max_new_tokens": 4}')
         with serving(model, *FLAGS, "--timeouts.step-floor-s=60") as server:
             yield server
 
