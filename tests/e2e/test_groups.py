@@ -1,6 +1,5 @@
 """Two groups behind one endpoint: what one of them loses goes on in the other."""
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +29,6 @@ def test_every_kind_of_request_goes_on_when_a_groups_follower_is_killed(groups: 
     assert (probe.health, probe.ready) == ({200}, {200})
     assert groups.follower(1) == before
     assert {group.group: group.restarts for group in status.groups} == {0: 1, 1: 0}
-    text = groups.server.get("/metrics")[1]
-    assert re.search(r'^rufus_move_seconds_count{group="0"} [1-9]', text, re.MULTILINE), text
     longest_s = max(answer.longest_pause_s for answer in answers)
     sys.stdout.write(f"longest pause: {longest_s:.2f} s\n")
 
@@ -43,4 +40,3 @@ def test_both_groups_serve_and_metrics_tell_them_apart(groups: Groups) -> None:
     for group in ("0", "1"):
         assert groups.tokens_of(text, group) > 0
         assert f'rufus_group_state{{group="{group}",state="ready"}} 1.0' in text
-    assert re.search(r'^rufus_follower_load_seconds{group="1",[^}]*} 0*[1-9.]', text, re.MULTILINE)
