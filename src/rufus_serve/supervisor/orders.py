@@ -113,6 +113,8 @@ def _await_group(server: GroupFile, group: int, state: str, *, deadline_s: float
     deadline, last = time.monotonic() + deadline_s, ""
     while time.monotonic() < deadline:
         answer = _status(server)
+        if group >= len(answer.groups):
+            raise ClusterError(f"group {group} was scaled away meanwhile")
         last = answer.groups[group].state
         if last == state and (answer.ready or state != "ready"):
             return

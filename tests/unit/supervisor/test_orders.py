@@ -5,6 +5,7 @@ import psutil
 import pytest
 
 from rufus_serve.errors import ClusterError
+from rufus_serve.protocol.messages import Ack, Status
 from rufus_serve.supervisor import orders
 from rufus_serve.supervisor.group_file import GroupFile, path_of_port
 
@@ -48,3 +49,13 @@ def test_it_is_told_which_servers_there_are(
         note(tmp_path, each, pid=os.getpid())
     with pytest.raises(ClusterError, match=said):
         orders._running(port, str(tmp_path))
+
+
+def test_a_group_that_is_scaled_away_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    note(tmp_path, 8000, pid=os.getpid())
+    answers = iter([Ack(), Status(state="ready", epoch=1, healthy=True, ready=True)])
+    monkeypatch.setattr(orders, "_ask", lambda server, message: next(answers))
+    with pytest.raises(ClusterError, match="group 1 was scaled away meanwhile"):
+        orders.restart_group(port=8000, folder=str(tmp_path), group=1, deadline_s=5.0)
