@@ -173,6 +173,9 @@ class Supervisor:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._follower_ended, news)
 
+        if self._kept is None:
+            # Its imports take as long as the cluster; an earlier one's end is waited for below.
+            self._spawn(self._leader.keep())
         self._spawn(self._await_cluster(self._shared.in_cluster(self._cluster.start, on_exit)))
 
     async def _await_cluster(self, starting: "asyncio.Future[Any]") -> None:
@@ -189,7 +192,8 @@ class Supervisor:
                     if kept.group == group.number
                 )
             )
-        self._spawn(self._leader.keep())
+        if self._kept is not None:
+            self._spawn(self._leader.keep())
 
     async def _adopted(self) -> list[tuple[ev.Joined, KeptFollower]]:
         """Followers of an earlier supervisor that found us."""
