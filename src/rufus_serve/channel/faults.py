@@ -6,6 +6,7 @@
                            {"kind": "delay", "probability": 0.05, "delay_s": 0.2, "max_count": 0}]}
 """
 
+import logging
 import os
 import random
 import time
@@ -24,6 +25,7 @@ from rufus_serve.protocol.messages import (
     StepRequest,
 )
 
+_LOGGER = logging.getLogger(__name__)
 VARIABLE = "RUFUS_FAULTS"
 
 Moment = Literal["request", "reply"]
@@ -243,13 +245,20 @@ class FaultyLeaderChannel:
         self._inner.abandon(self._epoch, f"connections broken ({VARIABLE})")
 
 
+def _plan_said() -> FaultPlan | None:
+    plan = FaultPlan.from_environment()
+    if plan is not None:
+        _LOGGER.warning("%s is set: steps fail on purpose; unset it to serve", VARIABLE)
+    return plan
+
+
 def with_follower_faults(channel: BreakableFollowerChannel) -> FollowerChannel:
     """`channel`, failing as `RUFUS_FAULTS` says; `channel` itself if it is unset."""
-    plan = FaultPlan.from_environment()
+    plan = _plan_said()
     return channel if plan is None else FaultyFollowerChannel(channel, plan)
 
 
 def with_leader_faults(channel: LeaderChannel) -> LeaderChannel:
     """`channel`, failing as `RUFUS_FAULTS` says; `channel` itself if it is unset."""
-    plan = FaultPlan.from_environment()
+    plan = _plan_said()
     return channel if plan is None else FaultyLeaderChannel(channel, plan)

@@ -199,12 +199,15 @@ def test_without_the_variable_channels_stay_as_they_are(monkeypatch: pytest.Monk
     assert with_leader_faults(inner) is inner
 
 
-def test_the_variable_wraps_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_wraps_channels_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv(faults.VARIABLE, '{"faults": [{"kind": "drop", "step_ids": [1]}]}')
     inner = Recorder()
     with_follower_faults(inner).reply(reply(1))
     assert inner.sent == []
     assert isinstance(with_leader_faults(inner), FaultyLeaderChannel)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
 @pytest.mark.parametrize(
