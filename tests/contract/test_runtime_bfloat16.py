@@ -21,6 +21,9 @@ SIZES = {
 TOLERANCE = 0.1
 """Of the root mean square of a row's logits; another token in the context makes about 1."""
 
+ROUNDING = 0.02
+"""Nats by which one token's log-likelihood may differ if other tokens share its call."""
+
 
 def distance(logits, expected):
     """Root mean square of the differences, in that of what is expected."""
@@ -147,9 +150,11 @@ def test_a_prompts_tokens_are_as_likely_as_the_logits_behind_them_say(folder, no
                 sequences.prefill("b", up_to=64, want_logits=False)
             row = sequences.prefill("b")
             of_all = row - np.logaddexp.reduce(row.astype(np.float64))
-            np.testing.assert_allclose(logprobs[at], of_all[ids[at]], atol=1e-4)
-            assert ranks[at] == (row >= row[tokens[at + 1]]).sum()
-            assert ids[at, 1:].tolist() == np.argsort(-row, kind="stable")[:2].tolist()
+            np.testing.assert_allclose(logprobs[at], of_all[ids[at]], atol=ROUNDING)
+            likelier = of_all >= of_all[tokens[at + 1]] + np.array([[ROUNDING], [-ROUNDING]])
+            assert likelier[0].sum() < ranks[at] <= likelier[1].sum()
+            best = np.sort(of_all)[::-1][:2]
+            np.testing.assert_allclose(of_all[ids[at, 1:]], best, atol=ROUNDING)
     finally:
         group.close()
 
