@@ -13,7 +13,7 @@ GROUPS ?= 1
 # Length of `make chaos`.
 MINUTES ?= 30
 E2E_ON_HOSTS := $(addprefix tests/e2e/test_,chat.py identity.py sampling.py structured_output.py recovery.py chaos.py)
-LONG_TESTS := $(addprefix tests/e2e/test_,batch.py load.py chaos.py health.py other_configuration.py) \
+LONG_TESTS := $(addprefix tests/e2e/test_,batch.py load.py chaos.py health.py other_configuration.py speculation.py strict_neuron.py) \
 	$(addprefix tests/e2e/test_,adoption.py artifacts.py liveness.py restart_budget.py) \
 	$(addprefix tests/e2e/test_,engine_loss.py groups_moving.py groups_identity.py scale.py ray_losses.py ray_matrix.py verify_served.py bring_up.py) tests/contract/test_bfloat16_agreement.py
 
