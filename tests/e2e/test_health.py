@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.losses import Probe, pids, status_of, strike
+from tests.e2e.losses import Probe, engine_of, pids, status_of, strike
 from tests.e2e.server import Server, serving
 from tests.e2e.streams import Streams, completion
 
@@ -37,16 +37,6 @@ def await_true(condition: Callable[[], bool], what: str, *, deadline_s: float = 
 
 def codes(server: Server) -> tuple[int, int]:
     return server.get("/health")[0], server.get("/ready")[0]
-
-
-def engine_of(server: Server) -> psutil.Process:
-    """vLLM's engine: the child that the leader process forked."""
-    (leader,) = [
-        process
-        for process in psutil.Process(server.process.pid).children()
-        if process.cmdline()[1:3] == ["-m", "rufus_serve.leader"]
-    ]
-    return max(leader.children(), key=lambda process: process.memory_info().rss)
 
 
 @contextlib.contextmanager
