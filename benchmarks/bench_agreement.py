@@ -138,7 +138,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/bench_agreement.py --write",
         "machine": machine(),
-        "versions": versions(Path("-")),
+        "versions": versions(),
         "rounds": options.rounds,
         "table": table,
         "runs": found,

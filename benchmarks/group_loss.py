@@ -28,11 +28,10 @@ from peer_loss import PROMPTS, Stream, all_streams
 from rufus_serve.protocol.messages import Status
 from rufus_serve.supervisor import orders
 from serving_report import table
-from serving_servers import OURS, PORT, ROOT, Contender, Running, contenders, machine, versions
+from serving_servers import PORT, ROOT, Contender, Running, machine, ours, versions
 
 RECORD = ROOT / "benchmarks" / "results" / "group_loss.json"
 MARKS = ("<!-- group loss: begin -->", "<!-- group loss: end -->")
-NO_PEER = Path("no-peer")
 SLOW_S = 60
 _READY_S = 120.0
 
@@ -55,10 +54,9 @@ CASES = (
 
 def contender(case: Case, python: Path) -> Contender:
     """Ours with one follower a group."""
-    (one,) = (each for each in contenders(NO_PEER, "") if each.name == f"{OURS}, 1 follower")
     more = ["--dtype=float32", f"--groups={case.groups}", "--cluster.kind=local",
             f"--cluster.python={python}", "--recovery.max-restarts=1000"]  # fmt: skip
-    return replace(one, name=case.name, command=[*one.command, *more])
+    return replace(ours(*more), name=case.name)
 
 
 def slow_python(folder: Path, flag: Path) -> Path:
@@ -156,7 +154,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/group_loss.py",
         "machine": machine(),
-        "versions": versions(NO_PEER),
+        "versions": versions(),
         "cases": cases,
         "load_1min_at_the_end": round(os.getloadavg()[0], 1),
     }

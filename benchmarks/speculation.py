@@ -159,7 +159,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/speculation.py",
         "machine": machine(),
-        "versions": versions(Path("none")),
+        "versions": versions(),
         "rows": [row(work) for work in done],
     }
     if options.write:

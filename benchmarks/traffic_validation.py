@@ -16,7 +16,7 @@ import random
 import re
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -24,8 +24,7 @@ import msgspec
 
 from marks import keep
 from rufus_serve.bench.arrivals import Trace
-from rufus_serve.bench.runner import Run
-from rufus_serve.bench.stream import Endpoint, Record
+from rufus_serve.bench.stream import Record
 from rufus_serve.bench.summary import summarize
 from rufus_serve.bench.workload import Ask
 from rufus_serve.plan.traffic.batching import Batching
@@ -37,20 +36,18 @@ from rufus_serve.plan.traffic.sizing import least_groups
 from rufus_serve.plan.traffic.step_times import DecodePoint, Measured, PrefillPoint
 from serving_report import table
 from serving_servers import (
-    MODEL,
-    OURS,
     PORT,
     ROOT,
     Contender,
-    contenders,
     machine,
+    ours,
     running,
     versions,
 )
+from whole_answers import whole_answers
 
 RECORD = ROOT / "benchmarks" / "results" / "traffic_validation.json"
 MARKS = ("<!-- traffic: begin -->", "<!-- traffic: end -->")
-NO_PEER = Path("no-peer")
 MAX_MODEL_LEN, ROWS, LARGEST_PREFILL, BLOCK_SIZE = 1024, 8, 512, 32
 PREFILL_TOKENS, DECODE_ROWS, DECODE_PROMPTS = (32, 128, 256, 512), (1, 2, 4, 8), (32, 448)
 PROMPT, OUTPUT = Lengths("uniform", 32, 448), Lengths("uniform", 16, 64)
@@ -72,12 +69,7 @@ class Server:
 
     def ask(self, asked: list[Ask], starts: list[float]) -> list[Record]:
         """Send `asked` at `starts`; fails unless every stream is whole."""
-        endpoint = Endpoint(url=self.url, model=Path(MODEL).name)
-        run = Run(endpoint, Trace(tuple(starts)), asked)
-        asyncio.run(run.go())
-        if errors := [record.error for record in run.records if record.error]:
-            raise SystemExit(f"{len(errors)} streams failed: {errors[0]}")
-        return run.records
+        return asyncio.run(whole_answers(self.url, Trace(tuple(starts)), asked))
 
     def steps(self, phase: str) -> tuple[float, int]:
         """Seconds and number of all groups' steps so far."""
@@ -92,13 +84,12 @@ class Server:
 
 
 def contender(groups: int) -> Contender:
-    (one,) = (each for each in contenders(NO_PEER, "") if each.name == f"{OURS}, 1 follower")
     more = [
         f"--groups={groups}", "--cluster.kind=local", "--cpu.threads=1", f"--max-num-seqs={ROWS}",
         f"--max-model-len={MAX_MODEL_LEN}", f"--block-size={BLOCK_SIZE}", "--no-prefix-caching",
         f"--num-blocks={NUM_BLOCKS}",
     ]  # fmt: skip
-    return Contender(f"{groups} groups", [*one.command, *more], one.ready_path)
+    return replace(ours(*more), name=f"{groups} groups")
 
 
 def prompts(source: random.Random, lengths: list[int], outputs: list[int]) -> list[Ask]:
@@ -225,7 +216,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/traffic_validation.py",
         "machine": machine(),
-        "versions": versions(NO_PEER),
+        "versions": versions(),
         "groups": found,
     }
     print(report(record))
