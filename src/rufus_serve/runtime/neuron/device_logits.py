@@ -26,6 +26,11 @@ class Packed:
     fetch: Callable[[], Array]
     """Brings the logits of all the call's tokens [B * S, V] to the host."""
 
+    @property
+    def num_candidates(self) -> int:
+        """K."""
+        return (int(self.found.shape[1]) - 2) // 2
+
 
 def temperatures_of(wants: RowWants | None, num_rows: int) -> Array:
     """[R] the one temperature that each row's graph tells the total at; 0: none is wanted."""
@@ -72,7 +77,7 @@ class DeviceLogits:
         packed, place = self._places[row]
         own = packed.temperatures[place]
         is_known = all(each in (0.0, own) for each in temperatures)
-        return is_known and not len(named) and count <= self._best(row)[0].size
+        return is_known and not len(named) and count <= packed.num_candidates
 
     def _told(self, row: int, count: int, temperatures: list[float]) -> Candidates:
         logits, ids, total = self._best(row)
@@ -87,8 +92,7 @@ class DeviceLogits:
     def _best(self, row: int) -> tuple[Array, Array, float]:
         """The K best of `row`, their ids and the row's total; equals in any order."""
         packed, place = self._places[row]
-        found = packed.found[place]
-        count = (found.size - 2) // 2
+        found, count = packed.found[place], packed.num_candidates
         return found[:count], found[count : 2 * count].astype(np.int32), float(found[-2])
 
     def _whole(self, row: int) -> Array:
