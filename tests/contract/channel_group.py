@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 
 from rufus_serve.channel.base import HelloInfo
 from rufus_serve.channel.faults import FaultyFollowerChannel
@@ -147,10 +148,11 @@ TRANSPORTS = ("zeromq", "memory", "inproc")
 """`memory` is ZeroMQ with large replies in shared memory."""
 
 
-def open_group(transport: str) -> Iterator[Group]:
-    """Body of a fixture; fails if a thread outlives the group."""
+@pytest.fixture(params=TRANSPORTS)
+def group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    """Over every implementation; fails if a thread outlives it."""
     before = set(threading.enumerate())
-    group = Group(transport)
+    group = Group(request.param)
     yield group
     group.close()
     assert not set(threading.enumerate()) - before, "a thread was left over"

@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+from channel_group import group  # noqa: F401 - a fixture of the step channel's suites
 
 
 @pytest.fixture(autouse=True)

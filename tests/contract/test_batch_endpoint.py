@@ -86,21 +86,29 @@ def test_every_line_gets_its_answer_though_the_endpoint_is_full_at_times(endpoin
     assert (tmp_path / "out.errors.jsonl").read_text() == ""
 
 
-def test_a_killed_run_goes_on_without_a_line_lost_or_twice(endpoint, tmp_path):
-    texts = [f"word {i}" for i in range(60)]
-    write(tmp_path / "in.jsonl", texts)
-    endpoint.held_after = 20
+def run_until(endpoint, folder, *, answered):
+    """A run of its own process, that waits for ever once so many lines are answered."""
+    endpoint.held_after = answered
     command = [sys.executable, "-m", "rufus_serve.cli.main"]
-    command += words(endpoint, tmp_path, "--concurrency", "3")
-    out = tmp_path / "out.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not out.exists() or out.read_bytes().count(b"\n") < 20:
+    command += words(endpoint, folder, "--concurrency", "3")
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    out, deadline = folder / "out.jsonl", time.monotonic() + 30
+    while not out.exists() or out.read_bytes().count(b"\n") < answered:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    return process
+
+
+def test_a_killed_run_goes_on_without_a_line_lost_or_twice(endpoint, tmp_path):
+    texts = [f"word {i}" for i in range(60)]
+    write(tmp_path / "in.jsonl", texts)
+    out = tmp_path / "out.jsonl"
+    process = run_until(endpoint, tmp_path, answered=20)
+    process.kill()
+    process.communicate(timeout=30)
     endpoint.held_after = 1000
     assert main(words(endpoint, tmp_path)) == 0
     assert answers(out) == {f"id-{i}": text for i, text in enumerate(texts)}
@@ -111,18 +119,8 @@ def test_a_killed_run_goes_on_without_a_line_lost_or_twice(endpoint, tmp_path):
 def test_ctrl_c_keeps_what_was_answered_and_says_how_to_go_on(endpoint, tmp_path):
     texts = [f"word {i}" for i in range(30)]
     write(tmp_path / "in.jsonl", texts)
-    endpoint.held_after = 10
-    command = [sys.executable, "-m", "rufus_serve.cli.main"]
-    command += words(endpoint, tmp_path, "--concurrency", "3")
     out = tmp_path / "out.jsonl"
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 30
-    while not out.exists() or out.read_bytes().count(b"\n") < 10:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = run_until(endpoint, tmp_path, answered=10)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -11,10 +10,8 @@ from channel_group import (
     LONG_S,
     OTHER_KEYS,
     SOON_S,
-    TRANSPORTS,
     Group,
     endpoints,
-    open_group,
     reply_to,
     silence,
     step,
@@ -31,11 +28,6 @@ from rufus_serve.protocol.messages import (
     StepReply,
     StepRequest,
 )
-
-
-@pytest.fixture(params=TRANSPORTS)
-def group(request: pytest.FixtureRequest) -> Iterator[Group]:
-    yield from open_group(request.param)
 
 
 def test_replies_come_back_by_node_rank(group: Group) -> None:

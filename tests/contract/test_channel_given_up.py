@@ -2,27 +2,19 @@
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from channel_group import (
     LONG_S,
     SOON_S,
-    TRANSPORTS,
     Group,
     endpoints,
-    open_group,
     reply_to,
     silence,
     step,
 )
 
 from rufus_serve.channel.base import NOBODY, FollowerLost
-
-
-@pytest.fixture(params=TRANSPORTS)
-def group(request: pytest.FixtureRequest) -> Iterator[Group]:
-    yield from open_group(request.param)
 
 
 def test_an_epoch_given_up_from_another_thread_ends_a_waiting_gather_and_names_nobody(

@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.server import ROOT
 from tests.multihost.bad_cable import send_plain_frames
 
@@ -26,6 +28,10 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "needs root to make network namespaces"
     return ""
+
+
+NEEDED = pytest.mark.skipif(bool(missing()), reason=missing())
+"""Mark of what takes hosts."""
 
 
 def ip(*words: str) -> None:

@@ -16,7 +16,7 @@ from tests.multihost.spread import on_hosts, write_token
 
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
 ]
 
 RAY_PORT = 6390

@@ -18,7 +18,7 @@ from tests.multihost.spread import RAY_PORT, offer, write_token
 
 pytestmark = [
     pytest.mark.timeout(120),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
 ]
 
 _HEAD = """

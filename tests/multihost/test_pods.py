@@ -28,7 +28,7 @@ from tests.multihost.spread import wait_until
 
 pytestmark = [
     pytest.mark.timeout(700),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
 ]
 
 POD = str(Path(__file__).parent / "pod.sh")

@@ -16,7 +16,7 @@ from tests.multihost.spread import RAY_PORT, SpreadServer, wait_until, write_tok
 
 pytestmark = [
     pytest.mark.timeout(200),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
 ]
 
 ALONE = (

@@ -16,7 +16,7 @@ from tests.multihost.spread import RAY_PORT, offer, on_hosts, write_token
 
 pytestmark = [
     pytest.mark.timeout(180),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
 ]
 _ETH_P_ALL = 3
 _TLS_HANDSHAKE = b"\x16\x03"

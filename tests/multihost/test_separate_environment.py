@@ -18,7 +18,7 @@ from tests.multihost.spread import SpreadServer, write_token
 OTHER = ROOT / ".venv-follower" / "bin"
 pytestmark = [
     pytest.mark.timeout(200),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
     pytest.mark.skipif(
         not (OTHER / "rufus-serve").exists(),
         reason="no .venv-follower: run tests/multihost/environments.sh",

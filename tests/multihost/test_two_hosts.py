@@ -16,7 +16,7 @@ from tests.multihost.spread import SpreadServer, on_hosts, wait_until
 
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
+    hosts.NEEDED,
 ]
 
 ASKS = [

@@ -123,6 +123,12 @@ class GroupsHistory(History):
         super().move_a_little()
         self.engines = everyone
 
+    def finish(self) -> None:
+        self.start_missing()
+        while self.closed:
+            self.open()
+        super().finish()
+
 
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
@@ -142,9 +148,6 @@ def test_whichever_group_comes_and_goes_every_request_gets_its_tokens_once(seed)
         if history.closed and history.chance(0.1):
             history.open()
         history.move_a_little()
-    history.start_missing()
-    while history.closed:
-        history.open()
     history.finish()
     history.assert_all_whole()
     assert all(abs(history.front.dispatcher._router.load(group)) < 1e-6 for group in range(3))
@@ -200,8 +203,5 @@ def test_whichever_group_is_added_and_taken_away_every_request_gets_its_tokens_o
         if history.chance(0.05):
             history.come() if history.gone else history.go()
         history.move_a_little()
-    history.start_missing()
-    while history.closed:
-        history.open()
     history.finish()
     history.assert_all_whole()
