@@ -7,7 +7,7 @@ from nxdi_group import Reference, write_model
 from nxdi_schedules import check_schedules
 from test_nxdi_hybrid import CP, DP
 from test_nxdi_hybrid import settings as hybrid_settings
-from test_nxdi_runtime import LAYOUTS
+from test_nxdi_runtime import over_layouts, settings_of
 from test_start_guards import saved_differences
 from tests.contract.step_sequences import Sequences
 
@@ -28,16 +28,10 @@ def with_candidates(settings):
     return settings | {"neuron": settings["neuron"] | {"device_candidates": COUNT}}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("contiguous", 1), ("contiguous", 3), ("block", 1), ("block", 3)],
-    ids=lambda pair: f"{pair[0]}-tp{pair[1]}",
-)
+@over_layouts
 def group(request, model, start_group):
-    layout, ranks = request.param
-    settings = {"model": str(model), "runtime": "neuron", "nodes": ranks, "max_num_seqs": 4}
-    group = start_group(with_candidates(settings | LAYOUTS[layout]))
-    group.layout = layout
+    group = start_group(with_candidates(settings_of(model, *request.param)))
+    group.layout, _ = request.param
     return group
 
 
@@ -88,8 +82,8 @@ def two_outputs(_):
 
 
 def test_a_second_output_is_taken_for_a_kv_cache(model, reference, start_group):
-    settings = {"model": str(model), "runtime": "neuron", "max_num_seqs": 4}
-    group = start_group(with_candidates(settings | LAYOUTS["contiguous"]), unguarded=two_outputs)
+    settings = with_candidates(settings_of(model, "contiguous", 1))
+    group = start_group(settings, unguarded=two_outputs)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         check_schedules(group, reference, "contiguous")
 

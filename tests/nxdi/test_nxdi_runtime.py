@@ -15,15 +15,22 @@ LAYOUTS = {
 CONTIGUOUS, BLOCK = LAYOUTS["contiguous"], LAYOUTS["block"]
 
 
-@pytest.fixture(
+over_layouts = pytest.fixture(
     scope="module",
     params=[("contiguous", 1), ("contiguous", 3), ("block", 1), ("block", 3)],
     ids=lambda pair: f"{pair[0]}-tp{pair[1]}",
 )
-def group(request, model, start_group):
-    layout, ranks = request.param
+"""Decorates a fixture of groups: `request.param` is layout and ranks."""
+
+
+def settings_of(model, layout, ranks):
     settings = {"model": str(model), "runtime": "neuron", "nodes": ranks, "max_num_seqs": 4}
-    return start_group(settings | LAYOUTS[layout])
+    return settings | LAYOUTS[layout]
+
+
+@over_layouts
+def group(request, model, start_group):
+    return start_group(settings_of(model, *request.param))
 
 
 @pytest.fixture
