@@ -129,7 +129,7 @@ test-load: $(MADE_DEV) demo-model ## Many clients, many faults: minutes longer, 
 # ones. schemathesis has an environment of its own: its pytest plug-in would slow all tests.
 test-hostile: $(MADE_DEV) $(MADE_HOSTILE) demo-model ## Attack a server (CASES=100000, FRAMES=1000000).
 	$(BIN)/python -m benchmarks.hostile frames --count $(FRAMES) --write
-	$(BIN)/python -m benchmarks.hostile schema --cases $(CASES) --schemathesis $(HOSTILE_VENV)/bin/schemathesis --write
+	$(BIN)/python -m benchmarks.hostile schema --cases $(CASES) --python $(HOSTILE_VENV)/bin/python --write
 	$(BIN)/python -m benchmarks.hostile grammar --write
 	$(BIN)/python -m benchmarks.hostile load --write
 

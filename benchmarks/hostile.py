@@ -1,7 +1,7 @@
 """What hostile input does: mutated frames, requests made from the API's schema, hostile peers.
 
     python -m benchmarks.hostile frames [--count 1000000]
-    python -m benchmarks.hostile schema [--cases 100000] [--schemathesis COMMAND]
+    python -m benchmarks.hostile schema [--cases 100000] [--limit-s 600] [--python FILE]
     python -m benchmarks.hostile load [--connections 1000] [--hostile 0.1] [--seconds 60]
     python -m benchmarks.hostile grammar [--seconds 60]
 
@@ -14,10 +14,8 @@ import argparse
 import asyncio
 import contextlib
 import json
-import multiprocessing
-import os
+import math
 import random
-import re
 import signal
 import statistics
 import subprocess
@@ -26,11 +24,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from benchmarks.hostile_peers import least_server, turns
 from tests.e2e.models import tiny_checkpoint
 from tests.e2e.server import ROOT, Server, serving
 
@@ -41,11 +40,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "hostile.json"
 EXECUTING = ("exec", "compile", "import", "open", "os.system", "subprocess.Popen", "pickle.find")
 MAX_GROWTH_BYTES = 64 << 20
 MAX_DELAY_MS = 100
-PAUSE_S = 2.0
-"""Between an honest connection's requests: a thousand of them leave the server time to spare."""
-SETTLE_S = 2.0
-"""Until all attackers are at work."""
-REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+MAX_RATIO = 1.1
+JOBS = 2
+"""Processes that make requests from the schema at once."""
 FLAGS = ("--cluster.kind=local", "--max-model-len=256", "--http.docs", "--buckets.prefill=64")
 
 
@@ -55,10 +52,12 @@ def main() -> int:
     parser.add_argument("attack", choices=("frames", "schema", "load", "grammar"))
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--schemathesis", default="schemathesis")
+    parser.add_argument("--python", default=".venv-hostile/bin/python")
+    parser.add_argument("--limit-s", type=float, default=math.inf)
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--hostile", type=float, default=0.1)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     # As by `timeout`: the server is not left behind.
@@ -67,9 +66,18 @@ def main() -> int:
     record, is_safe = attack(args)
     print(json.dumps(record, indent=1))
     if args.write:
-        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(kept | {args.attack: record}, indent=1) + "\n")
+        write(args.attack, record)
     return 0 if is_safe else 1
+
+
+def write(attack: str, record: dict[str, Any]) -> None:
+    """Keep a record beside those of the other attacks."""
+    RESULTS.write_text(json.dumps(kept() | {attack: record}, indent=1) + "\n")
+
+
+def kept() -> dict[str, Any]:
+    """The records kept so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
 def frames(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
@@ -135,33 +143,48 @@ def mutated(rng: random.Random, message: list[bytes]) -> list[bytes]:
 
 
 def schema(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """Have schemathesis make requests from the server's own OpenAPI document."""
+    """Requests made from the server's own OpenAPI document, on top of those of earlier runs."""
+    record = kept().get("schema") or {"cases": 0, "seeds": 0, "counts": {}, "statuses": {}}
+    began = time.monotonic()
+    record["server_errors"] = errors = []  # type: list[dict[str, Any]]
+    alive = True
     with small_server() as server:
-        paths = json.loads(server.get("/openapi.json")[1])["paths"]
-        found = [operation for methods in paths.values() for operation in methods.values()]
-        # Of others there are but a few requests to make.
-        operations = sum("requestBody" in operation for operation in found)
-        command = [
-            *args.schemathesis.split(), "run", f"{server.url}/openapi.json", "--phases=fuzzing",
-            f"--max-examples={-(-args.cases // operations)}", "--checks=not_a_server_error",
-            "--continue-on-failure", "--request-timeout=120", "--workers=4",
-            "--suppress-health-check=all",
-        ]  # fmt: skip
-        began = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = done.stdout + done.stderr
-        alive = server.get("/health")[0] == 200
-    generated = re.search(r"(\d+) generated", said)
-    record = {
-        "operations": operations,
-        "cases": int(generated[1]) if generated else 0,
-        "exit_code": done.returncode,
-        "server_alive": alive,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    if done.returncode or not generated:
-        print(said[-6000:], file=sys.stderr)
-    return record, done.returncode == 0 and alive
+        while record["cases"] < args.cases and time.monotonic() - began < args.limit_s and alive:
+            seeds = range(record["seeds"], record["seeds"] + JOBS)
+            for found in attacked_with(server, args.python, seeds):
+                for name in ("counts", "statuses"):
+                    record[name] = dict(Counter(record[name]) + Counter(found[name]))
+                errors += found["server_errors"]
+            record["seeds"] = seeds.stop
+            record["cases"] = sum(record["statuses"].values())
+            alive = server.get("/health")[0] == 200
+            print(record["cases"], "cases", len(errors), "5xx", file=sys.stderr, flush=True)
+            if args.write:
+                write("schema", record)
+    return record | {"server_alive": alive}, alive and not errors
+
+
+def attacked_with(server: Server, python: str, seeds: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """What processes that attack at once, each with one seed, report.
+
+    Raises:
+        subprocess.CalledProcessError: one of them failed; what it printed says why.
+    """
+    command = [
+        python,
+        str(Path(__file__).with_name("hostile_requests.py")),
+        server.url,
+        server.name,
+    ]
+    running = [
+        subprocess.Popen([*command, f"--seed={seed}"], stdout=subprocess.PIPE, text=True)
+        for seed in seeds
+    ]
+    for process in running:
+        said, _ = process.communicate()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        yield json.loads(said)
 
 
 @contextlib.contextmanager
@@ -176,28 +199,31 @@ def small_server() -> Iterator[Server]:
 
 
 def load(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """Honest clients, alone and beside hostile ones, in turns."""
-    with small_server() as server:
-        address = ("127.0.0.1", server.port)
-        runs = {"alone": [], "beside": []}  # type: dict[str, list[float]]
-        for _ in range(3):
-            for name, share in (("alone", 0.0), ("beside", args.hostile)):
-                hostile = int(args.connections * share)
-                found = asyncio.run(
-                    one_turn(address, args.connections - hostile, hostile, args.seconds / 6)
-                )
-                runs[name].append(found)
+    """Honest clients while attackers are at the server, and while they are at another listener."""
+    hostile = int(args.connections * args.hostile)
+    with small_server() as server, least_server() as elsewhere:
+        found = asyncio.run(
+            turns(
+                ("127.0.0.1", server.port),
+                elsewhere,
+                honest=args.connections - hostile,
+                hostile=hostile,
+                seconds=args.seconds,
+                rounds=args.rounds,
+            )
+        )
         health = [timed(lambda: server.get("/health")) for _ in range(20)]
-    p99 = {name: round(statistics.median(found) * 1000, 1) for name, found in runs.items()}
-    ratio = p99["beside"] / p99["alone"]
+    ratios = [here / there for here, there in zip(found["at it"], found["elsewhere"], strict=True)]
     record = {
         "connections": args.connections,
-        "hostile": int(args.connections * args.hostile),
-        "honest_p99_ms": p99,
-        "ratio": round(ratio, 3),
+        "hostile": hostile,
+        "seconds": args.seconds,
+        "honest_p99_ms": {name: round(statistics.median(each), 1) for name, each in found.items()},
+        "ratio_of_rounds": [round(ratio, 2) for ratio in ratios],
+        "ratio": round(statistics.median(ratios), 3),
         "health_after_ms": round(statistics.median(health) * 1000, 1),
     }
-    return record, ratio < 1.1
+    return record, record["ratio"] < MAX_RATIO
 
 
 def grammar(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
@@ -252,92 +278,6 @@ def timed(call: Callable[[], Any]) -> float:
     began = time.monotonic()
     call()
     return time.monotonic() - began
-
-
-async def one_turn(address: tuple[str, int], honest: int, hostile: int, seconds: float) -> float:
-    """The 99th percentile of the honest requests' seconds."""
-    taken: list[float] = []
-    # In a process of their own: what attackers do must not delay how honest ones are timed.
-    attackers = multiprocessing.Process(target=attack, args=(address, hostile), daemon=True)
-    attackers.start()
-    await asyncio.sleep(SETTLE_S)
-    ends = time.monotonic() + seconds
-    try:
-        await asyncio.gather(*(ask(address, ends, taken) for _ in range(honest)))
-    finally:
-        attackers.kill()
-        attackers.join()
-    return statistics.quantiles(taken, n=100)[98]
-
-
-def attack(address: tuple[str, int], hostile: int) -> None:
-    """All kinds of hostile peers at once, until this process is killed."""
-    os.nice(19)  # attackers bring processors of their own
-    kinds: list[Callable[..., Coroutine[Any, Any, None]]] = [
-        idle, drip_head, drip_body, unread, huge,
-    ]  # fmt: skip
-
-    async def together() -> None:
-        await asyncio.gather(*(kinds[number % len(kinds)](address) for number in range(hostile)))
-
-    asyncio.run(together())
-
-
-async def ask(address: tuple[str, int], ends: float, taken: list[float]) -> None:
-    """One honest connection: a request every other second."""
-    await asyncio.sleep(random.random() * PAUSE_S)
-    reader, writer = await asyncio.open_connection(*address)
-    while time.monotonic() < ends:
-        began = time.monotonic()
-        writer.write(REQUEST)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head)
-        assert head.startswith(b"HTTP/1.1 200")
-        assert length
-        await reader.readexactly(int(length[1]))
-        taken.append(time.monotonic() - began)
-        await asyncio.sleep(PAUSE_S)
-    writer.close()
-
-
-async def idle(address: tuple[str, int]) -> None:
-    """Connect and say nothing."""
-    await speak(address, [b""], pause_s=60)
-
-
-async def drip_head(address: tuple[str, int]) -> None:
-    """Send headers without end, slowly."""
-    await speak(address, [b"GET / HTTP/1.1\r\n", *[b"X: a\r\n"] * 10_000], pause_s=0.2)
-
-
-async def drip_body(address: tuple[str, int]) -> None:
-    """Send a body byte by byte."""
-    fields = b"Host: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n"
-    head = b"POST /v1/completions HTTP/1.1\r\n" + fields + b"\r\n"
-    await speak(address, [head, *[b" "] * 10_000], pause_s=0.2)
-
-
-async def unread(address: tuple[str, int]) -> None:
-    """Ask again and again, and read nothing."""
-    await speak(address, [REQUEST * 50] * 10_000, pause_s=0.2)
-
-
-async def huge(address: tuple[str, int]) -> None:
-    """Send headers of megabytes."""
-    await speak(address, [b"GET / HTTP/1.1\r\nX: " + b"a" * 4_000_000], pause_s=0.2)
-
-
-async def speak(address: tuple[str, int], parts: list[bytes], *, pause_s: float) -> None:
-    """Send `parts`, and begin again whenever the server hangs up."""
-    while True:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(*address)
-            for part in parts:
-                writer.write(part)
-                await asyncio.wait_for(writer.drain(), 60)
-                await asyncio.sleep(pause_s)
-            writer.close()
-        await asyncio.sleep(pause_s)
 
 
 if __name__ == "__main__":

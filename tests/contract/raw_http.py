@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from rufus_serve.config import ServeConfig
-from rufus_serve.leader.api.http_error import Receive, Scope, Send, send_json
+from rufus_serve.leader.api.http_error import App, Receive, Scope, Send, send_json
 from rufus_serve.leader.api.http_server import HttpServer
 
 Address = tuple[str, int]
@@ -37,7 +37,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(**http: Any) -> AsyncIterator[tuple[HttpServer, Address]]:
+async def serving(app: App = app, **http: Any) -> AsyncIterator[tuple[HttpServer, Address]]:
     sock = socket.create_server(("127.0.0.1", 0))
     config = ServeConfig.model_validate({"model": "m", "http": SLOW | http})
     server = HttpServer(app, config)

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import socket
 import time
+from typing import Any
 
 import pytest
-from raw_http import CHUNK, HEALTH, exchange, health_s, run, serving
+from raw_http import CHUNK, HEALTH, app, exchange, health_s, run, serving
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,49 @@ def test_an_address_with_too_many_connections_loses_its_own() -> None:
     run(scenario)
 
 
-def test_who_asks_on_without_reading_is_served_two_requests_and_hung_up() -> None:
+def test_who_asks_on_while_being_served_gets_two_answers_and_is_hung_up() -> None:
     async def scenario() -> None:
         async with serving() as (_, address):
-            answers = await exchange(address, HEALTH * 1000)
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(echo(b"{}")[0])
+            await asyncio.sleep(0.1)
+            writer.write(b"{}" + HEALTH * 1000)
+            answers = await reader.read()
             assert answers.count(b" 200 ") == 2
             assert answers.count(b"connection: close") == 1
+            writer.close()
+
+    run(scenario)
+
+
+def test_two_requests_at_once_are_both_served() -> None:
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            for _ in range(3):
+                writer.write(HEALTH * 2)
+                for _ in range(2):
+                    assert b" 200 " in await reader.readuntil(b"{}")
+            writer.close()
+
+    run(scenario)
+
+
+def test_of_more_than_two_requests_at_once_none_is_served() -> None:
+    asked: list[str] = []
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await app(scope, receive, send)
+
+    async def scenario() -> None:
+        async with serving(counting) as (_, address):
+            answer = await exchange(address, HEALTH * 1000)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert b"more than two requests" in answer
+            assert answer.count(b"HTTP/1.1 ") == 1
+            await health_s(address)
+        assert len(asked) == 1
 
     run(scenario)
 

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.schema import HttpConfig
 from rufus_serve.leader.api.connections import Connection, affordable_connections, make_room
-from rufus_serve.leader.api.http_error import App, HttpError
+from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
 from rufus_serve.leader.api.http_parser import RequestParser
 from rufus_serve.leader.api.tls import ServerTls
 
@@ -54,7 +54,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self._in_body = True, False
         self._head_bytes = self._framing_bytes = 0
         self._stalled_since: float | None = None
-        self._is_deaf = False
+        self._ask, self.app = self.app, self._serve
+        self._first: RequestResponseCycle | None = None
+        """Of the requests sent ahead of answers, while work on it has not begun."""
+        self._is_deaf = self._is_refused = False
         """What comes now is read no more; the connection ends with the answer that is due."""
         self._discardable = 0
         self.address = ""
@@ -145,11 +148,30 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = len(self.url) + fields
         self._in_head, self._waiting_since = False, None
         if self.pipeline:
-            # Who asks on without reading answers would have a thousand requests served for
-            # nothing. One may wait: a client may see an answer's end before we do.
-            self.pipeline[0][0].keep_alive, self._is_deaf = False, True
+            self._end_burst()
         elif self._check_head():
             super().on_headers_complete()
+            if not self.pipeline:
+                self._first = self.cycle
+
+    def _end_burst(self) -> None:
+        """Hear no more of a peer that asks on without reading answers.
+
+        It would have a thousand requests served for nothing. One may wait: a client may see an
+        answer's end before we do. None is served of more than come at once.
+        """
+        if self._first is None:
+            self.pipeline[0][0].keep_alive, self._is_deaf = False, True
+            return
+        self._first.disconnected = True
+        self.pipeline.clear()
+        self.refuse(HttpError(400, "more than two requests were sent ahead of their answers"))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request whose turn has come, unless the peer was hung up on meanwhile."""
+        self._first = None
+        if not self._is_refused:
+            await self._ask(scope, receive, send)
 
     def on_body(self, body: bytes) -> None:
         """Part of a body."""
@@ -194,6 +216,7 @@ class BoundedProtocol(HttpToolsProtocol):
             # An answer within another would be taken for a part of it.
             self.drop()
             return
+        self._is_refused = True
         if not self._between_requests:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -1,0 +1,135 @@
+"""Requests that schemathesis makes of a server's OpenAPI document, and mixtures of them.
+
+    PYTHON hostile_requests.py URL MODEL --seed N
+
+Runs in an environment with schemathesis; `python -m benchmarks.hostile schema` starts it. Most of
+what is generated is refused for the first of many things wrong with it. So each case is followed
+by requests that would be served but for a few fields of such cases: they get further, and cost a
+tenth to make. Prints one JSON object: how much was sent, and what was answered with a 5xx.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import re
+from collections import Counter
+from typing import Any
+
+import hypothesis
+import requests
+import schemathesis
+import urllib3
+from schemathesis.generation import GenerationMode
+
+EXAMPLES = 100
+"""Of each operation with a body."""
+MIXTURES = 4
+"""Sent after each of them."""
+KEPT = 200
+"""Cases whose fields are mixed."""
+TIMEOUT_S = 120
+ERROR_EVENT = re.compile(rb'"error":.*"code": ?5\d\d')
+"""Within a stream, whose status is out."""
+TURN = {"role": "user", "content": "a"}
+SERVED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [TURN]},
+    "/v1/chat/completions/batch": {"messages": [[TURN]]},
+    "/v1/completions": {"prompt": "a"},
+    "/v1/messages": {"messages": [TURN], "max_tokens": 4},
+    "/v1/messages/count_tokens": {"messages": [TURN]},
+    "/v1/responses": {"input": "a"},
+    "/generative_scoring": {"query": "a", "items": ["b"], "label_token_ids": [5, 6]},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [5, 6]},
+}
+"""A body of each route that is answered with 200."""
+
+
+class Attacker:
+    """Sends, and counts what comes back."""
+
+    def __init__(self, url: str, model: str, seed: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.statuses: Counter[int] = Counter()
+        self.server_errors: list[dict[str, Any]] = []
+        self._url, self._model = url, model
+        self._rng = random.Random(seed)
+        self._seed = seed
+        self._session = requests.Session()
+        self._connections = urllib3.PoolManager(timeout=TIMEOUT_S, retries=False)
+
+    def attack(self, operation: Any) -> None:
+        """Send what is generated for one operation, right and wrong in turn, and mixtures."""
+        served = SERVED.get(operation.path)
+        fields: list[tuple[str, Any]] = []
+
+        @hypothesis.seed(self._seed)
+        @hypothesis.settings(
+            max_examples=EXAMPLES,
+            phases=[hypothesis.Phase.generate],
+            database=None,
+            deadline=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=_cases(operation))
+        def send(case: Any) -> None:
+            answer = case.call(session=self._session, timeout=TIMEOUT_S)
+            request = answer.request
+            asked = f"{request.method} {request.path_url} {request.body!r}"
+            self._took("generated", answer.status_code, answer.content, asked)
+            if served is None or not isinstance(case.body, dict):
+                return
+            fields.extend(case.body.items())
+            del fields[:-KEPT]
+            for _ in range(MIXTURES if fields else 0):
+                self._send_mixture(operation.path, served, fields)
+
+        with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing can be wrong with it
+            send()
+
+    def _send_mixture(
+        self, path: str, served: dict[str, Any], fields: list[tuple[str, Any]]
+    ) -> None:
+        chosen = self._rng.sample(fields, min(len(fields), self._rng.randint(1, 3)))
+        body = {"model": self._model} | served | dict(chosen)
+        data = json.dumps(body)
+        answer = self._connections.request(
+            "POST", self._url + path, body=data, headers={"content-type": "application/json"}
+        )
+        self._took("mixed", answer.status, answer.data, f"POST {path} {data}")
+
+    def _took(self, kind: str, status: int, content: bytes, asked: str) -> None:
+        self.counts[kind] += 1
+        self.statuses[status] += 1
+        if status >= 500 or ERROR_EVENT.search(content):
+            answer = content[:500].decode(errors="replace")
+            self.server_errors.append({"status": status, "asked": asked, "answer": answer})
+
+
+def _cases(operation: Any) -> Any:
+    modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    return hypothesis.strategies.one_of(
+        *(operation.as_strategy(generation_mode=mode) for mode in modes)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("url")
+    parser.add_argument("model")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    attacker = Attacker(args.url, args.model, args.seed)
+    for found in schemathesis.openapi.from_url(f"{args.url}/openapi.json").get_all_operations():
+        attacker.attack(found.ok())
+    found = {
+        "counts": attacker.counts,
+        "statuses": attacker.statuses,
+        "server_errors": attacker.server_errors,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
