@@ -1,5 +1,6 @@
 """Renders the settings for readers: a table of resolved values, and the Markdown reference."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,14 +25,27 @@ relative to the working directory. Unknown settings and unknown `RUFUS_*` variab
 `rufus-serve config show` prints what results, and where each value came from.
 """
 
+_SECRET = re.compile(r"token$|secret|password|credential|api_?key", re.IGNORECASE)
+"""Names of options of vLLM, as `hf_token`, whose values are nobody's to read."""
+_HIDDEN = "(hidden)"
+
 
 def resolved_rows(resolved: Resolved) -> list[dict[str, Any]]:
-    """Key, value in plain data and origin of every setting."""
+    """Key, value in plain data and origin of every setting; of mappings, secrets are hidden."""
     tree = resolved.config.model_dump(mode="json")
     return [
-        {"key": key, "value": _at(tree, key), "origin": str(resolved.origins[key])}
+        {"key": key, "value": _shown(_at(tree, key)), "origin": str(resolved.origins[key])}
         for key in all_settings()
     ]
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _HIDDEN if isinstance(each, str) and _SECRET.search(name) else _shown(each)
+        for name, each in value.items()
+    }
 
 
 def markdown() -> str:

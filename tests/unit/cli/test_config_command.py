@@ -25,6 +25,17 @@ def test_show_as_json_is_for_programs(capsys):
     assert rows["buckets.prefill"]["origin"] == "--buckets.prefill"
 
 
+def test_show_hides_secrets_among_vllms_options(capsys):
+    options = ("--vllm-args={hf_token: hf_abc, seed: 3, model_loader_extra_config: {password: p}}",)
+    rows = json.loads(output(capsys, "show", "m", "--json", *options))
+    assert rows["vllm_args"]["value"] == {
+        "hf_token": "(hidden)",
+        "seed": 3,
+        "model_loader_extra_config": {"password": "(hidden)"},
+    }
+    assert "hf_abc" not in output(capsys, "show", "m", *options)
+
+
 def test_export_is_a_json_schema(capsys):
     schema = json.loads(output(capsys, "export"))
     assert schema["required"] == ["model"]
