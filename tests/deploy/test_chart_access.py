@@ -139,6 +139,23 @@ def test_the_policies_admit_load_balancers_scrapers_and_pod_identity(helm):
         assert rule["ports"] == [{"protocol": "TCP", "port": 80}]
 
 
+def test_https_may_be_narrowed_to_named_peers(helm):
+    def https(*sets):
+        policies = [each for each in render(*sets) if each["kind"] == "NetworkPolicy"]
+        assert len(policies) == 2
+        return [
+            rule.get("to")
+            for policy in policies
+            for rule in policy["spec"]["egress"]
+            if rule["ports"] == [{"protocol": "TCP", "port": 443}]
+        ]
+
+    assert https() == [None, None]
+    storage = {"ipBlock": {"cidr": "10.0.0.0/16"}}
+    sets = "networkPolicy.httpsTo[0].ipBlock.cidr=10.0.0.0/16"
+    assert https(sets) == [[storage], [storage]]
+
+
 def test_what_faces_clients_reaches_the_api_of_a_group_and_nothing_else_of_it(helm):
     documents = render("router.enabled=true", "tls.existingSecret=", values=EVERYTHING)
     groups = named(documents, "NetworkPolicy", "rufus-serve")["spec"]

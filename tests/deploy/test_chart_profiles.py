@@ -1,5 +1,6 @@
 """Every shipped profile: its manifests, their schemas, and the settings they lead to."""
 
+import base64
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from rufus_serve.config import ServeConfig
+from rufus_serve.config.keys import fingerprint, read_keys
 from rufus_serve.config.ports import ports
 from rufus_serve.config.sources import resolve
 from tests.deploy.chart import CHART, GOLDEN, PROFILES, ROOT, SECRETS, TOOLS, one, render
@@ -301,14 +303,21 @@ def test_autoscalers_own_the_number_of_groups(helm):
     assert target["kind"] == "LeaderWorkerSet"
 
 
-def test_generated_keys_are_known_to_prometheus_too(helm):
-    import base64
-
+def test_generated_keys_are_kept_as_hashes_and_prometheus_may_only_scrape(helm, tmp_path):
     secrets = {each["metadata"]["name"]: each for each in render() if each["kind"] == "Secret"}
-    data = secrets["demo-rufus-serve-api-keys"]["data"]
-    keys = base64.b64decode(data["keys"]).decode().splitlines()
-    assert len(keys) == 2
-    assert base64.b64decode(data["scrape-key"]).decode() == keys[1]
+    data = {
+        name: base64.b64decode(each).decode()
+        for name, each in secrets["demo-rufus-serve-api-keys"]["data"].items()
+    }
+    file = tmp_path / "keys"
+    file.touch(mode=0o600)
+    file.write_text(data["keys"])
+    found = {key.sha256: key.scopes for key in read_keys(file)}
+    assert found == {
+        fingerprint(data["client-key"]): ("infer",),
+        fingerprint(data["scrape-key"]): ("metrics",),
+    }
+    assert "sk-" not in data["keys"]
 
 
 def test_checkov_finds_nothing_that_the_readme_does_not_justify(helm, tmp_path):

@@ -82,7 +82,10 @@ def test_what_is_scanned_is_signed_and_only_then_tagged():
     assert "push-by-digest=true" in builds[0]["with"]["outputs"]
     assert "tags" not in builds[0]["with"]
     scans = [step["with"] for step in images if "trivy-action" in step.get("uses", "")]
-    assert [scan.get("image-ref", "").endswith("steps.push.outputs.digest }}") for scan in scans]
+    (scanned,) = [scan["image-ref"] for scan in scans if "image-ref" in scan]
+    (listed,) = [step["with"]["image"] for step in images if "sbom-action" in step.get("uses", "")]
+    assert scanned == listed
+    assert scanned.endswith("@${{ steps.push.outputs.digest }}")
     assert "skip-dirs" not in text
     last = images[-1]
     assert last["env"]["DIGEST"] == "${{ steps.push.outputs.digest }}"

@@ -10,7 +10,11 @@ The first request:
 
   kubectl -n {{ .Release.Namespace }} port-forward service/{{ $service }} {{ .Values.service.port }} &
 {{- if .Values.apiKeys.enabled }}
-  KEY=$(kubectl -n {{ .Release.Namespace }} get secret {{ include "rufus-serve.apiKeySecret" . }} -o jsonpath='{.data.{{ .Values.apiKeys.key | replace "." "\\." }}}' | base64 -d | head -1)
+{{- if .Values.apiKeys.existingSecret }}
+  KEY=...  # a key that Secret {{ .Values.apiKeys.existingSecret }} lists
+{{- else }}
+  KEY=$(kubectl -n {{ .Release.Namespace }} get secret {{ include "rufus-serve.apiKeySecret" . }} -o jsonpath='{.data.{{ .Values.apiKeys.clientKey | replace "." "\\." }}}' | base64 -d)
+{{- end }}
 {{- end }}
   curl http://127.0.0.1:{{ .Values.service.port }}/v1/chat/completions -H 'Content-Type: application/json' \
 {{- if .Values.apiKeys.enabled }}
