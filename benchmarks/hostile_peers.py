@@ -10,7 +10,10 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 Address = tuple[str, int]
 PAUSE_S = 2.0
@@ -67,17 +70,33 @@ class Honest:
             task.cancel()
 
 
+@dataclass
+class Turn:
+    """What the honest ones and the server saw while the attackers were at one place."""
+
+    p99_ms: float
+    """Of the honest requests."""
+    cores: float
+    """That the server's API process took."""
+
+
 async def turns(
-    server: Address, elsewhere: Address, *, honest: int, hostile: int, seconds: float, rounds: int
-) -> dict[str, list[float]]:
-    """The honest requests' p99 in ms, of each turn, by where the attackers are meanwhile.
+    server: Address,
+    api: psutil.Process,
+    elsewhere: Address,
+    *,
+    honest: int,
+    hostile: int,
+    seconds: float,
+    rounds: int,
+) -> dict[str, list[Turn]]:
+    """Turns by where the attackers are: nowhere, elsewhere, or at the server.
 
     Attackers take processors whatever they attack, so that a fair comparison has them at work in
-    either case: at the server, or at a listener that costs the least a server may. The honest
-    connections stay open throughout.
+    either case. The honest connections stay open throughout.
     """
     targets = {"nowhere": None, "elsewhere": elsewhere, "at it": server}
-    found: dict[str, list[float]] = {name: [] for name in targets}
+    found: dict[str, list[Turn]] = {name: [] for name in targets}
     clients = Honest(server, honest)
     await clients.measured(2 * PAUSE_S)
     for number in range(rounds):
@@ -85,10 +104,16 @@ async def turns(
             target = targets[name]
             with apart(attack, target, hostile) if target else contextlib.nullcontext():
                 await clients.measured(SETTLE_S)
-                taken = await clients.measured(seconds / rounds / len(targets))
-            found[name].append(statistics.quantiles(taken, n=100)[98] * 1000)
+                found[name].append(await _turn(clients, api, seconds / rounds / len(targets)))
     clients.stop()
     return found
+
+
+async def _turn(clients: Honest, api: psutil.Process, seconds: float) -> Turn:
+    before = sum(api.cpu_times()[:2])
+    taken = await clients.measured(seconds)
+    cores = (sum(api.cpu_times()[:2]) - before) / seconds
+    return Turn(statistics.quantiles(taken, n=100)[98] * 1000, cores)
 
 
 @contextlib.contextmanager

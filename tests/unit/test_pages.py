@@ -27,8 +27,8 @@ PAGES = sorted(
 )
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 ELSEWHERE = {
-    "aws", "cd", "curl", "docker", "eksctl", "export", "for", "git", "helm", "install", "kubectl",
-    "lm_eval", "openssl", "pip", "terraform",
+    "aws", "cd", "cosign", "curl", "docker", "eksctl", "export", "for", "git", "helm", "install",
+    "kubectl", "lm_eval", "openssl", "pip", "terraform",
 }  # fmt: skip
 """Programs that pages name beside ours: of them, the files that they are given must exist."""
 MADE = {"deploy/eks/values-images.yaml", "benchmarks/results/hostile.json"}
