@@ -5,7 +5,8 @@
 Eight streams run; a second after the last of them began, the follower of one group gets SIGKILL.
 A round's pause is the longest of any of its streams; all texts must be those of an undisturbed
 run. With two groups there is a second case: whatever takes the lost follower's place does not
-start to load for a minute, as a device that loads for long would. Rounds are interleaved.
+start to load for a minute, as a device that loads for long would, or until the round's streams have
+ended.
 """
 
 import argparse
@@ -60,9 +61,10 @@ def contender(case: Case, python: Path) -> Contender:
 
 
 def slow_python(folder: Path, flag: Path) -> Path:
-    """An interpreter that takes its time while there is a file `flag`."""
+    """An interpreter that takes its time, but no longer than there is a file `flag`."""
     path = folder / "python"
-    path.write_text(f'#!/bin/sh\n[ -e {flag} ] && sleep {SLOW_S}\nexec {sys.executable} "$@"\n')
+    wait = f"for _ in $(seq {SLOW_S}); do [ -e {flag} ] || break; sleep 1; done"
+    path.write_text(f'#!/bin/sh\n{wait}\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return path
 

@@ -1,12 +1,13 @@
 """`plan --traffic` held against real servers: the same arrivals, measured and simulated.
 
-    python benchmarks/traffic_validation.py [--groups 1 2] [--requests 150] [--load 0.6] [--write]
+    python benchmarks/traffic_validation.py [--groups 1 2] [--rounds 3] [--load 0.5] [--write]
 
-A server of so many groups is asked for equal requests, one for each group at the same time, and
-tells by `/metrics` how long its steps take: the step times that the simulator is given. What
-requests take beyond their steps is the front's share. Then the server gets requests of
-random lengths at random times, in open loop, and the simulator gets the same. Groups share this
-machine's cores, so steps are measured while all groups are at work. Every follower has one thread.
+Equal requests for each group at the same time tell how long steps take: on servers with 1, 2, ...
+groups, since groups that are at work slow each other down where they share a machine's cores.
+Prefills by the servers' own clock (`/metrics`), decodes from token to token. What requests take
+beyond that is the front's share. Then each server gets requests of random lengths at random
+moments, in open loop, and the same again some times; and the simulator gets them. Every follower
+has one thread.
 """
 
 import argparse
@@ -16,21 +17,24 @@ import random
 import re
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import msgspec
+import psutil
 
 from marks import keep
 from rufus_serve.bench.arrivals import Trace
 from rufus_serve.bench.stream import Record
-from rufus_serve.bench.summary import summarize
+from rufus_serve.bench.summary import Summary, summarize
 from rufus_serve.bench.workload import Ask
 from rufus_serve.plan.traffic.batching import Batching
-from rufus_serve.plan.traffic.demand import Lengths, Load
+from rufus_serve.plan.traffic.demand import Arrival, Lengths, Load
 from rufus_serve.plan.traffic.group_candidates import of_measured
-from rufus_serve.plan.traffic.measures import measure
+from rufus_serve.plan.traffic.measures import Measures, measure
 from rufus_serve.plan.traffic.simulation import simulate
 from rufus_serve.plan.traffic.sizing import least_groups
 from rufus_serve.plan.traffic.step_times import DecodePoint, Measured, PrefillPoint
@@ -39,6 +43,8 @@ from serving_servers import (
     PORT,
     ROOT,
     Contender,
+    Running,
+    cpu_seconds,
     machine,
     ours,
     running,
@@ -53,7 +59,7 @@ PREFILL_TOKENS, DECODE_ROWS, DECODE_PROMPTS = (32, 128, 256, 512), (1, 2, 4, 8),
 PROMPT, OUTPUT = Lengths("uniform", 32, 448), Lengths("uniform", 16, 64)
 NUM_BLOCKS = 513
 """The null block included."""
-REPEATS, PROBE_OUTPUT, HEARTBEATS_S = 5, 48, 1.5
+REPEATS, PROBE_OUTPUT, HEARTBEATS_S = 3, 48, 1.2
 AGREE = 0.15
 
 
@@ -62,6 +68,7 @@ class Server:
     """One that runs, and how many groups it has."""
 
     groups: int
+    process: Running
 
     @property
     def url(self) -> str:
@@ -70,6 +77,10 @@ class Server:
     def ask(self, asked: list[Ask], starts: list[float]) -> list[Record]:
         """Send `asked` at `starts`; fails unless every stream is whole."""
         return asyncio.run(whole_answers(self.url, Trace(tuple(starts)), asked))
+
+    def cores(self) -> tuple[float, float]:
+        """CPU seconds so far: its own with the clients', and those of the whole machine."""
+        return cpu_seconds([*self.process.processes(), psutil.Process()])
 
     def steps(self, phase: str) -> tuple[float, int]:
         """Seconds and number of all groups' steps so far."""
@@ -103,42 +114,95 @@ def prompts(source: random.Random, lengths: list[int], outputs: list[int]) -> li
     ]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Equal requests for each group at once: medians over repetitions, in milliseconds."""
+
+    step_ms: float
+    """By the server's own clock."""
+    ttft_ms: float
+    gap_ms: float
+    """From token to token while every request has begun and none has ended; 0 without any."""
+
+
 def probe(
     server: Server, source: random.Random, phase: str, *, tokens: int, output: int, rows: int
-) -> tuple[float, list[Record]]:
-    """Milliseconds of a step of `phase` while each group has `rows` equal requests: the median of
-    some repetitions' means, so that a moment of other work on the machine does not count."""
+) -> Probe:
+    """What a step of `phase` takes while each group has `rows` requests.
+
+    The median of some repetitions' means, so that a moment of other work does not count.
+    """
     count = server.groups * rows
-    found, records = [], []
+    steps, waits, gaps = [], [], []
     before = server.steps(phase)
     for _ in range(REPEATS):
         asked = prompts(source, [tokens] * count, [output] * count)
-        records += server.ask(asked, [0.0] * count)
+        records = server.ask(asked, [0.0] * count)
         # Engines report their counts with a heartbeat.
         time.sleep(HEARTBEATS_S)
         after = server.steps(phase)
-        found.append(1e3 * (after[0] - before[0]) / (after[1] - before[1]))
+        steps.append(1e3 * (after[0] - before[0]) / (after[1] - before[1]))
+        waits.append(1e3 * statistics.median(each.ttft_s for each in records))
+        gaps.append(1e3 * mean_gap_s(records))
         before = after
-    return statistics.median(found), records
+    return Probe(*(statistics.median(each) for each in (steps, waits, gaps)))
 
 
-def measured(server: Server, source: random.Random) -> Measured:
-    """The server's step times, and what requests take beside them."""
-    prefill, decode, front, between = [], [], [], []
-    for tokens in PREFILL_TOKENS:
-        step_ms, records = probe(server, source, "prefill", tokens=tokens, output=1, rows=1)
-        prefill.append(PrefillPoint(tokens, step_ms))
-        front.append(1e3 * statistics.median(each.ttft_s for each in records) - step_ms)
-    for rows in DECODE_ROWS:
-        for tokens in DECODE_PROMPTS:
-            step_ms, records = probe(
-                server, source, "decode", tokens=tokens, output=PROBE_OUTPUT, rows=rows
-            )
-            decode.append(DecodePoint(rows, tokens + PROBE_OUTPUT // 2, step_ms))
-            if rows == 1:
-                tpot_ms = 1e3 * statistics.median(each.tpot_s for each in records)
-                between.append(tpot_ms - step_ms)
-    between_ms = max(0.0, statistics.median(between))
+def mean_gap_s(records: list[Record]) -> float:
+    """Between tokens while all of `records` were under way."""
+    begin = max(each.arrivals_s[0] for each in records)
+    end = min(each.arrivals_s[-1] for each in records)
+    gaps = [
+        later - sooner
+        for each in records
+        for sooner, later in pairwise(each.arrivals_s)
+        if sooner >= begin and later <= end
+    ]
+    return statistics.fmean(gaps) if gaps else 0.0
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Of a server whose groups are all at work."""
+
+    prefill: dict[int, Probe]
+    """By tokens."""
+    decode: dict[tuple[int, int], Probe]
+    """By rows and tokens of the prompt."""
+
+    @classmethod
+    def of(cls, server: Server, source: random.Random) -> "Probes":
+        """Ask, and read the server's own clock."""
+        return cls(
+            {
+                tokens: probe(server, source, "prefill", tokens=tokens, output=1, rows=1)
+                for tokens in PREFILL_TOKENS
+            },
+            {
+                (rows, tokens): probe(
+                    server, source, "decode", tokens=tokens, output=PROBE_OUTPUT, rows=rows
+                )
+                for rows in DECODE_ROWS
+                for tokens in DECODE_PROMPTS
+            },
+        )
+
+    @property
+    def between_ms(self) -> float:
+        """From a step's end to the next one's beginning, where one row decodes."""
+        gaps = [each.gap_ms - each.step_ms for (rows, _), each in self.decode.items() if rows == 1]
+        return max(0.0, statistics.median(gaps))
+
+    @property
+    def front_ms(self) -> float:
+        """What requests take beside their steps."""
+        waits = [each.ttft_ms - each.step_ms for each in self.prefill.values()]
+        return max(0.0, statistics.median(waits) - self.between_ms)
+
+
+def measured(probes: list[Probes]) -> Measured:
+    """Step times with 1, 2, ... groups at work; the overheads are the last one's."""
+    between_ms = probes[0].between_ms
     return Measured(
         batching=Batching(
             max_num_seqs=ROWS,
@@ -149,69 +213,129 @@ def measured(server: Server, source: random.Random) -> Measured:
             batched_prefill=True,
             prefix_caching=False,
         ),
-        prefill=tuple(prefill),
-        decode=tuple(decode),
-        front_ms=max(0.0, statistics.median(front) - between_ms),
+        prefill=tuple(
+            PrefillPoint(tokens, each.step_ms, groups=groups)
+            for groups, of_groups in enumerate(probes, 1)
+            for tokens, each in of_groups.prefill.items()
+        ),
+        # From token to token at the client: what delivery takes of the cores slows steps too.
+        decode=tuple(
+            DecodePoint(rows, tokens + PROBE_OUTPUT // 2, each.gap_ms - between_ms, groups=groups)
+            for groups, of_groups in enumerate(probes, 1)
+            for (rows, tokens), each in of_groups.decode.items()
+        ),
+        front_ms=probes[-1].front_ms,
         between_ms=between_ms,
     )
 
 
-def validate(server: Server, *, load: float, num_requests: int, seed: int) -> dict:
-    """The server's and the simulator's figures for the same arrivals."""
-    source = random.Random(seed)
-    server.ask(prompts(source, [64] * 16, [16] * 16), [0.0] * 16)
-    time.sleep(HEARTBEATS_S)
-    steps = measured(server, source)
+def arrivals_of(groups: int, steps: Measured, options: argparse.Namespace) -> list[Arrival]:
+    """Requests that keep `groups` at work for the asked share of the time, at random moments."""
     candidate = of_measured(steps, num_nodes=1, recover_s=1.0)
-    demand = Load(rate=1.0, prompt=PROMPT, output=OUTPUT, max_model_len=MAX_MODEL_LEN, seed=seed)
+    demand = Load(
+        rate=1.0, prompt=PROMPT, output=OUTPUT, max_model_len=MAX_MODEL_LEN, seed=options.seed
+    )
     # Groups are whole numbers, so the share of one request is asked for a thousand.
     thousand = msgspec.structs.replace(demand, rate=1000.0)
-    capacity = server.groups * 1000.0 / least_groups(candidate, thousand)
-    demand = msgspec.structs.replace(demand, rate=load * capacity)
-    arrivals = demand.arrivals(share=1.0, count=num_requests)
+    times = (candidate.times, *candidate.shared_times)[-1]
+    busiest = replace(candidate, times=times, shared_times=())
+    capacity = groups * 1000.0 / least_groups(busiest, thousand)
+    demand = msgspec.structs.replace(demand, rate=options.load * capacity)
+    return demand.arrivals(share=1.0, count=options.requests * groups)
+
+
+def figures(found: Summary | Measures) -> dict[str, float]:
+    """What is compared."""
+    return {
+        "TTFT p50 ms": found.ttft_ms["p50"],
+        "TTFT p99 ms": found.ttft_ms["p99"],
+        "TPOT p50 ms": found.tpot_ms["p50"],
+        "TPOT p99 ms": found.tpot_ms["p99"],
+        "tokens/s": found.output_tokens_per_s,
+    }
+
+
+def validate(server: Server, steps: Measured, options: argparse.Namespace) -> dict:
+    """The server's figures in each round, and the simulator's, for the same arrivals."""
+    arrivals = arrivals_of(server.groups, steps, options)
+    source = random.Random(options.seed)
+    candidate = of_measured(steps, num_nodes=1, recover_s=1.0)
+    outcome = simulate(candidate.fleet(server.groups), arrivals)
+    return {
+        "rate": (len(arrivals) - 1) / (arrivals[-1].at_s - arrivals[0].at_s),
+        "requests": len(arrivals),
+        "steps": msgspec.to_builtins(steps),
+        "rounds": [asked_once(server, source, arrivals) for _ in range(options.rounds)],
+        "simulator": figures(measure(outcome, num_groups=server.groups)),
+    }
+
+
+def asked_once(server: Server, source: random.Random, arrivals: list[Arrival]) -> dict:
+    """One round: its figures, and what other programs used of the cores meanwhile."""
     asked = prompts(
         source, [len(each.tokens) for each in arrivals], [each.num_output for each in arrivals]
     )
+    before = server.cores()
     records = server.ask(asked, [each.at_s for each in arrivals])
-    real = summarize(records, load="", slo={})
-    outcome = simulate(candidate.fleet(server.groups), arrivals)
-    simulated = measure(outcome, num_groups=server.groups)
-    pairs = {
-        f"{name.upper()} {part} ms": (getattr(real, f"{name}_ms")[part],
-                                      getattr(simulated, f"{name}_ms")[part])
-        for name in ("ttft", "tpot") for part in ("p50", "p99")
-    }  # fmt: skip
-    pairs["tokens/s"] = (real.output_tokens_per_s, simulated.output_tokens_per_s)
-    return {"rate": demand.rate, "steps": msgspec.to_builtins(steps), "pairs": pairs}
+    own, whole = (after - began for after, began in zip(server.cores(), before, strict=True))
+    summary = summarize(records, load="", slo={})
+    others = max(0.0, whole - own) / summary.duration_s
+    found = {"figures": figures(summary), "cores_used_by_others": round(others, 2)}
+    print(time.strftime("%X"), server.groups, json.dumps(found), flush=True)
+    return found
+
+
+def compared(found: dict) -> dict[str, tuple[float, float, float]]:
+    """By figure: the median of the rounds, their spread, and the simulator's error."""
+    pairs = {}
+    for name, simulated in found["simulator"].items():
+        rounds = [each["figures"][name] for each in found["rounds"]]
+        middle = statistics.median(rounds)
+        pairs[name] = middle, max(rounds) / min(rounds) - 1, simulated / middle - 1
+    return pairs
 
 
 def report(record: dict) -> str:
     rows = [
-        [groups, f"{found['rate']:.2f}", name, f"{real:.1f}", f"{simulated:.1f}",
-         f"{simulated / real - 1:+.0%}"]
+        [groups, f"{found['rate']:.2f}", name, f"{middle:.1f}", f"{spread:.0%}",
+         f"{found['simulator'][name]:.1f}", f"{error:+.0%}"]
         for groups, found in record["groups"].items()
-        for name, (real, simulated) in found["pairs"].items()
+        for name, (middle, spread, error) in compared(found).items()
     ]  # fmt: skip
-    header = ["groups", "requests/s", "measure", "server", "simulator", "error"]
+    header = ["groups", "requests/s", "measure", "server", "spread", "simulator", "error"]
     return table(header, rows)
+
+
+def warm(server: Server) -> None:
+    """All groups have computed."""
+    count = 8 * server.groups
+    server.ask(prompts(random.Random(), [64] * count, [16] * count), [0.0] * count)
+    time.sleep(HEARTBEATS_S)
+
+
+def all_groups(options: argparse.Namespace) -> Iterator[tuple[int, dict]]:
+    """One group first: its step times are those of a group alone."""
+    probes = []
+    for groups in range(1, max(options.groups) + 1):
+        with running(contender(groups)) as process:
+            server = Server(groups, process)
+            warm(server)
+            probes.append(Probes.of(server, random.Random(options.seed)))
+            if groups in options.groups:
+                yield groups, validate(server, measured(probes), options)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--requests", type=int, default=150, help="of each load [150]")
-    parser.add_argument("--load", type=float, default=0.6, help="share of what groups can do [0.6]")
+    parser.add_argument("--requests", type=int, default=150, help="of a round, a group [150]")
+    parser.add_argument("--rounds", type=int, default=3, help="of the same load [3]")
+    parser.add_argument("--load", type=float, default=0.5, help="share of what groups can do [0.5]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=Path, help="write the last server's step times here")
     parser.add_argument("--write", action="store_true", help="renew the record and the README")
     options = parser.parse_args()
-    found = {}
-    for groups in options.groups:
-        with running(contender(groups)):
-            server = Server(groups)
-            found[groups] = validate(
-                server, load=options.load, num_requests=options.requests, seed=options.seed
-            )
+    found = dict(all_groups(options))
     record = {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "python benchmarks/traffic_validation.py",
@@ -221,14 +345,10 @@ def main() -> None:
     }
     print(report(record))
     if options.steps:
-        options.steps.write_text(json.dumps(found[options.groups[-1]]["steps"], indent=1) + "\n")
+        options.steps.write_text(json.dumps(found[max(found)]["steps"], indent=1) + "\n")
     if options.write:
         keep(record, RECORD, f"{record['date']}\n\n{report(record)}", MARKS)
-    worst = max(
-        abs(simulated / real - 1)
-        for each in found.values()
-        for real, simulated in each["pairs"].values()
-    )
+    worst = max(abs(error) for each in found.values() for *_, error in compared(each).values())
     if worst > AGREE:
         raise SystemExit(f"the simulator is off by {worst:.0%}, more than {AGREE:.0%}")
 

@@ -72,7 +72,8 @@ class PlannedStep:
 
     jobs: tuple[tuple[Job, int], ...]
     """Those that get a token from it, and their `num_entries` when it was planned."""
-    seconds: float
+    durations_s: tuple[float, ...]
+    """By number of groups that are at work meanwhile."""
 
 
 @dataclass
@@ -80,7 +81,8 @@ class SimulatedEngine:
     """The scheduler of one group."""
 
     batching: Batching
-    times: StepTimes
+    times: tuple[StepTimes, ...]
+    """By number of groups at work, the last one for more."""
     between_s: float = 0.0
     waiting: deque[Job] = field(default_factory=deque)
     running: list[Job] = field(default_factory=list)
@@ -139,7 +141,7 @@ class SimulatedEngine:
             return None
         brings = [*decodes, *(job for job, start, new in prefills if start + new == job.target)]
         jobs = tuple((job, job.num_entries) for job in brings)
-        return PlannedStep(jobs, self._seconds(prefills, decodes))
+        return PlannedStep(jobs, self._durations_s(prefills, decodes))
 
     def finish(self, step: PlannedStep, now_s: float) -> list[Job]:
         """Deliver a step's tokens; those that belong to no one here any more are dropped."""
@@ -221,13 +223,16 @@ class SimulatedEngine:
         if self.batching.prefix_caching:
             self._beginnings.note(job.wanted().keys())
 
-    def _seconds(self, prefills: Sequence[tuple[Job, int, int]], decodes: Sequence[Job]) -> float:
-        spent = self.times.decode_ms([job.computed for job in decodes]) if decodes else 0.0
+    def _durations_s(
+        self, prefills: Sequence[tuple[Job, int, int]], decodes: Sequence[Job]
+    ) -> tuple[float, ...]:
+        contexts = [job.computed for job in decodes]
         parts = [part for job, start, new in prefills for part in self._parts(job, start, new)]
-        spent += sum(self.times.prefill_ms(tokens, computed) for tokens, computed in _merged(
-            parts, self.batching.largest_prefill if self.batching.batched_prefill else 0
-        ))  # fmt: skip
-        return spent / 1e3 + self.between_s
+        room = self.batching.largest_prefill if self.batching.batched_prefill else 0
+        calls = list(_merged(parts, room))
+        return tuple(
+            _calls_ms(times, contexts, calls) / 1e3 + self.between_s for times in self.times
+        )
 
     def _parts(self, job: Job, start: int, new: int) -> Iterator[tuple[int, int, bool]]:
         """Tokens, computed ones before them, and whether their logits are wanted, of each call."""
@@ -251,6 +256,13 @@ def _merged(parts: Sequence[tuple[int, int, bool]], room: int) -> Iterator[tuple
             yield tokens, before
     if shared:
         yield shared, computed
+
+
+def _calls_ms(
+    times: StepTimes, contexts: Sequence[int], prefills: Sequence[tuple[int, int]]
+) -> float:
+    spent = times.decode_ms(contexts) if contexts else 0.0
+    return spent + sum(times.prefill_ms(tokens, computed) for tokens, computed in prefills)
 
 
 def _enter(job: Job) -> None:

@@ -9,7 +9,7 @@ from rufus_serve.plan.plan import MAX_NODES, Plan, make_plan, smallest_fit
 from rufus_serve.plan.request import PlanRequest
 from rufus_serve.plan.traffic.batching import Batching
 from rufus_serve.plan.traffic.sizing import Candidate, Shape
-from rufus_serve.plan.traffic.step_times import Measured, MeasuredTimes, PlannedTimes
+from rufus_serve.plan.traffic.step_times import Measured, PlannedTimes, by_groups
 
 _BATCHES = (4, 8, 16, 32, 64)
 
@@ -60,13 +60,15 @@ def of_plan(plan: Plan, *, recover_s: float | None = None) -> Candidate:
 
 def of_measured(measured: Measured, *, num_nodes: int, recover_s: float) -> Candidate:
     """With measured ones."""
+    times, *shared = by_groups(measured)
     return Candidate(
         shape=Shape(num_nodes=num_nodes, max_num_seqs=measured.batching.max_num_seqs),
         batching=measured.batching,
-        times=MeasuredTimes(measured),
+        times=times,
         recover_s=recover_s,
         front_s=measured.front_ms / 1e3,
         between_s=measured.between_ms / 1e3,
+        shared_times=tuple(shared),
     )
 
 

@@ -15,6 +15,7 @@ import simpy
 from rufus_serve.plan.traffic.batching import Batching
 from rufus_serve.plan.traffic.demand import Arrival
 from rufus_serve.plan.traffic.engine import Job, PlannedStep, SimulatedEngine
+from rufus_serve.plan.traffic.host import Host
 from rufus_serve.plan.traffic.step_times import StepTimes
 from rufus_serve.routing import Router
 
@@ -34,6 +35,8 @@ class Fleet:
     num_groups: int
     batching: Batching
     times: StepTimes
+    shared_times: tuple[StepTimes, ...] = ()
+    """Those with 2, 3, ... groups at work, if all share one machine."""
     front_s: float = 0.0
     """What each request spends before and behind its group."""
     between_s: float = 0.0
@@ -73,7 +76,9 @@ class _Group:
 
     def __init__(self, run: "_Run", index: int) -> None:
         fleet, self._run, self.index = run.fleet, run, index
-        self.engine = SimulatedEngine(fleet.batching, fleet.times, fleet.between_s)
+        self.engine = SimulatedEngine(
+            fleet.batching, (fleet.times, *fleet.shared_times), fleet.between_s
+        )
         self.is_up = True
         self._ahead: deque[PlannedStep] = deque()
         self._wake = run.env.event()
@@ -127,8 +132,9 @@ class _Group:
                 yield self._wake
                 continue
             step = self._ahead.popleft()
-            yield env.timeout(step.seconds)
-            run.outcome.busy_s += step.seconds
+            began = env.now
+            yield from run.host.work(step.durations_s)
+            run.outcome.busy_s += env.now - began
             run.came(self, self.engine.finish(step, env.now + run.fleet.front_s / 2))
 
 
@@ -138,6 +144,7 @@ class _Run:
     def __init__(self, fleet: Fleet, ttft_limit_s: float, most_late: int) -> None:
         self.fleet, self.env, self.outcome = fleet, simpy.Environment(), Outcome()
         self._limit_s, self._most_late = ttft_limit_s, most_late
+        self.host = Host(self.env)
         self._router = Router()
         self._waiting: deque[Job] = deque()
         self._homes: dict[Job, int] = {}

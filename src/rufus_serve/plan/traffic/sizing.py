@@ -57,6 +57,7 @@ class Candidate:
     recover_s: float
     front_s: float = 0.0
     between_s: float = 0.0
+    shared_times: tuple[StepTimes, ...] = ()
 
     def fleet(self, num_groups: int, losses: tuple[Loss, ...] = ()) -> Fleet:
         """So many of these groups."""
@@ -66,6 +67,7 @@ class Candidate:
             times=self.times,
             front_s=self.front_s,
             between_s=self.between_s,
+            shared_times=self.shared_times,
             losses=losses,
         )
 

@@ -54,6 +54,8 @@ class PrefillPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: int
     ms: float
     computed: int = 0
+    groups: int = 1
+    """At work on the machine that they share."""
 
 
 class DecodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +64,8 @@ class DecodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int
     context: int
     ms: float
+    groups: int = 1
+    """At work on the machine that they share."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,15 +81,18 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class MeasuredTimes:
-    """Bilinear between measured points, linear beyond them.
+    """Bilinear between the points measured with so many groups at work, linear beyond them.
 
     Raises:
         ConfigError: the points are no complete grid.
     """
 
-    def __init__(self, measured: Measured) -> None:
-        self._prefill = Grid.of([(p.tokens, p.computed, p.ms) for p in measured.prefill], "prefill")
-        self._decode = Grid.of([(p.rows, p.context, p.ms) for p in measured.decode], "decode")
+    def __init__(self, measured: Measured, *, groups: int = 1) -> None:
+        prefill = [(p.tokens, p.computed, p.ms) for p in measured.prefill if p.groups == groups]
+        decode = [(p.rows, p.context, p.ms) for p in measured.decode if p.groups == groups]
+        of_groups = f" of {groups} groups" if groups > 1 else ""
+        self._prefill = Grid.of(prefill, f"prefill{of_groups}")
+        self._decode = Grid.of(decode, f"decode{of_groups}")
 
     def prefill_ms(self, tokens: int, computed: int) -> float:
         """By new and cached tokens."""
@@ -94,6 +101,17 @@ class MeasuredTimes:
     def decode_ms(self, contexts: Sequence[int]) -> float:
         """By rows and their mean context."""
         return self._decode.at(len(contexts), sum(contexts) // len(contexts))
+
+
+def by_groups(measured: Measured) -> list[MeasuredTimes]:
+    """With 1, 2, ... groups at work.
+
+    Raises:
+        ConfigError: points are missing.
+    """
+    counted = [p.groups for p in measured.prefill] + [p.groups for p in measured.decode]
+    most = max(counted, default=1)
+    return [MeasuredTimes(measured, groups=groups) for groups in range(1, most + 1)]
 
 
 class Grid:

@@ -30,7 +30,7 @@ def batching(**fields) -> Batching:
 
 
 def engine(times=None, **fields) -> SimulatedEngine:
-    return SimulatedEngine(batching(**fields), times or RoundTimes())
+    return SimulatedEngine(batching(**fields), (times or RoundTimes(),))
 
 
 def fleet(num_groups=1, *, times=None, losses=(), **fields) -> Fleet:

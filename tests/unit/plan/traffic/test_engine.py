@@ -19,7 +19,7 @@ def run(scheduler, num_steps=1, now_s=0.0):
         if step is None:
             break
         scheduler.finish(step, now_s)
-        found.append(step.seconds)
+        found.append(step.durations_s[0])
     return found
 
 

@@ -4,6 +4,7 @@ from tests.unit.plan.traffic.test_step_times import measured
 from rufus_serve.plan.plan import make_plan
 from rufus_serve.plan.published import LLAMA31_405B
 from rufus_serve.plan.traffic.group_candidates import of_measured, of_plan, plans
+from rufus_serve.plan.traffic.step_times import DecodePoint, PrefillPoint
 
 
 def tried(request, *, nodes_given=False, batch_given=False):
@@ -46,3 +47,14 @@ def test_measured_times_bring_their_own_batching_and_overheads():
     found = of_measured(measured(front_ms=4.0, between_ms=1.0), num_nodes=2, recover_s=3.0)
     assert (found.shape.num_nodes, found.shape.max_num_seqs) == (2, 4)
     assert (found.front_s, found.between_s, found.recover_s) == (0.004, 0.001, 3.0)
+
+
+def test_measured_times_of_groups_that_share_a_machine_are_its_groups_times_too():
+    points = measured()
+    both = measured(
+        prefill=(*points.prefill, PrefillPoint(64, 60.0, groups=2)),
+        decode=(*points.decode, DecodePoint(1, 128, 15.0, groups=2)),
+    )
+    fleet = of_measured(both, num_nodes=1, recover_s=1.0).fleet(2)
+    assert fleet.times.decode_ms([128]) == 10.0
+    assert [times.decode_ms([128]) for times in fleet.shared_times] == [15.0]

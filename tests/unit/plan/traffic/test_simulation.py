@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import random
 
@@ -60,6 +61,17 @@ def test_what_the_front_takes_is_part_of_every_latency():
     slow = type(plain)(num_groups=1, batching=plain.batching, times=plain.times, front_s=0.02)
     first, second = (simulate(each, [asked()]).jobs[0] for each in (plain, slow))
     assert second.first_s - first.first_s == pytest.approx(0.02)
+
+
+def test_groups_on_one_machine_slow_each_other_while_both_are_at_work():
+    arrivals = [asked(prompt=16, output=200), asked(prompt=16, output=100)]
+    own = fleet(2, times=RoundTimes(per_token=0.0))
+    shared = dataclasses.replace(own, shared_times=(RoundTimes(per_token=0.0, decode=15.0),))
+    apart, together = (
+        sorted(job.last_s for job in simulate(each, arrivals).jobs) for each in (own, shared)
+    )
+    assert apart == pytest.approx([0.99, 1.99])
+    assert together == pytest.approx([0.99 * 1.5, 0.99 * 1.5 + 1.0])
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,6 +12,7 @@ from rufus_serve.plan.traffic.step_times import (
     MeasuredTimes,
     PlannedTimes,
     PrefillPoint,
+    by_groups,
     read_measured,
 )
 
@@ -85,3 +86,21 @@ def test_a_file_that_is_none_is_refused(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_measured(path)
+
+
+def test_times_with_more_groups_at_work_are_their_own():
+    points = measured()
+    slow = measured(
+        prefill=(*points.prefill, PrefillPoint(64, 90.0, groups=2)),
+        decode=(*points.decode, DecodePoint(1, 128, 25.0, groups=2)),
+    )
+    alone, together = by_groups(slow)
+    assert (alone.decode_ms([100]), together.decode_ms([100])) == (10.0, 25.0)
+    assert (alone.prefill_ms(64, 0), together.prefill_ms(64, 0)) == (30.0, 90.0)
+
+
+def test_a_number_of_groups_without_times_is_named():
+    points = measured()
+    gap = measured(decode=(*points.decode, DecodePoint(1, 128, 25.0, groups=3)))
+    with pytest.raises(ConfigError, match="prefill of 2 groups needs a time"):
+        by_groups(gap)
