@@ -144,7 +144,10 @@ def mutated(rng: random.Random, message: list[bytes]) -> list[bytes]:
 
 def schema(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """Requests made from the server's own OpenAPI document, on top of those of earlier runs."""
-    record = kept().get("schema") or {"cases": 0, "seeds": 0, "counts": {}, "statuses": {}}
+    record = kept().get("schema")
+    if record is None or record["server_errors"]:
+        # Once mended, what found it is sent again.
+        record = {"cases": 0, "seeds": 0, "counts": {}, "statuses": {}}
     began = time.monotonic()
     record["server_errors"] = errors = []  # type: list[dict[str, Any]]
     alive = True

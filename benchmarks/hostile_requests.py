@@ -14,6 +14,7 @@ import json
 import random
 import re
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import hypothesis
@@ -57,7 +58,9 @@ class Attacker:
         self._rng = random.Random(seed)
         self._seed = seed
         self._session = requests.Session()
-        self._connections = urllib3.PoolManager(timeout=TIMEOUT_S, retries=False)
+        self._connections = urllib3.PoolManager(maxsize=MIXTURES, timeout=TIMEOUT_S, retries=False)
+        self._threads = ThreadPoolExecutor(MIXTURES)
+        self._mixed: list[Future[tuple[int, bytes, str]]] = []
 
     def attack(self, operation: Any) -> None:
         """Send what is generated for one operation, right and wrong in turn, and mixtures."""
@@ -82,22 +85,31 @@ class Attacker:
                 return
             fields.extend(case.body.items())
             del fields[:-KEPT]
-            for _ in range(MIXTURES if fields else 0):
-                self._send_mixture(operation.path, served, fields)
+            self._take_mixed()
+            self._mixed = [
+                self._threads.submit(self._ask, operation.path, self._mixture(served, fields))
+                for _ in range(MIXTURES)
+            ]
 
         with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing can be wrong with it
             send()
+        self._take_mixed()
 
-    def _send_mixture(
-        self, path: str, served: dict[str, Any], fields: list[tuple[str, Any]]
-    ) -> None:
+    def _mixture(self, served: dict[str, Any], fields: list[tuple[str, Any]]) -> str:
         chosen = self._rng.sample(fields, min(len(fields), self._rng.randint(1, 3)))
-        body = {"model": self._model} | served | dict(chosen)
-        data = json.dumps(body)
+        return json.dumps({"model": self._model} | served | dict(chosen))
+
+    def _ask(self, path: str, body: str) -> tuple[int, bytes, str]:
         answer = self._connections.request(
-            "POST", self._url + path, body=data, headers={"content-type": "application/json"}
+            "POST", self._url + path, body=body, headers={"content-type": "application/json"}
         )
-        self._took("mixed", answer.status, answer.data, f"POST {path} {data}")
+        return answer.status, answer.data, f"POST {path} {body}"
+
+    def _take_mixed(self) -> None:
+        """Wait for the mixtures in flight: meanwhile the next case was made."""
+        for answer in self._mixed:
+            self._took("mixed", *answer.result())
+        self._mixed = []
 
     def _took(self, kind: str, status: int, content: bytes, asked: str) -> None:
         self.counts[kind] += 1

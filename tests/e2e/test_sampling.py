@@ -79,8 +79,11 @@ def test_unseeded_answers_differ(demo_server: Server) -> None:
     assert len({text(demo_server, temperature=1.5, max_tokens=12) for _ in range(3)}) == 3
 
 
-def test_a_stop_string_ends_the_text_before_it(demo_server: Server) -> None:
-    choice = complete(demo_server, stop=["Paris"])["choices"][0]
+def test_one_of_as_many_stop_strings_as_allowed_ends_the_text_before_it(
+    demo_server: Server,
+) -> None:
+    stop = ["Paris", *(f"no {number}" for number in range(63))]
+    choice = complete(demo_server, stop=stop)["choices"][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (
         " ", "stop", "Paris",
     )  # fmt: skip
