@@ -166,6 +166,23 @@ def test_of_more_than_two_requests_at_once_none_is_served() -> None:
     run(scenario)
 
 
+def test_many_connections_at_once_are_accepted_a_few_at_a_time() -> None:
+    async def scenario() -> None:
+        async with serving() as (server, address):
+            # The event loop has no turn meanwhile: all of them wait.
+            waiting = [socket.create_connection(address, timeout=5) for _ in range(300)]
+            known, most = 0, 0
+            while known < len(waiting):
+                await asyncio.sleep(0)
+                before, known = known, len(server.server_state.connections)
+                most = max(most, known - before)
+            assert most <= 16
+            for sock in waiting:
+                sock.close()
+
+    run(scenario)
+
+
 def test_a_thousand_idle_connections_do_not_delay_health() -> None:
     async def scenario() -> None:
         async with serving(header_timeout_s=60) as (_, address):

@@ -30,6 +30,8 @@ _LINGER_S = 2.0
 _REFUSED_BYTES, _ANSWERED_BYTES = 1_000_000, 8_000_000
 """Thrown away of what comes yet; who sends more waits, as it might be an attack."""
 _MOST_TURNED_AWAY = 64
+_BACKLOG, _ACCEPTED_AT_ONCE = 2048, 16
+"""Connections that may wait, and those accepted before requests have their turn again."""
 _FRAMING_PER_BYTE = 16
 """Of a chunked body, so that one sent byte by byte passes."""
 _SWEEP_TICKS = 10
@@ -310,10 +312,17 @@ class HttpServer(uvicorn.Server):
         handshake_s = self._http.header_timeout_s if context else None
         self.servers = [
             await loop.create_server(
-                connection, sock=sock, ssl=context, ssl_handshake_timeout=handshake_s, backlog=2048
+                connection,
+                sock=sock,
+                ssl=context,
+                ssl_handshake_timeout=handshake_s,
+                backlog=_ACCEPTED_AT_ONCE,
             )
             for sock in sockets or ()
         ]
+        for sock in sockets or ():
+            # To asyncio it is one number, but many may wait.
+            sock.listen(_BACKLOG)
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
