@@ -45,6 +45,8 @@ SERVED: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [5, 6]},
 }
 """A body of each route that is answered with 200."""
+SAME_BODIES = {"/v1/chat/completions": ["/v1/chat/completions", "/invocations"]}
+"""Routes that take the same bodies: of /invocations the document says nothing."""
 
 
 class Attacker:
@@ -86,9 +88,10 @@ class Attacker:
             fields.extend(case.body.items())
             del fields[:-KEPT]
             self._take_mixed()
+            paths = SAME_BODIES.get(operation.path, [operation.path])
             self._mixed = [
-                self._threads.submit(self._ask, operation.path, self._mixture(served, fields))
-                for _ in range(MIXTURES)
+                self._threads.submit(self._ask, path, self._mixture(served, fields))
+                for path in self._rng.choices(paths, k=MIXTURES)
             ]
 
         with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing can be wrong with it
