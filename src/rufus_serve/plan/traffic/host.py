@@ -35,7 +35,7 @@ class Host:
             whole_s = durations_s[min(self._num_busy, len(durations_s)) - 1]
             done = self._env.timeout(left * whole_s)
             yield done | self._changed
-            if done.processed:
+            if done.processed or not whole_s:
                 return
             left = max(0.0, left - (self._env.now - began) / whole_s)
 

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -48,13 +48,16 @@ class PlannedTimes:
         return self._decode[strict_bucket(max(contexts) - 1, self._compiled.context)]
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class PrefillPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One measured prefill."""
 
     tokens: int
     ms: float
     computed: int = 0
-    groups: int = 1
+    groups: _Count = 1
     """At work on the machine that they share."""
 
 
@@ -64,7 +67,7 @@ class DecodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int
     context: int
     ms: float
-    groups: int = 1
+    groups: _Count = 1
     """At work on the machine that they share."""
 
 

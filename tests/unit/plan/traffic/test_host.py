@@ -39,6 +39,10 @@ def test_what_the_most_groups_take_counts_for_more_as_well():
     assert ends([(0.0, [1.0, 1.5])] * 3) == pytest.approx([1.5] * 3)
 
 
+def test_work_that_takes_no_time_is_done_at_once():
+    assert ends([(0.0, [0.0, 0.0])] * 3) == [0.0] * 3
+
+
 def test_interrupted_work_slows_no_one_any_more():
     env = simpy.Environment()
     host, ended = Host(env), []

@@ -78,7 +78,8 @@ def test_a_file_of_measured_times_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "cannot be read"), ("{", "holds no measured"), ('{"decode": []}', "missing required"),
-     ('{"batchin": 1}', "unknown field `batchin`")],
+     ('{"batchin": 1}', "unknown field `batchin`"),
+     ('{"prefill": [{"tokens": 64, "ms": 30, "groups": 0}]}', "`int` >= 1")],
 )  # fmt: skip
 def test_a_file_that_is_none_is_refused(tmp_path, text, message):
     path = tmp_path / "steps.json"
