@@ -1,7 +1,7 @@
 """Soak: clients stream while processes of the server are killed, again and again.
 
     python -m benchmarks.chaos [--minutes 30] [--clients 16] [--interval 10] [--groups 1]
-        [--out FILE]
+        [--out FILE] [--log FILE]
 
 Starts a server of its own on 127.0.0.1, collects undisturbed answers first, and then compares
 every answer with them. Half of the blows fall on a follower (some are stopped, not killed), a
@@ -308,6 +308,9 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--log", type=Path, help="keep what the server says, to look into an outage"
+    )
     return parser.parse_args(words)
 
 
@@ -317,6 +320,8 @@ def main() -> int:
     with serving(*sizes, *MODEL_FLAGS) as server:
         record = soak(server, arguments)
         code = server.stop()
+        if arguments.log:
+            arguments.log.write_text(server.log)
         time.sleep(5.0)
         left = [entry for entry in server.remains() if not entry.startswith("/")]
     record |= {"exit_code": code, "leaked_processes": len(left)}

@@ -1,7 +1,9 @@
 """Kills the processes of a server's Ray, and sees what its followers and streams make of it."""
 
 import contextlib
+import threading
 import time
+from collections.abc import Iterator
 
 import psutil
 
@@ -42,6 +44,28 @@ def kill(server: Server, victim: str, *, deadline_s: float = 60.0) -> None:
         assert time.monotonic() < give_up, f"no {victim}:\n{server.log}"
         time.sleep(0.02)
     found[0].kill()
+
+
+@contextlib.contextmanager
+def kept_away(server: Server) -> Iterator[None]:
+    """Ray is not there, as each of its heads is killed before it is up."""
+
+    def strike() -> None:
+        while not over.wait(0.05):
+            for process in ray_processes(server, "head"):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    over = threading.Event()
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        while status_of(server).cluster_up:
+            time.sleep(0.05)
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Blow:

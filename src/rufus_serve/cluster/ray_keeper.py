@@ -1,8 +1,8 @@
 """`RayKeeper`: the supervisor's side of Ray, which lives in a child process and may die.
 
 Imports no ray. When the child ends, as it does whenever a part of Ray does, the next one is
-started behind the running followers. Meanwhile those on this host are watched and killed from
-here; those elsewhere are heard of by their control connections alone.
+started behind the running followers. Meanwhile those on this host are watched, killed and started
+from here (`OwnHost`); those elsewhere are heard of by their control connections alone, and wait.
 """
 
 import logging
@@ -15,7 +15,7 @@ import msgspec
 
 from rufus_serve import errors
 from rufus_serve.cluster.base import ClusterHealth, FollowerExit, NodeInfo, OnExit
-from rufus_serve.cluster.process import AdoptedProcess, await_gone, is_follower, kill_session
+from rufus_serve.cluster.own_host import OwnHost, Running
 from rufus_serve.cluster.ray_child import RayChild
 from rufus_serve.cluster.ray_orders import (
     Adopt,
@@ -52,18 +52,10 @@ _OVERDUE_S = 45.0
 _SURVEY_S = 5.0
 
 
-class _Running(msgspec.Struct):
-    """A follower process."""
-
-    pid: int
-    address: str
-    killed: bool = False
-    watched_here: bool = False
-
-
 class _Launch(msgspec.Struct):
     """A launch that somebody waits for."""
 
+    spec: FollowerSpec
     sent: float = 0.0
     """When; 0 while Ray is awaited."""
     answer: Launched | NotLaunched | None = None
@@ -91,7 +83,10 @@ class RayKeeper:
         self._came: tuple[NodeInfo, ...] | RufusError | None = None
         """What the first start brought."""
         self._survey = _Survey()
-        self._running: dict[str, _Running] = {}
+        self._own_host = OwnHost(settings, self._ended)
+        self._running: dict[str, Running] = {}
+        self._given: set[int] = set()
+        """Places on this host that Ray gave: what comes after a loss there does not ask again."""
         self._launches: dict[str, _Launch] = {}
         self._stopping = self._interrupted = self._released = False
         self._heard = 0.0
@@ -121,11 +116,14 @@ class RayKeeper:
             raise self._came or ClusterError("stopped while waiting for nodes")
 
     def launch(self, spec: FollowerSpec) -> None:
-        """Start the follower as soon as Ray is there."""
-        launch = _Launch()
+        """Start the follower where Ray says, once it is there; at once if its place is here."""
+        launch = _Launch(spec)
         with self._changed:
             self._launches[spec.follower_id] = launch
-            self._await(spec.follower_id, lambda: self._is_up)
+            self._await(spec.follower_id, lambda: self._is_up or self._takes(spec))
+            if self._takes(spec) and (spec.place in self._given or not self._is_up):
+                self._start_here(spec)
+                return
             assert self._child is not None
             launch.sent = time.monotonic()
             self._child.send(Launch(spec=spec))
@@ -134,6 +132,15 @@ class RayKeeper:
         if isinstance(launch.answer, NotLaunched):
             answer = launch.answer
             raise errors.of(answer.exit_code, answer.reason, otherwise=ClusterError)
+
+    def _takes(self, spec: FollowerSpec) -> bool:
+        return self._own_host.takes(spec, self._running.values())
+
+    def _start_here(self, spec: FollowerSpec) -> None:
+        del self._launches[spec.follower_id]
+        running = self._running[spec.follower_id] = self._own_host.start(spec)
+        if self._is_up:
+            self._hand_over(spec.follower_id, running)
 
     def make_room(self, followers: int) -> tuple[NodeInfo, ...]:
         """The nodes that are there, by Ray's word now."""
@@ -167,8 +174,7 @@ class RayKeeper:
             running = self._running.get(follower_id)
             if running is not None:
                 running.killed = True
-                if self._is_here(running):
-                    kill_session(running.pid)
+                self._own_host.kill(running)
             if self._is_up and self._child is not None:
                 self._child.send(Kill(follower_id=follower_id))
             self._changed.notify_all()
@@ -176,8 +182,8 @@ class RayKeeper:
     def adopt(self, follower_id: str, pid: int, address: str) -> None:
         """Take over a follower that an earlier supervisor started."""
         with self._changed:
-            running = self._running[follower_id] = _Running(pid, address)
-            self._watch_here(follower_id, running)
+            running = self._running[follower_id] = Running(pid, address)
+            self._own_host.watch(follower_id, running)
             if self._is_up:
                 self._hand_over(follower_id, running)
 
@@ -200,7 +206,7 @@ class RayKeeper:
             running = {} if self._released else dict(self._running)
         for follower_id in running:
             self.kill(follower_id)
-        await_gone(each.pid for each in running.values() if self._is_here(each))
+        self._own_host.await_gone(running.values())
         with self._changed:
             if self._child is not None:
                 self._child.hang_up()
@@ -268,10 +274,16 @@ class RayKeeper:
         now, limit_s = time.monotonic(), self._settings.join_s + _OVERDUE_S
         if now - self._heard > _SILENT_S:
             return f"its driver was silent for {now - self._heard:.0f} s"
-        for follower_id, launch in self._launches.items():
-            if launch.sent and launch.answer is None and now - launch.sent > limit_s:
+        for follower_id, launch in self._waiting().items():
+            if now - launch.sent > limit_s:
                 return f"it did not start follower {follower_id} within {limit_s:g} s"
         return ""
+
+    def _waiting(self) -> dict[str, _Launch]:
+        """Launches that the child was told of and has not answered."""
+        return {
+            who: each for who, each in self._launches.items() if each.sent and each.answer is None
+        }
 
     def _take(self, news: AnyNews) -> None:
         match news:
@@ -292,7 +304,7 @@ class RayKeeper:
                 _log.warning("the agent of follower %s is gone, the follower is not: %s", who, why)
                 with self._changed:
                     if who in self._running:
-                        self._watch_here(who, self._running[who])
+                        self._own_host.watch(who, self._running[who])
 
     def _came_up(self, news: Came) -> None:
         with self._changed:
@@ -314,15 +326,14 @@ class RayKeeper:
                 return
             _log.warning("Ray is away and is started again; followers go on: %s", reason)
             for follower_id, running in self._running.items():
-                self._watch_here(follower_id, running)
-            for follower_id, launch in self._launches.items():
-                if launch.sent and launch.answer is None:
-                    # If it was started all the same, it is refused when it says hello.
-                    launch.answer = NotLaunched(
-                        follower_id=follower_id,
-                        reason="Ray went away while it was being started",
-                        exit_code=ClusterError.exit_code,
-                    )
+                self._own_host.watch(follower_id, running)
+            for follower_id, launch in self._waiting().items():
+                # If it was started all the same, it is refused when it says hello.
+                launch.answer = NotLaunched(
+                    follower_id=follower_id,
+                    reason="Ray went away while it was being started",
+                    exit_code=ClusterError.exit_code,
+                )
             self._changed.notify_all()
 
     # ---- followers ----
@@ -343,9 +354,11 @@ class RayKeeper:
         with self._changed:
             launch = self._launches.get(news.follower_id)
             if isinstance(news, Launched):
-                self._running[news.follower_id] = _Running(news.pid, news.address)
+                self._running[news.follower_id] = Running(news.pid, news.address)
             if launch is not None:
                 launch.answer = news
+                if isinstance(news, Launched) and news.address == self._settings.address:
+                    self._given.add(launch.spec.place)
             self._changed.notify_all()
         if launch is None:
             self.kill(news.follower_id)
@@ -354,27 +367,16 @@ class RayKeeper:
         """A follower's end; agents and this host's own watch may both tell of it."""
         with self._changed:
             known = self._running.pop(news.follower_id, None)
+            self._changed.notify_all()
         if known is not None and not self._stopping:
             self._on_exit(news)
 
-    def _hand_over(self, follower_id: str, running: _Running) -> None:
+    def _hand_over(self, follower_id: str, running: Running) -> None:
         """Have an agent watch a follower that runs, and kill it if that is due."""
         assert self._child is not None
         self._child.send(Adopt(follower_id=follower_id, pid=running.pid, address=running.address))
         if running.killed:
             self._child.send(Kill(follower_id=follower_id))
-
-    def _watch_here(self, follower_id: str, running: _Running) -> None:
-        """Watch a follower without an agent, if it is on this host."""
-        if running.watched_here or running.address != self._settings.address:
-            return
-        running.watched_here = True
-        log_dir = self._settings.log_dir
-        log_file = Path(log_dir) / f"follower-{follower_id}.log" if log_dir else None
-        AdoptedProcess(follower_id, running.pid, log_file=log_file, on_exit=self._ended)
-
-    def _is_here(self, running: _Running) -> bool:
-        return running.address == self._settings.address and is_follower(running.pid)
 
 
 def _environ(settings: RaySettings, group_token: str, run_dir: Path) -> dict[str, str]:

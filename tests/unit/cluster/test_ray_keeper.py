@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rufus_serve.cluster import ray_keeper
+from rufus_serve.cluster import own_host, ray_keeper
 from rufus_serve.cluster.base import FollowerExit, NodeInfo
 from rufus_serve.cluster.ray_keeper import RayKeeper
 from rufus_serve.cluster.ray_orders import (
@@ -82,6 +82,16 @@ class Watched:
         Watched.all[follower_id] = on_exit
 
 
+class Started:
+    """In place of `FollowerProcess`: followers that are started from here."""
+
+    all: dict[str, tuple[FollowerSpec, Callable[[FollowerExit], None]]]
+    pid = 99
+
+    def __init__(self, spec: FollowerSpec, *, on_exit, **_: Any) -> None:
+        Started.all[spec.follower_id] = (spec, on_exit)
+
+
 class Stage:
     """A keeper, its children one after the other, and the exits it told of."""
 
@@ -108,9 +118,11 @@ class Stage:
         return self
 
     def launch(self, follower_id: str) -> "Future[None]":
+        """Of the rank that the id begins with: rank 0's place is on this host."""
         spec = FollowerSpec(
-            config={}, node_rank=0, follower_id=follower_id, control_endpoint="e", token="t"
-        )
+            config={"nodes": 2}, node_rank=int(follower_id[0]), follower_id=follower_id,
+            control_endpoint="e", token="t", step_port=5,
+        )  # fmt: skip
         return self.pool.submit(self.keeper.launch, spec)
 
     def run(self, follower_id: str, *, pid: int, address: str) -> None:
@@ -137,14 +149,15 @@ def stage(tmp_path, monkeypatch) -> Iterator[Stage]:
         return child
 
     ready = threading.Event()
-    Watched.all = {}
+    Watched.all, Started.all = {}, {}
     monkeypatch.setattr(ray_keeper, "RayChild", start_child)
-    monkeypatch.setattr(ray_keeper, "AdoptedProcess", Watched)
-    monkeypatch.setattr(ray_keeper, "is_follower", lambda _: True)
+    monkeypatch.setattr(own_host, "AdoptedProcess", Watched)
+    monkeypatch.setattr(own_host, "FollowerProcess", Started)
+    monkeypatch.setattr(own_host, "is_follower", lambda _: True)
     monkeypatch.setattr(ray_keeper, "_FIRST_BACKOFF_S", 0.01)
     monkeypatch.setattr(ray_keeper, "_LOOK_S", 0.01)
-    monkeypatch.setattr(ray_keeper, "await_gone", list)
-    monkeypatch.setattr(ray_keeper, "kill_session", lambda pid: stage.killed.append(pid))  # noqa: PLW0108
+    monkeypatch.setattr(own_host, "await_gone", list)
+    monkeypatch.setattr(own_host, "kill_session", lambda pid: stage.killed.append(pid))  # noqa: PLW0108
     stage = Stage.__new__(Stage)
     made.append(stage)
     ready.set()
@@ -234,17 +247,47 @@ def test_a_child_that_hangs_is_replaced_and_so_is_what_it_was_to_launch(stage, m
     assert next_child is not hung
 
 
-def test_a_launch_waits_until_ray_is_back(stage):
+def test_a_launch_on_another_host_waits_until_ray_is_back(stage):
     stage.come().child.die()
     stage.next_child()
-    launching = stage.launch("0.1")
+    launching = stage.launch("1.1")
     assert not launching.done()
     stage.child.tell(Came(nodes=NODES))
     assert isinstance(stage.child.next_order(), Launch)
-    stage.child.tell(Launched(follower_id="0.1", pid=7, address=HERE))
+    stage.child.tell(Launched(follower_id="1.1", pid=7, address=ELSEWHERE))
     assert launching.result(10) is None
     assert stage.keeper.health.restarts == 1
     assert stage.child.again
+    assert not Started.all
+
+
+def test_a_launch_on_this_host_does_not_wait_for_ray(stage):
+    stage.come().child.die()
+    child = stage.next_child()
+    stage.launch("0.1").result(10)
+    spec, on_exit = Started.all["0.1"]
+    assert (spec.address, spec.step_port) == (HERE, 5)
+    child.tell(Came(nodes=NODES))
+    assert child.next_order() == Adopt(follower_id="0.1", pid=Started.pid, address=HERE)
+    assert not Watched.all
+    on_exit(FollowerExit(follower_id="0.1", code=-9))
+    assert stage.exits.get(timeout=10).code == -9
+
+
+def test_a_place_on_this_host_that_ray_gave_is_filled_again_without_asking(stage):
+    stage.come().run("0.1", pid=7, address=HERE)
+    stage.child.tell(Ended(exit=FollowerExit(follower_id="0.1", code=-9)))
+    stage.exits.get(timeout=10)
+    stage.launch("0.2").result(10)
+    assert list(Started.all) == ["0.2"]
+    assert stage.child.next_order() == Adopt(follower_id="0.2", pid=Started.pid, address=HERE)
+
+
+def test_a_host_that_is_full_starts_no_other(stage):
+    stage.come().run("0.1", pid=7, address=HERE)
+    stage.launch("0.2")
+    assert isinstance(stage.child.next_order(), Launch)
+    assert not Started.all
 
 
 def test_a_launch_under_way_when_ray_goes_is_given_up(stage):
@@ -258,10 +301,10 @@ def test_a_launch_under_way_when_ray_goes_is_given_up(stage):
 def test_a_launch_that_is_not_wanted_any_more_ends(stage):
     stage.come().child.die()
     stage.next_child()
-    launching = stage.launch("0.1")
-    while "0.1" not in stage.keeper._launches:
+    launching = stage.launch("1.1")
+    while "1.1" not in stage.keeper._launches:
         pass
-    stage.keeper.kill("0.1")
+    stage.keeper.kill("1.1")
     with pytest.raises(ClusterError, match="not wanted any more"):
         launching.result(10)
 
@@ -295,7 +338,7 @@ def test_the_end_of_a_follower_is_told_once(stage):
     news = FollowerExit(follower_id="0.1", code=-9)
     Watched.all["0.1"](news)
     stage.child.tell(Ended(exit=news))
-    stage.run("0.2", pid=9, address=HERE)
+    stage.run("1.2", pid=9, address=ELSEWHERE)
     assert stage.exits.get(timeout=10) == news
     assert stage.exits.empty()
 
