@@ -48,6 +48,8 @@ MADE_PEER := $(PEER_VENV)/.made-peer
 NXDI_VENV := .venv-nxdi
 CLIENTS_VENV := .venv-clients
 MADE_CLIENTS := $(CLIENTS_VENV)/.made-clients
+WEBUI_VENV := .venv-open-webui
+MADE_WEBUI := $(WEBUI_VENV)/.made-open-webui
 EVALS_VENV := .venv-evals
 MADE_EVALS := $(EVALS_VENV)/.made-evals
 SITE_VENV := .venv-site
@@ -148,11 +150,20 @@ $(MADE_UI): requirements/ui.txt $(MADE_DEV)
 
 # Clients come from environments of their own: their pins are not vLLM's. JavaScript needs npm.
 test-clients: $(MADE_DEV) $(MADE_CLIENTS) ## The recipes of docs/clients.md, with the clients themselves.
-	CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients
+	CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients/test_recipes.py
 
 $(MADE_CLIENTS): requirements/clients.txt
 	$(PYTHON) -m venv $(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/python $(LOCKED) -r requirements/clients.txt
+	@touch $@
+
+# Takes 7 GB.
+test-open-webui: $(MADE_DEV) $(MADE_WEBUI) demo-model ## Open WebUI with the settings of docs/clients.md.
+	OPEN_WEBUI_FOLDER=$(abspath $(WEBUI_VENV)) $(BIN)/python -m pytest tests/clients/test_open_webui.py
+
+$(MADE_WEBUI):
+	$(PYTHON) -m venv $(WEBUI_VENV)
+	$(WEBUI_VENV)/bin/python -m pip install open-webui==0.12.4
 	@touch $@
 
 test-evals: $(MADE_DEV) $(MADE_EVALS) demo-model ## lm-evaluation-harness against a server: transformers' scores.
