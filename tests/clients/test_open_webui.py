@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def webui(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("data")
-    block = re.search(r"## Open WebUI\n+```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    block = re.search(r"## Open WebUI\n+```bash\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert block is not None
     recipe = re.sub(r"\bKEY\b", "sk-any", re.sub(r"\bBASE\b", server.url, block[1])).rstrip()
     port = free_port("127.0.0.1")

@@ -28,7 +28,7 @@ PAGES = sorted(
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 ELSEWHERE = {
     "aws", "cd", "cosign", "curl", "docker", "eksctl", "export", "for", "git", "helm", "install",
-    "kubectl", "lm_eval", "openssl", "pip", "terraform",
+    "kubectl", "open-webui", "lm_eval", "openssl", "pip", "terraform",
 }  # fmt: skip
 """Programs that pages name beside ours: of them, the files that they are given must exist."""
 MADE = {"deploy/eks/values-images.yaml", "benchmarks/results/hostile.json"}
