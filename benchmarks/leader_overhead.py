@@ -4,7 +4,8 @@
 
 Null followers, processes of their own, answer `--delay-ms` after a step came, from logits made
 beforehand, so a step's period less the delay is what leader, channel and reply add. The step
-loop is the product's, with vLLM's batch; vLLM's scheduler and front end are left out.
+loop is the product's, with vLLM's batch; vLLM's scheduler and front end are left out. The gap lies
+between a step's last reply and the moment when the next step is with the sockets.
 
 Modes, round by round: `candidates`; `rows in full`, drawn by us; `vllm`, rows in full drawn by
 vLLM's sampler. `--no-memory` sends large replies by socket. `--write` keeps record and table.
@@ -21,9 +22,11 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 
 from marks import keep
+from rufus_serve.protocol.messages import StepRequest
 
 CONTEXT, BLOCK_SIZE = 200, 32
 GREEDY = {"temperature": 0.0}
@@ -48,9 +51,11 @@ class NullRuntime:
 
     def __init__(self, vocab_size: int, rows: int, *, delay_s: float, node_rank: int) -> None:
         random = np.random.default_rng(0)
-        self._logits = (random.standard_normal((rows, vocab_size)) * 3).astype(np.float32)
-        # Half of a row's mass on ten tokens, as models have it.
-        self._logits[:, :10] += 12.0
+        self._logits = (random.standard_normal((2 * rows, vocab_size)) * 3).astype(np.float32)
+        # Half of a row's mass on ten tokens, as models have it: others at each step.
+        for place, row in enumerate(self._logits):
+            row[10 * place : 10 * place + 10] += 12.0
+        self._shifts = itertools.cycle(range(rows + 1))
         self._delay_s = delay_s
         self._is_first = node_rank == 0
 
@@ -58,7 +63,9 @@ class NullRuntime:
         from rufus_serve.runtime.logits import WholeLogits
 
         time.sleep(self._delay_s)
-        return WholeLogits(self._logits[: step.num_rows] if self._is_first else None)
+        first = next(self._shifts)
+        rows = self._logits[first : first + step.num_rows]
+        return WholeLogits(rows if self._is_first else None)
 
 
 def follow(arguments, token: str, node_rank: int, announced) -> None:
@@ -109,6 +116,29 @@ def vllm_config(arguments):
         scheduler_config=scheduler, model_config=model, reasoning_config=None,
         speculative_config=None, num_speculative_tokens=0,
     )  # fmt: skip
+
+
+class Watched:
+    """A leader's channel, and the gaps between answers and the next steps."""
+
+    def __init__(self, channel) -> None:
+        self._channel = channel
+        self._answered = None
+        self.gaps = []
+
+    def __getattr__(self, name: str):
+        return getattr(self._channel, name)
+
+    def broadcast(self, order) -> None:
+        self._channel.broadcast(order)
+        if self._answered is not None and isinstance(order, StepRequest):
+            self.gaps.append(time.perf_counter() - self._answered)
+            self._answered = None
+
+    def gather(self, step_id: int, *, deadline_s: float):
+        replies = self._channel.gather(step_id, deadline_s=deadline_s)
+        self._answered = time.perf_counter()
+        return replies
 
 
 class Engine:
@@ -170,11 +200,10 @@ class Engine:
         )  # fmt: skip
 
     def step(self) -> None:
-        # Decode rows of new requests are not prefills here: one token is all that is left.
         rows = list(self.state.apply(self.output).values())
-        rows = [
-            SimpleNamespace(**{**vars(row), "end": row.end, "is_prefill": False}) for row in rows
-        ]
+        if self.output.scheduled_new_reqs:
+            # No prefills here: one token is all that is left of each prompt.
+            rows = [msgspec.structs.replace(row, is_prefill=False) for row in rows]
         answers = self.steps.run(rows, 1)
         self.sampler.collect(answers, self.req_ids)
         self.sampler.sample(self.output, self.grammar, self.steps.look_up)
@@ -192,9 +221,10 @@ def size_of(reply) -> int:
     return found
 
 
-def measure(arguments, steps, mode: str, *, kind: str, rows: int) -> dict[str, float]:
+def measure(arguments, steps, channel, mode: str, *, kind: str, rows: int) -> dict[str, float]:
     engine = Engine(arguments, steps, mode)
     engine.admit(kind, rows)
+    channel.gaps.clear()
     spent, cpu = [], []
     for _ in range(arguments.steps):
         began, burnt = time.perf_counter(), time.process_time()
@@ -205,13 +235,14 @@ def measure(arguments, steps, mode: str, *, kind: str, rows: int) -> dict[str, f
     return {
         "mode": mode, "kind": kind, "rows": rows,
         "overhead_ms": round(1e3 * statistics.median(spent[keep]) - arguments.delay_ms, 2),
+        "gap_ms": round(1e3 * statistics.median(channel.gaps[keep]), 2),
         "cpu_ms": round(1e3 * statistics.median(cpu[keep]), 2),
         "reply_kb": round(sum(engine.sent) / 1e3, 1),
     }  # fmt: skip
 
 
 def group_steps(arguments, token: str, places):
-    """The product's way to followers, connected."""
+    """The product's way to followers, connected, and its channel."""
     from rufus_serve.channel.base import HelloInfo
     from rufus_serve.channel.keys import GroupKeys
     from rufus_serve.channel.zeromq import ZmqLeaderChannel
@@ -225,8 +256,9 @@ def group_steps(arguments, token: str, places):
 
     info = runtime_info(arguments, candidates=True)
     identity = HelloInfo(config_hash="benchmark", sender_id="benchmark")
+    channel = Watched(ZmqLeaderChannel(identity, GroupKeys.from_token(token)))
     steps = GroupSteps(
-        ZmqLeaderChannel(identity, GroupKeys.from_token(token)), EpochGate(),
+        channel, EpochGate(),
         builder=StepBuilder.for_runtime(info), progress=StepCounter(Shared()),
         deadline=StepDeadline(60.0), tell_lost=print,
     )  # fmt: skip
@@ -234,7 +266,7 @@ def group_steps(arguments, token: str, places):
         StepEndpoint(node_rank=rank, host="localhost", endpoint=place) for rank, place in places
     )
     steps.connect(GroupReady(epoch=1, endpoints=endpoints, info=info))
-    return steps
+    return steps, channel
 
 
 def parse():
@@ -253,10 +285,10 @@ def parse():
 
 def table(found: list[dict]) -> str:
     lines = [
-        "| followers | rows | kind | mode | overhead ms | engine's CPU ms | reply KB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| followers | rows | kind | mode | overhead ms | gap ms | engine's CPU ms | reply KB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    names = ("followers", "rows", "kind", "mode", "overhead_ms", "cpu_ms", "reply_kb")
+    names = ("followers", "rows", "kind", "mode", "overhead_ms", "gap_ms", "cpu_ms", "reply_kb")
     lines += ["| " + " | ".join(str(each[name]) for name in names) + " |" for each in found]
     return "\n".join(lines)
 
@@ -274,9 +306,11 @@ def run(arguments, followers: int):
     ]
     for process in processes:
         process.start()
-    steps = group_steps(arguments, token, sorted(announced.get() for _ in processes))
+    steps, channel = group_steps(arguments, token, sorted(announced.get() for _ in processes))
     for rows, kind, mode in itertools.product(arguments.rows, arguments.kinds, arguments.modes):
-        yield {"followers": followers} | measure(arguments, steps, mode, kind=kind, rows=rows)
+        yield {"followers": followers} | measure(
+            arguments, steps, channel, mode, kind=kind, rows=rows
+        )
     for process in processes:
         process.terminate()
         process.join()

@@ -1,1 +1,1 @@
-"""Kernels in C++ for the CPU runtime in bfloat16: their sources, and how Python reaches them."""
+"""Kernels in C++, for layers in bfloat16 and for candidates, and how Python reaches them."""

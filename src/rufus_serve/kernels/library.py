@@ -6,7 +6,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rufus_serve.kernels.structs import ABI_VERSION, Cache, Layer, Model, Step, Weight
+from rufus_serve.kernels.structs import (
+    ABI_VERSION,
+    Cache,
+    Candidates,
+    Layer,
+    Model,
+    Step,
+    Weight,
+)
 
 _X86_64_V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
 _X86_64_V4 = _X86_64_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
@@ -106,3 +114,5 @@ def _declare(functions: ctypes.CDLL) -> None:
         context, model, address, weight, step, address, number, address, number,
     )  # fmt: skip
     functions.logits.restype = None
+    functions.find_candidates.argtypes = (ctypes.POINTER(Candidates),)
+    functions.find_candidates.restype = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """What `csrc/library.cpp` must say of itself."""
 
 _INT = ctypes.c_int64
@@ -58,6 +58,17 @@ class Step(ctypes.Structure):
         ("num_tokens", _INT), ("num_sequences", _INT), ("starts", _POINTER),
         ("positions", _POINTER), ("slots", _POINTER), ("blocks", _POINTER),
         ("blocks_per_sequence", _INT), ("hidden", _POINTER), ("delta", _POINTER),
+    )  # fmt: skip
+
+
+class Candidates(ctypes.Structure):
+    """What is asked of rows of logits, and where the answer goes."""
+
+    _fields_ = (
+        ("logits", _POINTER), ("num_rows", _INT), ("vocab_size", _INT), ("first_id", _INT),
+        ("counts", _POINTER), ("temperatures", _POINTER), ("best_starts", _POINTER),
+        ("named_starts", _POINTER), ("named", _POINTER), ("best", _POINTER), ("ids", _POINTER),
+        ("totals", _POINTER), ("named_logits", _POINTER),
     )  # fmt: skip
 
 

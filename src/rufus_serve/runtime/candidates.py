@@ -1,4 +1,4 @@
-"""The best tokens of rows of logits, and the rows' totals; numpy alone, on whichever side asks.
+"""The best tokens of rows of logits, and the rows' totals; without torch, on whichever side asks.
 
 Shape legend: R rows, V vocabulary, K candidates of a row, E tokens named for a row.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rufus_serve.kernels.candidate_search import candidate_search
 from rufus_serve.protocol.messages import Array, Candidates, RowWants
 
 # The fewer tokens a slice holds, the fewer lie above the bound that slices give. Of many slices
@@ -23,8 +24,10 @@ def best_ids(row: Array, count: int) -> Array:
     or above the `count`-th of these, so nothing below it is among the best.
     """
     count = min(count, len(row))
-    if count <= 1:
-        return row[:0].astype(np.int64) if count < 1 else np.array([row.argmax()])
+    if count < 1:
+        return np.empty(0, np.int64)
+    if count == 1 and not np.isnan(row[best_one := row.argmax()]):
+        return np.array([best_one])
     num_slices = min(len(row), max(_MIN_SLICES, _SLICES_PER_CANDIDATE * count))
     depth = len(row) // num_slices
     peaks = row[: depth * num_slices].reshape(depth, num_slices).max(axis=0)
@@ -66,6 +69,14 @@ def pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
     Logits are written to meanwhile, and put back. Rows wanted in full bring no candidates. What
     a share does not hold, named tokens or enough candidates, comes as -inf.
     """
+    search = candidate_search()
+    if search is not None:
+        return search.pick(logits, wants, first_id=first_id)
+    return pick_by_numpy(logits, wants, first_id=first_id)
+
+
+def pick_by_numpy(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
+    """`pick` where there are no kernels; totals differ in their last bits."""
     best, ids, totals, named = [], [], [], []
     for row, (count, temperatures, token_ids) in zip(logits, rows_of(wants), strict=True):
         is_here = (token_ids >= first_id) & (token_ids < first_id + len(row))

@@ -48,3 +48,19 @@ struct Step {
   float* hidden;  // [T, M] residual stream
   bf16* delta;    // [T, M] what the next half adds to it, and what a half answers with
 };
+
+// Legend: R rows, V vocabulary or a share of it, K candidates of a row, E tokens named for a row.
+struct Candidates {
+  float* logits;  // [R, V], written to meanwhile
+  int64_t num_rows, vocab_size;
+  int64_t first_id;             // of the share
+  const int32_t* counts;        // [R] K; below 1: none
+  const float* temperatures;    // [R, 2] at which totals are wanted; 0: none
+  const int64_t* best_starts;   // [R] where a row's candidates go
+  const int64_t* named_starts;  // [R + 1]
+  const int32_t* named;         // [sum of E] left out of candidates and totals
+  float* best;                  // [sum of K] falling; equals by their ids
+  int32_t* ids;                 // [sum of K]
+  double* totals;               // [R, 2] logarithms of sums of exponentials
+  float* named_logits;          // [sum of E]
+};

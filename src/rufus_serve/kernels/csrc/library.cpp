@@ -3,6 +3,7 @@
 
 #include "abi.h"
 #include "attn_half.h"
+#include "candidates.h"
 #include "check.h"
 #include "logits.h"
 #include "mlp_half.h"
@@ -10,7 +11,7 @@
 #include "workspace.h"
 
 // Raised when a structure or a function changes; structs.py holds the same.
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 struct Context {
   Team team;
@@ -26,7 +27,7 @@ EXPORT int abi_version() { return kAbiVersion; }
 // Bytes of the structures in abi.h, in its order.
 EXPORT void abi_sizes(int64_t* sizes) {
   const int64_t found[] = {sizeof(Weight), sizeof(Model), sizeof(Layer), sizeof(Cache),
-                           sizeof(Step)};
+                           sizeof(Step), sizeof(Candidates)};
   memcpy(sizes, found, sizeof(found));
 }
 
@@ -53,4 +54,9 @@ EXPORT void logits(Context* context, const Model* model, const bf16* final_norm,
   Logits(*model, final_norm, *lm_head, *step, tokens, num_outputs, to, vocab_size,
          context->workspace)
       .run(context->team);
+}
+
+EXPORT void find_candidates(const Candidates* wanted) {
+  RowSearch search(*wanted);
+  for (int64_t row = 0; row < wanted->num_rows; row++) search.run(row);
 }

@@ -119,6 +119,21 @@ INLINE f32x16 larger(f32x16 a, f32x16 b) {
 #endif
 }
 
+#ifndef __AVX512F__
+INLINE native_floats larger(native_floats a, native_floats b) {
+  return (native_floats)_mm256_max_ps((__m256)a, (__m256)b);
+}
+#endif
+
+// Bit i: whether lane i is at or above `bound`.
+INLINE uint32_t lanes_from(native_floats value, float bound) {
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask((__m512)value, _mm512_set1_ps(bound), _CMP_GE_OQ);
+#else
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)value, _mm256_set1_ps(bound), _CMP_GE_OQ));
+#endif
+}
+
 INLINE float sum_of(f32x16 value) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps((__m512)value);
@@ -177,6 +192,29 @@ INLINE f32x16 power_of_two(f32x16 x) {
   return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
   return p * (f32x16)((__builtin_convertvector(n, i32x16) + 127) << 23);
+#endif
+}
+
+// 2^x of x <= 0, to 2e-7 relative; below -126 that of -126, and NaN of NaN.
+INLINE native_floats exact_power_of_two(native_floats x) {
+  x = larger(native_floats{} - 126.0f, x);
+#ifdef __AVX512F__
+  native_floats n = (native_floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  native_floats n = (native_floats)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#endif
+  native_floats r = x - n;
+  native_floats p = native_floats{} + 1.3264725e-3f;
+  p = p * r + 9.6715130e-3f;
+  p = p * r + 5.5507336e-2f;
+  p = p * r + 2.4022242e-1f;
+  p = p * r + 6.9314700e-1f;
+  p = p * r + 1.0f;
+#ifdef __AVX512F__
+  return (native_floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32((__m256)n), _mm256_set1_epi32(127));
+  return p * (native_floats)_mm256_slli_epi32(exponent, 23);
 #endif
 }
 

@@ -4,8 +4,8 @@ Shape legend: R rows, N known tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from rufus_serve.leader.engine.draw import UNDECIDED, Filters, Ranked, choose
@@ -15,8 +15,7 @@ from rufus_serve.leader.engine.request_sampling import RequestSampling
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class Logprobs:
+class Logprobs(msgspec.Struct, frozen=True):
     """Of one row's token, as vLLM tells them."""
 
     ids: Array
@@ -27,8 +26,7 @@ class Logprobs:
     """How many tokens are as likely, itself included."""
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(msgspec.Struct, frozen=True):
     """One row to draw."""
 
     sampling: RequestSampling
@@ -37,8 +35,7 @@ class Task:
     bitmask: Array | None = None
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(msgspec.Struct, frozen=True):
     """A row's token, and its logprobs if asked for."""
 
     token_id: int

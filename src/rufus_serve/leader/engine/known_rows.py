@@ -4,8 +4,8 @@ Shape legend: K candidates, E named tokens, N known tokens (both together).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from rufus_serve.leader.engine.request_sampling import RequestSampling
@@ -15,8 +15,7 @@ Array = np.ndarray
 _UNSURE = 1e-6
 
 
-@dataclass(frozen=True)
-class RowReply:
+class RowReply(msgspec.Struct, frozen=True):
     """A row's part of `Candidates`."""
 
     logits: Array
@@ -25,8 +24,7 @@ class RowReply:
     token_logits: Array
 
 
-@dataclass(frozen=True)
-class KnownRow:
+class KnownRow(msgspec.Struct, frozen=True):
     """A row's tokens in falling order of their logits, down to `floor`."""
 
     logits: Array

@@ -4,7 +4,8 @@ Pure numpy: knows no vLLM, no sockets, no requests. Shape legend as in `protocol
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -20,13 +21,12 @@ from rufus_serve.protocol.messages import (
 )
 
 
-@dataclass(frozen=True)
-class Want:
+class Want(msgspec.Struct, frozen=True):
     """What sampling needs of one row; as `RowWants`."""
 
     num_candidates: int
     temperatures: tuple[float, float] = (0.0, 0.0)
-    token_ids: Array = field(default_factory=lambda: np.empty(0, np.int32))
+    token_ids: Array = msgspec.field(default_factory=lambda: np.empty(0, np.int32))
 
 
 IN_FULL = Want(-1)
@@ -41,8 +41,7 @@ class PromptWant:
     num_best: int
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One request's part in a scheduler step."""
 
     token_ids: Array
@@ -244,9 +243,10 @@ def _prompt_wants(row: Row, part: _Part) -> PromptWants | None:
 def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:
     """[R, W] the blocks that hold each row's context, padded with the null block 0."""
     used = -(-np.asarray(context_lens) // block_size)
-    table = np.zeros((len(block_ids), int(used.max(initial=0))), dtype=np.int32)
-    for index, (ids, count) in enumerate(zip(block_ids, used.tolist(), strict=True)):
-        table[index, :count] = ids[:count]
+    is_used = np.arange(used.max(initial=0)) < used[:, np.newaxis]
+    table = np.zeros(is_used.shape, dtype=np.int32)
+    parts = [ids[:count] for ids, count in zip(block_ids, used.tolist(), strict=True)]
+    table[is_used] = list(chain.from_iterable(parts))
     return table
 
 

@@ -7,8 +7,9 @@ so with asynchronous scheduling the engine plans the next step meanwhile.
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
@@ -57,7 +58,9 @@ class StepLoop:
         if output.epoch is not None and output.epoch == self._engine.gate.epoch:
             alone = self._engine.suspects.alone
             self._steps.tally.running = list(rows)
-            planned = [replace(row, alone=req_id in alone) for req_id, row in rows.items()]
+            planned = [
+                replace(row, alone=True) if req_id in alone else row for req_id, row in rows.items()
+            ]
             answers, refusal = self._steps.run(planned, output.epoch), self._steps.refusal
         if answers is None:
             self._state.empty_batch()

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tests.unit.kernels.conftest import LIBRARIES
+
+from rufus_serve.kernels.candidate_search import CandidateSearch
+from rufus_serve.protocol.messages import RowWants
+from rufus_serve.runtime.candidates import pick_by_numpy
+
+TEMPERATURES = st.sampled_from([0.0, 0.1, 0.7, 1.0, 4.0])
+
+
+@pytest.fixture
+def search(kernels):
+    return CandidateSearch(kernels)
+
+
+@st.composite
+def _logits(draw):
+    """[R, V] with many equals, zeros of both signs, and infinities."""
+    values = st.integers(-8, 8).map(lambda value: value / 2)
+    others = st.sampled_from([-np.inf, -0.0, 1e30, -1e30])
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 2500)))
+    return draw(hnp.arrays(np.float32, shape, elements=values | others, fill=values))
+
+
+def wants_of(rows) -> RowWants:
+    """Of each row's K, temperatures and named tokens."""
+    return RowWants(
+        num_candidates=np.array([count for count, _, _ in rows], np.int32),
+        temperatures=np.array([temperatures for _, temperatures, _ in rows], np.float32),
+        num_token_ids=np.array([len(named) for _, _, named in rows], np.int32),
+        token_ids=np.array([token for _, _, named in rows for token in named], np.int32),
+    )
+
+
+@st.composite
+def _cases(draw):
+    logits, first_id = draw(_logits()), draw(st.sampled_from([0, 1000]))
+    named = st.lists(st.integers(0, first_id + logits.shape[1] + 5), max_size=20)
+    row = st.tuples(st.integers(-1, 600), st.tuples(TEMPERATURES, TEMPERATURES), named)
+    rows = draw(st.lists(row, min_size=len(logits), max_size=len(logits)))
+    return logits, wants_of(rows), first_id
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda each: each.name)
+@settings(max_examples=150, deadline=None)
+@given(case=_cases())
+def test_are_those_that_numpy_finds(library, case):
+    logits, wants, first_id = case
+    before = logits.copy()
+    found = CandidateSearch(library).pick(logits, wants, first_id=first_id)
+    assert (logits.view(np.int32) == before.view(np.int32)).all()
+    expected = pick_by_numpy(logits, wants, first_id=first_id)
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.logits.tolist() == expected.logits.tolist()
+    assert found.token_logits.tolist() == expected.token_logits.tolist()
+    np.testing.assert_allclose(found.log_totals, expected.log_totals, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 256, 1024, 128_256])
+def test_of_a_large_row_are_those_that_torch_sorts_to_the_front(search, count):
+    torch.manual_seed(0)
+    # Halves round to equals, so that the order of ids decides.
+    logits = (torch.randn(2, 128_256) * 3).half().float()
+    wants = wants_of([(count, (0.8, 1.0), [])] * 2)
+    found = search.pick(logits.numpy(), wants, first_id=0)
+    best, ids = logits.sort(dim=1, descending=True, stable=True)
+    assert found.ids.tolist() == ids[:, :count].reshape(-1).tolist()
+    assert found.logits.tolist() == best[:, :count].reshape(-1).tolist()
+    for column, temperature in enumerate(wants.temperatures[0].tolist()):
+        totals = (logits.double() / temperature).logsumexp(dim=1)
+        np.testing.assert_allclose(found.log_totals[:, column], totals, atol=2e-6)
+
+
+def test_what_is_no_number_comes_last_and_leaves_no_total(search):
+    logits = np.array([[np.nan, 1, -np.inf, np.nan, 2]], np.float32)
+    found = search.pick(logits, wants_of([(5, (1.0, 0.0), [])]), first_id=0)
+    assert found.ids.tolist() == [4, 1, 2, 0, 3]
+    assert np.isnan(found.log_totals[0, 0])
+
+
+def test_a_row_of_nothing_has_no_total(search):
+    found = search.pick(
+        np.full((1, 20), -np.inf, np.float32), wants_of([(2, (0.5, 0.0), [])]), first_id=0
+    )
+    assert found.ids.tolist() == [0, 1]
+    assert found.log_totals.tolist() == [[-np.inf, 0.0]]
+
+
+def test_wants_that_do_not_fit_the_rows_are_refused(search):
+    logits = np.zeros((2, 20), np.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        search.pick(logits, wants_of([(1, (0.0, 0.0), [])]), first_id=0)
+    torn = wants_of([(1, (0.0, 0.0), [3]), (1, (0.0, 0.0), [])])
+    torn.num_token_ids[1] = 2
+    with pytest.raises(ValueError, match="do not fit"):
+        search.pick(logits, torn, first_id=0)
