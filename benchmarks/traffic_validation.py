@@ -59,7 +59,7 @@ PREFILL_TOKENS, DECODE_ROWS, DECODE_PROMPTS = (32, 128, 256, 512), (1, 2, 4, 8),
 PROMPT, OUTPUT = Lengths("uniform", 32, 448), Lengths("uniform", 16, 64)
 NUM_BLOCKS = 513
 """The null block included."""
-REPEATS, PROBE_OUTPUT, HEARTBEATS_S = 3, 48, 1.2
+REPEATS, PROBE_OUTPUT, HEARTBEATS_S, SETTLE_S = 3, 48, 1.2, 5.0
 AGREE = 0.15
 
 
@@ -306,11 +306,18 @@ def report(record: dict) -> str:
     return table(header, rows)
 
 
+def heading(record: dict) -> str:
+    """When, and how busy other programs kept the machine."""
+    rounds = [each for found in record["groups"].values() for each in found["rounds"]]
+    most = max(each["cores_used_by_others"] for each in rounds)
+    return f"{record['date']}; other programs used up to {most:g} cores meanwhile."
+
+
 def warm(server: Server) -> None:
-    """All groups have computed."""
+    """All groups have computed, and nothing of the start is left to do."""
     count = 8 * server.groups
     server.ask(prompts(random.Random(), [64] * count, [16] * count), [0.0] * count)
-    time.sleep(HEARTBEATS_S)
+    time.sleep(SETTLE_S)
 
 
 def all_groups(options: argparse.Namespace) -> Iterator[tuple[int, dict]]:
@@ -328,7 +335,7 @@ def all_groups(options: argparse.Namespace) -> Iterator[tuple[int, dict]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--requests", type=int, default=150, help="of a round, a group [150]")
+    parser.add_argument("--requests", type=int, default=120, help="of a round, a group [120]")
     parser.add_argument("--rounds", type=int, default=3, help="of the same load [3]")
     parser.add_argument("--load", type=float, default=0.5, help="share of what groups can do [0.5]")
     parser.add_argument("--seed", type=int, default=0)
@@ -347,7 +354,7 @@ def main() -> None:
     if options.steps:
         options.steps.write_text(json.dumps(found[max(found)]["steps"], indent=1) + "\n")
     if options.write:
-        keep(record, RECORD, f"{record['date']}\n\n{report(record)}", MARKS)
+        keep(record, RECORD, f"{heading(record)}\n\n{report(record)}", MARKS)
     worst = max(abs(error) for each in found.values() for *_, error in compared(each).values())
     if worst > AGREE:
         raise SystemExit(f"the simulator is off by {worst:.0%}, more than {AGREE:.0%}")
