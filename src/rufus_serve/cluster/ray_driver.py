@@ -118,19 +118,23 @@ class Driver:
     def _launch(self, cluster: "RayCluster", order: Launch) -> None:
         try:
             self._wire.send(cluster.launch(order.spec))
-        except RufusError as error:
-            self._wire.send(
-                NotLaunched(
-                    follower_id=order.spec.follower_id,
-                    reason=str(error),
-                    exit_code=error.exit_code,
-                )
-            )
+        except Exception as error:  # noqa: BLE001 - of all that Ray raises while it dies
+            code = error.exit_code if isinstance(error, RufusError) else ClusterError.exit_code
+            who, why = order.spec.follower_id, str(error) or type(error).__name__
+            self._wire.send(NotLaunched(follower_id=who, reason=why, exit_code=code))
+
+
+def give_up(wire: Wire, error: BaseException | None) -> NoReturn:
+    """A thread failed by `error`: another driver starts afresh, where this one would hang."""
+    reason = f"its driver failed: {type(error).__name__}: {error}"
+    wire.send(CannotJoin(reason=reason, exit_code=ClusterError.exit_code, may_pass=True))
+    os._exit(ClusterError.exit_code)
 
 
 def main() -> NoReturn:
     """Obey until nobody gives orders."""
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
+    threading.excepthook = lambda failed: give_up(wire, failed.exc_value)
     first = wire.next_order()
     if isinstance(first, Join):
         configure_logging("ray", level=first.settings.log_level)

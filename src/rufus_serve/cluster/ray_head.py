@@ -1,5 +1,6 @@
 """A Ray head of our own, as a child process."""
 
+import contextlib
 import ipaddress
 import shutil
 import subprocess
@@ -44,10 +45,13 @@ class RayHead:
 
     @property
     def address(self) -> str:
-        """HOST:PORT of its GCS, once it is ready."""
+        """HOST:PORT of its GCS; empty before it is known."""
         if self._port:
             return f"{self._address}:{self._port}"
-        return (self._session.ray_folder / "ray_current_cluster").read_text().strip()
+        # Written after Ray has said that it started.
+        with contextlib.suppress(FileNotFoundError):
+            return (self._session.ray_folder / "ray_current_cluster").read_text().strip()
+        return ""
 
     def wait_ready(self) -> None:
         """Return once nodes may join.
@@ -56,7 +60,7 @@ class RayHead:
             ClusterError: it ended or did not come up; with Ray's own last words.
         """
         deadline = time.monotonic() + _START_S
-        while "Ray runtime started" not in self._text():
+        while "Ray runtime started" not in self._text() or not self.address:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 words = " ".join(self._text().strip().splitlines()[-8:])
                 self.stop()

@@ -49,6 +49,8 @@ _SILENT_S = 20.0
 """From a child that runs; one that was stopped says nothing."""
 _OVERDUE_S = 45.0
 """After `join_s`: the driver gives a launch up before."""
+_COME_S = 120.0
+"""Beside twice `join_s`, before a child is there: it gives up by itself before."""
 _SURVEY_S = 5.0
 
 
@@ -89,7 +91,7 @@ class RayKeeper:
         """Places on this host that Ray gave: what comes after a loss there does not ask again."""
         self._launches: dict[str, _Launch] = {}
         self._stopping = self._interrupted = self._released = False
-        self._heard = 0.0
+        self._born = self._heard = 0.0
         self._killed_because = ""
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
@@ -243,7 +245,8 @@ class RayKeeper:
                 folder=self._run_dir,
                 again=self._came is not None,
             )
-            self._heard, self._killed_because = time.monotonic(), ""
+            self._born = self._heard = time.monotonic()
+            self._killed_because = ""
         refusal = None
         for news in child.news():
             self._heard = time.monotonic()
@@ -274,6 +277,8 @@ class RayKeeper:
         now, limit_s = time.monotonic(), self._settings.join_s + _OVERDUE_S
         if now - self._heard > _SILENT_S:
             return f"its driver was silent for {now - self._heard:.0f} s"
+        if not self._is_up and now - self._born > 2 * self._settings.join_s + _COME_S:
+            return f"its driver did not come up within {now - self._born:.0f} s"
         for follower_id, launch in self._waiting().items():
             if now - launch.sent > limit_s:
                 return f"it did not start follower {follower_id} within {limit_s:g} s"

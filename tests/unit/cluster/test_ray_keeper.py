@@ -247,6 +247,14 @@ def test_a_child_that_hangs_is_replaced_and_so_is_what_it_was_to_launch(stage, m
     assert next_child is not hung
 
 
+def test_a_child_that_never_comes_up_is_replaced(stage, monkeypatch):
+    with monkeypatch.context() as hanging:
+        hanging.setattr(ray_keeper, "_COME_S", -120.0)
+        stage.next_child()
+    assert "did not come up" in stage.keeper.health.detail
+    stage.come()
+
+
 def test_a_launch_on_another_host_waits_until_ray_is_back(stage):
     stage.come().child.die()
     stage.next_child()
