@@ -74,13 +74,14 @@ class Honest:
 class Turn:
     """What the honest ones and the server saw while the attackers were at one place."""
 
+    p50_ms: float
     p99_ms: float
     """Of the honest requests."""
     cores: float
     """That the server's API process took."""
 
 
-async def turns(
+async def take_turns(
     server: Address,
     api: psutil.Process,
     elsewhere: Address,
@@ -113,7 +114,8 @@ async def _turn(clients: Honest, api: psutil.Process, seconds: float) -> Turn:
     before = sum(api.cpu_times()[:2])
     taken = await clients.measured(seconds)
     cores = (sum(api.cpu_times()[:2]) - before) / seconds
-    return Turn(statistics.quantiles(taken, n=100)[98] * 1000, cores)
+    percents = statistics.quantiles(taken, n=100)
+    return Turn(percents[49] * 1000, percents[98] * 1000, cores)
 
 
 @contextlib.contextmanager

@@ -13,14 +13,14 @@ import contextlib
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import hypothesis
 import requests
 import schemathesis
-import urllib3
+from requests.adapters import HTTPAdapter
 from schemathesis.generation import GenerationMode
 
 EXAMPLES = 100
@@ -29,6 +29,8 @@ MIXTURES = 4
 """Sent after each of them."""
 KEPT = 200
 """Cases whose fields are mixed."""
+AT_ONCE = 16
+"""Requests in flight: some of them wait for tokens."""
 TIMEOUT_S = 120
 ERROR_EVENT = re.compile(rb'"error":.*"code": ?5\d\d')
 """Within a stream, whose status is out."""
@@ -60,9 +62,9 @@ class Attacker:
         self._rng = random.Random(seed)
         self._seed = seed
         self._session = requests.Session()
-        self._connections = urllib3.PoolManager(maxsize=MIXTURES, timeout=TIMEOUT_S, retries=False)
-        self._threads = ThreadPoolExecutor(MIXTURES)
-        self._mixed: list[Future[tuple[int, bytes, str]]] = []
+        self._session.mount("http://", HTTPAdapter(pool_maxsize=AT_ONCE))
+        self._threads = ThreadPoolExecutor(AT_ONCE)
+        self._asked: deque[tuple[str, Future[requests.Response]]] = deque()
 
     def attack(self, operation: Any) -> None:
         """Send what is generated for one operation, right and wrong in turn, and mixtures."""
@@ -79,47 +81,58 @@ class Attacker:
         )
         @hypothesis.given(case=_cases(operation))
         def send(case: Any) -> None:
-            answer = case.call(session=self._session, timeout=TIMEOUT_S)
-            request = answer.request
-            asked = f"{request.method} {request.path_url} {request.body!r}"
-            self._took("generated", answer.status_code, answer.content, asked)
+            self._ask("generated", case.as_transport_kwargs(base_url=self._url))
             if served is None or not isinstance(case.body, dict):
                 return
             fields.extend(case.body.items())
             del fields[:-KEPT]
-            self._take_mixed()
             paths = SAME_BODIES.get(operation.path, [operation.path])
-            self._mixed = [
-                self._threads.submit(self._ask, path, self._mixture(served, fields))
-                for path in self._rng.choices(paths, k=MIXTURES)
-            ]
+            for path in self._rng.choices(paths, k=MIXTURES):
+                self._ask("mixed", self._mixture(path, served, fields))
 
         with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing can be wrong with it
             send()
-        self._take_mixed()
 
-    def _mixture(self, served: dict[str, Any], fields: list[tuple[str, Any]]) -> str:
+    def _mixture(
+        self, path: str, served: dict[str, Any], fields: list[tuple[str, Any]]
+    ) -> dict[str, Any]:
+        """A request that would be served but for one to three of the fields."""
         chosen = self._rng.sample(fields, min(len(fields), self._rng.randint(1, 3)))
-        return json.dumps({"model": self._model} | served | dict(chosen))
+        body = {"model": self._model} | served | dict(chosen)
+        # Not `json=`: that refuses what is no number in JSON, and the server has to.
+        return {
+            "method": "POST",
+            "url": self._url + path,
+            "data": json.dumps(body),
+            "headers": {"content-type": "application/json"},
+        }
 
-    def _ask(self, path: str, body: str) -> tuple[int, bytes, str]:
-        answer = self._connections.request(
-            "POST", self._url + path, body=body, headers={"content-type": "application/json"}
-        )
-        return answer.status, answer.data, f"POST {path} {body}"
+    def _ask(self, kind: str, request: dict[str, Any]) -> None:
+        """Send it on another thread: meanwhile the next one is made."""
+        if len(self._asked) >= AT_ONCE:
+            self._take()
+        sending = self._threads.submit(self._session.request, **request, timeout=TIMEOUT_S)
+        self._asked.append((kind, sending))
 
-    def _take_mixed(self) -> None:
-        """Wait for the mixtures in flight: meanwhile the next case was made."""
-        for answer in self._mixed:
-            self._took("mixed", *answer.result())
-        self._mixed = []
+    def finish(self) -> None:
+        """Wait for all answers."""
+        while self._asked:
+            self._take()
 
-    def _took(self, kind: str, status: int, content: bytes, asked: str) -> None:
+    def _take(self) -> None:
+        kind, sending = self._asked.popleft()
+        answer = sending.result()
         self.counts[kind] += 1
-        self.statuses[status] += 1
-        if status >= 500 or ERROR_EVENT.search(content):
-            answer = content[:500].decode(errors="replace")
-            self.server_errors.append({"status": status, "asked": asked, "answer": answer})
+        self.statuses[answer.status_code] += 1
+        if answer.status_code >= 500 or ERROR_EVENT.search(answer.content):
+            request = answer.request
+            self.server_errors.append(
+                {
+                    "status": answer.status_code,
+                    "asked": f"{request.method} {request.path_url} {request.body!r}",
+                    "answer": answer.text[:500],
+                }
+            )
 
 
 def _cases(operation: Any) -> Any:
@@ -138,6 +151,7 @@ def main() -> None:
     attacker = Attacker(args.url, args.model, args.seed)
     for found in schemathesis.openapi.from_url(f"{args.url}/openapi.json").get_all_operations():
         attacker.attack(found.ok())
+    attacker.finish()
     found = {
         "counts": attacker.counts,
         "statuses": attacker.statuses,

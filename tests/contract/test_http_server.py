@@ -183,6 +183,36 @@ def test_many_connections_at_once_are_accepted_a_few_at_a_time() -> None:
     run(scenario)
 
 
+def test_a_body_that_drips_in_is_handed_over_whole_and_a_large_one_in_parts() -> None:
+    parts: list[int] = []
+
+    async def measuring(scope: Any, receive: Any, send: Any) -> None:
+        async def measured() -> Any:
+            message = await receive()
+            parts.append(len(message["body"]))
+            return message
+
+        await app(scope, measured, send)
+
+    async def scenario() -> None:
+        async with serving(measuring) as (_, address):
+            reader, writer = await asyncio.open_connection(*address, limit=1 << 20)
+            for body in (b"{" + b" " * 48 + b"}", b"a" * 300_000 + b"}"):
+                head, _ = echo(body)
+                writer.write(head)
+                for at in range(50):
+                    writer.write(body[len(body) * at // 50 : len(body) * (at + 1) // 50])
+                    await writer.drain()
+                    await asyncio.sleep(0.002)
+                assert (await reader.readuntil(b"}")).endswith(body)
+            writer.close()
+        assert parts[0] == 50
+        assert 2 <= len(parts[1:]) <= 6
+        assert sum(parts[1:]) == 300_001
+
+    run(scenario)
+
+
 def test_a_thousand_idle_connections_do_not_delay_health() -> None:
     async def scenario() -> None:
         async with serving(header_timeout_s=60) as (_, address):

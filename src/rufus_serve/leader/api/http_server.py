@@ -30,6 +30,7 @@ _LINGER_S = 2.0
 _REFUSED_BYTES, _ANSWERED_BYTES = 1_000_000, 8_000_000
 """Thrown away of what comes yet; who sends more waits, as it might be an attack."""
 _MOST_TURNED_AWAY = 64
+_BODY_PART = 1 << 16
 _BACKLOG, _ACCEPTED_AT_ONCE = 2048, 16
 """Connections that may wait, and those accepted before requests have their turn again."""
 _FRAMING_PER_BYTE = 16
@@ -176,10 +177,15 @@ class BoundedProtocol(HttpToolsProtocol):
             await self._ask(scope, receive, send)
 
     def on_body(self, body: bytes) -> None:
-        """Part of a body."""
+        """Part of a body; work is woken for much of it or all, not for each byte that drips in."""
         self._framing_bytes -= len(body) * (1 + _FRAMING_PER_BYTE)
-        if not (self._is_deaf or self.transport.is_closing()):
-            super().on_body(body)
+        cycle = self.cycle
+        if self._is_deaf or self.transport.is_closing() or cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) >= _BODY_PART:
+            self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """A body's end."""
