@@ -9,8 +9,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Collection
-from typing import Any, cast
+from typing import Any
 
 import httptools
 import uvicorn
@@ -18,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.config.schema import HttpConfig
-from rufus_serve.leader.api.connections import Connection, affordable_connections, make_room
+from rufus_serve.leader.api.connections import Room, affordable_connections
 from rufus_serve.leader.api.http_error import App, HttpError, Receive, Scope, Send
 from rufus_serve.leader.api.http_parser import RequestParser
 from rufus_serve.leader.api.tls import ServerTls
@@ -46,14 +45,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self,
         *args: Any,
         http: HttpConfig,
-        most: int,
+        room: Room,
         turned_away: set["BoundedProtocol"],
         **kwargs: Any,
     ) -> None:
-        """`most`: connections that may be open; `turned_away`: those that linger beyond it."""
+        """`room`: where it may be; `turned_away`: those that linger outside."""
         super().__init__(*args, **kwargs)
         self.parser = RequestParser(self)  # type: ignore[assignment]
-        self._http, self._most, self._turned_away = http, most, turned_away
+        self._http, self._room, self._turned_away = http, room, turned_away
         self._in_head, self._in_body = True, False
         self._head_bytes = self._framing_bytes = 0
         self._stalled_since: float | None = None
@@ -64,38 +63,22 @@ class BoundedProtocol(HttpToolsProtocol):
         """What comes now is read no more; the connection ends with the answer that is due."""
         self._discardable = 0
         self.address = ""
-        self._answered_at = 0.0
         self._waiting_since: float | None = time.monotonic()
         """Since when a head is due: from the connection's or the request's first byte on."""
-
-    @property
-    def idle_since(self) -> float | None:
-        """Since when we wait for a request; None while one is served, or at the end."""
-        if self.transport.is_closing():
-            return None
-        served = self._waiting_since is None and not self._between_requests
-        return None if served else self._waiting_since or self._answered_at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Make room if there are too many, or refuse this one."""
         self.address = _address(transport)
-        refusal: HttpError | None = None
-        try:
-            make_room(
-                cast("Collection[Connection]", self.connections),
-                self.address,
-                most=self._most,
-                most_per_address=self._http.max_connections_per_address,
-            )
-        except HttpError as error:
-            refusal = error
         super().connection_made(transport)  # type: ignore[arg-type]
-        if refusal is not None:
-            self._turn_away(refusal)
+        try:
+            self._room.enter(self)
+        except HttpError as error:
+            self._turn_away(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer or we hung up."""
         self._turned_away.discard(self)
+        self._room.leave(self)
         super().connection_lost(exc)
 
     def _turn_away(self, refusal: HttpError) -> None:
@@ -114,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._waiting_since is None and self._between_requests:
             self._waiting_since = time.monotonic()
+            self._room.awaits(self)
         was_in_head, was_in_body = self._in_head, self._in_body
         try:
             self.parser.feed_data(data)
@@ -154,6 +138,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._end_burst()
         elif self._check_head():
             super().on_headers_complete()
+            self._room.serves(self)
             if not self.pipeline:
                 self._first = self.cycle
 
@@ -195,7 +180,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Hang up on a peer that was answered before it sent all of its body."""
-        self._answered_at = time.monotonic()
+        if not self.pipeline:
+            self._room.awaits(self)
         if self.cycle.more_body and not self.transport.is_closing():
             self._hang_up_gently(_ANSWERED_BYTES)
         super().on_response_complete()
@@ -225,6 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.drop()
             return
         self._is_refused = True
+        self._room.awaits(self)
         if not self._between_requests:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -288,13 +275,14 @@ class HttpServer(uvicorn.Server):
     def __init__(self, app: App, config: ServeConfig) -> None:
         http = config.http
         self._http = http
-        self._most = affordable_connections(http.max_connections)
-        if self._most < http.max_connections:
+        most = affordable_connections(http.max_connections)
+        if most < http.max_connections:
             _log.warning(
                 "%d connections at most, not http.max_connections (%d): the limit of open files "
                 "allows no more; raise it (ulimit -Hn, LimitNOFILE)",
-                self._most, http.max_connections,
+                most, http.max_connections,
             )  # fmt: skip
+        self._room = Room(most, most_per_address=http.max_connections_per_address)
         self._turned_away: set[BoundedProtocol] = set()
         self._tls = ServerTls(http) if http.tls_certificate else None
         super().__init__(_uvicorn_config(app, config))
@@ -310,7 +298,7 @@ class HttpServer(uvicorn.Server):
                 self.server_state,
                 self.lifespan.state,
                 http=self._http,
-                most=self._most,
+                room=self._room,
                 turned_away=self._turned_away,
             )
 
@@ -332,13 +320,14 @@ class HttpServer(uvicorn.Server):
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """As uvicorn's, and once a second look after connections and certificates."""
-        if counter % _SWEEP_TICKS == 0:
-            now = time.monotonic()
-            for connection in list(self.server_state.connections):
+        """As uvicorn's, and once a second look after each connection and the certificates."""
+        turn, now = counter % _SWEEP_TICKS, time.monotonic()
+        for connection in list(self.server_state.connections):
+            # A few at a time: thousands at once would hold up what is served.
+            if hash(connection) % _SWEEP_TICKS == turn:
                 connection.enforce(now)  # type: ignore[union-attr]
-            if self._tls:
-                self._tls.reload()
+        if self._tls and not turn:
+            self._tls.reload()
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
