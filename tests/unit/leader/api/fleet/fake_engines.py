@@ -12,7 +12,12 @@ ROOMY = Capacity(sequences=1000, tokens=1_000_000)
 
 
 def request(
-    name: str, prompt: Sequence[int] = (1, 2), *, max_tokens: int = 8, at: float = 0.0
+    name: str,
+    prompt: Sequence[int] = (1, 2),
+    *,
+    max_tokens: int = 8,
+    at: float = 0.0,
+    session: str | None = None,
 ) -> SimpleNamespace:
     """As vLLM's EngineCoreRequest."""
     return SimpleNamespace(
@@ -23,7 +28,7 @@ def request(
         client_index=0,
         lora_request=None,
         cache_salt=None,
-        session_id=None,
+        session_id=session,
     )
 
 

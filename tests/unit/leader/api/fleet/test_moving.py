@@ -43,6 +43,14 @@ def test_requests_are_spread_over_the_groups(fleet):
     assert (fleet.running(0), fleet.running(1)) == (["a", "c"], ["b", "d"])
 
 
+def test_the_next_request_of_a_session_goes_where_its_last_one_was(fleet):
+    fleet.ask("a")
+    fleet.dispatcher.add(request("first", session="anna"))
+    fleet.run(0, 1, steps=8)
+    fleet.dispatcher.add(request("next", session="anna"))
+    assert (fleet.running(0), fleet.running(1)) == ([], ["next"])
+
+
 def test_what_a_lost_group_ran_goes_on_in_another(fleet):
     fleet.ask("a", "b")
     fleet.run(0, 1, steps=3)
