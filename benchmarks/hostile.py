@@ -43,7 +43,10 @@ MAX_DELAY_MS = 100
 MAX_RATIO = 1.1
 JOBS = 2
 """Processes that make requests from the schema at once."""
-FLAGS = ("--cluster.kind=local", "--max-model-len=256", "--http.docs", "--buckets.prefill=64")
+FLAGS = (
+    "--cluster.kind=local", "--max-model-len=256", "--http.docs", "--buckets.prefill=64",
+    "--timeouts.step-floor-s=60", "--max-num-seqs=32", "--limits.max-n=8",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -196,8 +199,9 @@ def small_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         model = tiny_checkpoint(Path(folder) / "tiny", "llama")
         # Who does not say how many tokens it wants gets few, as most made requests do not.
-        (model / "generation_config.json").write_text('{"max_new_tokens": 4}')
-        with serving(model, *FLAGS, "--timeouts.step-floor-s=60") as server:
+        (model / "generation_config.json").write_text('{"max_new_tokens": 2}')
+        # Two threads of a matrix this small mostly wait for each other.
+        with serving(model, *FLAGS, environ={"OMP_NUM_THREADS": "1"}) as server:
             yield server
 
 
