@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 _GRACEFUL_S = 2
 _FIELD_SIGNS = len(": \r\n")
 _LINGER_S = 2.0
-_REFUSED_BYTES, _ANSWERED_BYTES = 1_000_000, 8_000_000
-"""Thrown away of what comes yet; who sends more waits, as it might be an attack."""
+_REFUSED_BYTES, _ANSWERED_BYTES = 128_000, 8_000_000
+"""Thrown away of what comes yet; who sends more waits, as it might be an attack.
+
+Beside it the kernel takes a few hundred kilobytes before a peer's sending blocks."""
 _MOST_TURNED_AWAY = 64
 _BODY_PART = 1 << 16
 _BACKLOG, _ACCEPTED_AT_ONCE = 2048, 16
@@ -154,6 +156,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._first.disconnected = True
         self.pipeline.clear()
         self.refuse(HttpError(400, "more than two requests were sent ahead of their answers"))
+        self.flow.pause_reading()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request whose turn has come, unless the peer was hung up on meanwhile."""
