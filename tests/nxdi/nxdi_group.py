@@ -79,6 +79,7 @@ def _verbs(rank, settings, rendezvous, unguarded):
 
     return runtime, {
         "start": start,
+        "choose": lambda request: getattr(runtime, request.phase.value)(request),
         "load": lambda: runtime.load(lambda *_: None),
         "step": step,
         "call": call,

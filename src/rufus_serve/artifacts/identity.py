@@ -44,11 +44,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What is compiled in, in the words of the runtime."""
     versions: dict[str, str] = {}
     """Packages that make the artifacts."""
+    draft: ModelIdentity | None = None
+    """The draft model within, if there is one."""
 
     @property
     def key(self) -> str:
         """Name of the artifact folder: a hash of all fields."""
-        text = json.dumps(msgspec.to_builtins(self), sort_keys=True)
+        fields = {name: at for name, at in msgspec.to_builtins(self).items() if at is not None}
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -74,8 +77,10 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
     """Each field in which `found` is not what is `wanted`, with both values."""
     theirs, ours = (_flat(msgspec.to_builtins(identity)) for identity in (found, wanted))
     names = sorted(theirs.keys() | ours.keys())
-    if not wanted.model.weights:
-        names = [name for name in names if not name.startswith("model.weights")]
+    for part in ("model", "draft"):
+        checkpoint: ModelIdentity | None = getattr(wanted, part)
+        if checkpoint is not None and not checkpoint.weights:
+            names = [name for name in names if not name.startswith(f"{part}.weights")]
     return [
         f"{name} is {_shown(theirs, name)}, wanted {_shown(ours, name)}"
         for name in names

@@ -8,6 +8,7 @@ ARTIFACT_SETTINGS: dict[str, tuple[str, ...]] = {
         "neuron.cores_per_node", "neuron.kv_layout", "neuron.cp_degree",
         "neuron.attention_dp_degree", "neuron.neuron_config", "neuron.target",
         "neuron.device_candidates", "speculation.method", "speculation.num_speculative_tokens",
+        "speculation.draft_model",
     ),
 }  # fmt: skip
 """By runtime, beside the model itself. Of other settings, artifacts stay what they are."""

@@ -228,6 +228,12 @@ def _endpoint(config: ServeConfig) -> Iterator[Conflict]:
 
 def _speculation(config: ServeConfig) -> Iterator[Conflict]:
     speculation = config.speculation
+    if speculation.draft_model and not speculation.is_fused:
+        yield Conflict(
+            f"speculation.draft_model with speculation.method {speculation.method}: only methods "
+            "fused and eagle have a draft model; set one of them, or leave draft_model empty",
+            ("speculation.draft_model", "speculation.method"),
+        )
     if speculation.method == "none":
         return
     if speculation.prompt_lookup_min > speculation.prompt_lookup_max:
@@ -244,10 +250,39 @@ def _speculation(config: ServeConfig) -> Iterator[Conflict]:
         )
     if config.is_neuron_shaped and not config.has_kv_lines:
         yield Conflict(
-            f"speculation.method {speculation.method} with neuron.kv_layout block: NxD Inference "
-            "0.8 has no decode of several tokens with block tables; set kv_layout to contiguous",
+            f"speculation.method {speculation.method} with neuron.kv_layout block: only KV lines "
+            "have calls of several tokens a row here; set kv_layout to contiguous",
             ("speculation.method", "neuron.kv_layout"),
         )
+    if speculation.is_fused:
+        yield from _fused_speculation(config)
+
+
+def _fused_speculation(config: ServeConfig) -> Iterator[Conflict]:
+    method, neuron = f"speculation.method {config.speculation.method}", config.neuron
+    if not config.speculation.draft_model:
+        yield Conflict(
+            f"{method} without speculation.draft_model: name the folder of the draft's checkpoint",
+            ("speculation.method", "speculation.draft_model"),
+        )
+    excluded = (
+        (config.runtime != "neuron", "runtime",
+         "the graphs that draft and choose tokens are NxD Inference's; use runtime neuron, or "
+         "method ngram"),
+        (neuron.device_candidates > 0, "neuron.device_candidates",
+         "its graphs choose tokens, and bring no candidates; set it to 0"),
+        (neuron.cp_degree > 1, "neuron.cp_degree",
+         "the draft's attention would be cut in the same groups, which is not supported; use 1"),
+        (neuron.attention_dp_degree > 1, "neuron.attention_dp_degree",
+         "the draft's attention would be cut in the same groups, which is not supported; use 1"),
+        (config.weights == "int8", "weights",
+         "the draft would need a quantized checkpoint of its own; set weights to auto"),
+        (bool(config.vllm_args.get("logits_processors")), "vllm_args",
+         "logits_processors would see no logits; leave them out"),
+    )  # fmt: skip
+    for is_set, key, why in excluded:
+        if is_set:
+            yield Conflict(f"{method} with {key}: {why}", ("speculation.method", key))
 
 
 def is_loopback(host: str) -> bool:

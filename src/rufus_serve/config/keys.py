@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AwareDatetime, Field, ValidationError
 
-from rufus_serve.config.schema import Section
+from rufus_serve.config.section import Section
 from rufus_serve.errors import ConfigError
 
 Scope = Literal["infer", "metrics", "admin"]

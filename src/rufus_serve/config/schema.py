@@ -9,7 +9,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from rufus_serve.config.section import Section
+from rufus_serve.config.speculation import SpeculationConfig
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -18,12 +21,6 @@ _RECOVERY_S = 600.0
 MOST_GROUPS = 64
 """Behind one endpoint."""
 Ascending = tuple[Annotated[int, Field(gt=0)], ...]
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class BucketConfig(Section):
@@ -221,19 +218,6 @@ class ArtifactConfig(Section):
     """Folder that each host copies its artifacts to. Empty: local ones are used in place."""
     threads: Annotated[int, Field(gt=0)] = 8
     """Files that are checked or copied at once."""
-
-
-class SpeculationConfig(Section):
-    """Speculative decoding: several tokens of a request in one step, all others unchanged."""
-
-    method: Literal["none", "ngram"] = "none"
-    """`ngram` drafts what followed the last tokens where they stood before; `none` is off."""
-    num_speculative_tokens: Annotated[int, Field(gt=0, le=64)] = 7
-    """Most drafts that one request has checked in one step."""
-    prompt_lookup_min: Annotated[int, Field(gt=0)] = 2
-    """Fewest tokens that must have stood before for drafts to be made."""
-    prompt_lookup_max: Annotated[int, Field(gt=0)] = 5
-    """Most tokens that are compared; of several places the longest match counts."""
 
 
 class CpuRuntimeConfig(Section):

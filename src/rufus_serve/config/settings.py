@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from rufus_serve.config.schema import Section, ServeConfig
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.config.section import Section
 
 VARIABLE_PREFIX = "RUFUS_"
 

@@ -7,6 +7,7 @@ import msgspec
 
 from rufus_serve.errors import CollectiveAborted, RuntimeStepError
 from rufus_serve.protocol.messages import (
+    ChosenTokens,
     LogitsRequest,
     Phase,
     StepFailed,
@@ -58,6 +59,8 @@ class Stepper:
         reply = self._empty_reply(step)
         if logits is None or not step.needs_logits:
             return reply
+        if isinstance(logits, ChosenTokens):
+            return msgspec.structs.replace(reply, chosen=logits)
         self._kept[step.step_id] = logits
         if step.prompt_wants is not None:
             scores = logits.prompt_scores(step.prompt_wants)

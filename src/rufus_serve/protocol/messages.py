@@ -16,6 +16,7 @@ from rufus_serve.protocol.runtime_info import ArtifactUse, RuntimeInfo
 from rufus_serve.protocol.step_messages import (
     Array,
     Candidates,
+    ChosenTokens,
     LogitsRequest,
     MemoryOpened,
     Message,
@@ -37,6 +38,7 @@ from rufus_serve.protocol.step_messages import (
 __all__ = [
     "Array",
     "Candidates",
+    "ChosenTokens",
     "LogitsRequest",
     "MemoryOpened",
     "Message",

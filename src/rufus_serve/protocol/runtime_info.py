@@ -54,6 +54,9 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of a decode may be successive tokens of one sequence: each sees those before it."""
     drafts_are_free: bool = False
     """A decode computes as many tokens of a sequence whether they are drafted or not."""
+    chosen_tokens: int = 0
+    """Most tokens of a row that a decode chooses, greedily, as `ChosenTokens`; a prefill chooses
+    one. Nothing else is told of logits then. 0: the leader chooses."""
     batched_prefill: bool = False
     """A prefill may have several rows; one may share blocks that another completes."""
     prompt_logprobs: bool = False

@@ -102,7 +102,8 @@ class StepRequest(Message, frozen=True):
 
     A decode has R rows of one new token each: `token_ids` [R]. With
     `RuntimeInfo.multi_token_decode` several of them may belong to one sequence, at successive
-    positions, with the same block table.
+    positions, with the same block table. With `RuntimeInfo.chosen_tokens` a row's `slot_mapping`
+    has its own token's slot; those of the tokens that it chooses follow it in the row's blocks.
     """
 
     step_id: int
@@ -180,6 +181,15 @@ class PromptScores(msgspec.Struct, frozen=True, kw_only=True):
     """[P] how many tokens are as likely as the one that followed, itself included."""
 
 
+class ChosenTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What followers chose themselves; only with `RuntimeInfo.chosen_tokens`, k here."""
+
+    token_ids: Array
+    """[R, k] each row's next tokens, padded with -1."""
+    num_accepted: Array
+    """[R] how many they are, at least 1; keys of all but the last are in the cache."""
+
+
 class StepReply(Message, frozen=True):
     """A follower finished a step; node rank 0 adds what was wanted of the logits."""
 
@@ -195,6 +205,8 @@ class StepReply(Message, frozen=True):
     began: float = 0.0
     """When the follower began, by its host's monotonic clock."""
     prompt_scores: PromptScores | None = None
+    chosen: ChosenTokens | None = None
+    """Instead of logits and candidates."""
 
 
 class StepFailed(Message, frozen=True):

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
+from rufus_serve.protocol.messages import ChosenTokens, RuntimeInfo, StepRequest
 from rufus_serve.runtime.logits import StepLogits
 
 Progress = Callable[[int, int, str], None]
@@ -48,16 +48,18 @@ class Runtime(Protocol):
     def warm_up(self, progress: Progress) -> None:
         """Run every bucket once; all followers call it together."""
 
-    def prefill(self, step: StepRequest) -> StepLogits | None:
+    def prefill(self, step: StepRequest) -> StepLogits | ChosenTokens | None:
         """Run a prefill; logits of each row's last position, None unless the step needs any.
+
+        With `RuntimeInfo.chosen_tokens` the tokens instead, on node rank 0.
 
         Raises:
             RuntimeStepError: the step has a shape that was not compiled.
             CollectiveAborted: a peer is gone, or `abort` was called.
         """
 
-    def decode(self, step: StepRequest) -> StepLogits | None:
-        """Run a decode; logits of R rows. Raises as `prefill`.
+    def decode(self, step: StepRequest) -> StepLogits | ChosenTokens | None:
+        """Run a decode; logits of R rows, or tokens as `prefill`. Raises as that.
 
         All keys and values are stored before any row attends, so that rows which continue one
         another's sequence see each other.

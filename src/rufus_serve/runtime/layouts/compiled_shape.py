@@ -28,6 +28,8 @@ class CompiledShape:
     context: tuple[int, ...]
     tokens_per_row: int = 1
     """Tokens of one sequence that a decode computes, drafts included; always so many."""
+    is_fused: bool = False
+    """Whether a decode makes its drafts itself, and chooses tokens."""
 
     @classmethod
     def of(cls, config: ServeConfig, max_positions: int) -> "CompiledShape":
@@ -48,13 +50,19 @@ class CompiledShape:
             "num_blocks": self.num_blocks,
             "max_model_len": self.max_model_len,
             "prefill_buckets": self.prefill,
-            "decode_batch_buckets": (self.max_num_seqs * self.tokens_per_row,),
+            "decode_batch_buckets": (self.max_num_seqs * self.inputs_per_row,),
             "context_buckets": self.context,
             "prefix_caching": self.is_block,
             "segmented_prefill": self.is_block,
-            "multi_token_decode": self.tokens_per_row > 1,
-            "drafts_are_free": self.tokens_per_row > 1,
+            "multi_token_decode": self.inputs_per_row > 1,
+            "drafts_are_free": self.inputs_per_row > 1,
+            "chosen_tokens": self.tokens_per_row if self.is_fused else 0,
         }
+
+    @property
+    def inputs_per_row(self) -> int:
+        """Tokens of one sequence that a decode may be given."""
+        return 1 if self.is_fused else self.tokens_per_row
 
 
 def refuse_windows(model: ModelShape, shape: CompiledShape) -> None:
@@ -92,6 +100,7 @@ def _contiguous(config: ServeConfig, max_positions: int) -> CompiledShape:
         prefix=(),
         context=_up_to(length, config.buckets.context or _doubling(128, length)),
         tokens_per_row=tokens_per_row,
+        is_fused=config.speculation.is_fused,
     )
 
 

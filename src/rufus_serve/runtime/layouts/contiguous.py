@@ -47,7 +47,7 @@ class ContiguousLayout:
         A row at position 0 is a prompt of one token: in a batch, it would send the batch to the
         prefill graph.
         """
-        most = self.shape.max_num_seqs * self.shape.tokens_per_row
+        most = self.shape.max_num_seqs * self.shape.inputs_per_row
         positions = check_decode(step, most, self.shape.max_model_len)
         lines = self._lines(step)
         order = np.lexsort((positions, lines))
@@ -66,10 +66,10 @@ class ContiguousLayout:
         for bucket in self.shape.prefill:
             tokens = np.zeros(max(bucket - 1, 2), dtype=np.int32)
             yield self._prefill(tokens, 0, ())
-        count, width = self.shape.max_num_seqs, self.shape.tokens_per_row
+        count = self.shape.max_num_seqs
         lines = np.arange(count, dtype=np.int32)
         for bucket in self.shape.context:
-            last = np.full(count, max(bucket - width, 1))
+            last = np.full(count, max(bucket - 1 - self._ahead, 1))
             yield self._decode(np.zeros(count, np.int32), last, lines, None)
 
     def _prefill(self, token_ids: Array, line: int, rows: tuple[int, ...]) -> Call:
@@ -97,14 +97,14 @@ class ContiguousLayout:
         Each row of the call has as many tokens as its graph; those beyond a sequence's own are
         written behind it and overwritten before anything sees them.
         """
-        width = self.shape.tokens_per_row
+        width = self.shape.inputs_per_row
         own, starts, counts = np.unique(lines, return_index=True, return_counts=True)
         places = np.arange(len(lines)) + np.repeat(np.arange(len(own)) * width - starts, counts)
         tokens = np.zeros(len(own) * width, dtype=np.int32)
         tokens[places] = token_ids
         first = np.asarray(positions, dtype=np.int32)[starts]
         longest = int(first.max())
-        strict_bucket(longest + (width if width > 1 else 0), self.shape.context)
+        strict_bucket(longest + self._ahead, self.shape.context)
         arguments = {
             "input_ids": tokens.reshape(-1, width),
             "position_ids": column(first) + np.arange(width, dtype=np.int32),
@@ -120,15 +120,20 @@ class ContiguousLayout:
         taken = tuple(places.tolist()) if width > 1 else None
         return Call(arguments, tuple(rows.tolist()), taken)
 
+    @property
+    def _ahead(self) -> int:
+        """Tokens by which NxD Inference takes a context for longer if a decode has drafts."""
+        return self.shape.tokens_per_row if self.shape.tokens_per_row > 1 else 0
+
     def _check_shared(self, step: StepRequest, lines: Array, positions: Array) -> None:
         """Raise RuntimeStepError unless rows of one line are tokens that a decode can hold."""
         is_same = lines[1:] == lines[:-1]
         most = int(np.unique(lines, return_counts=True)[1].max())
         follows = positions[1:] == positions[:-1] + 1
-        if most > self.shape.tokens_per_row or not follows[is_same].all():
+        if most > self.shape.inputs_per_row or not follows[is_same].all():
             raise RuntimeStepError(
                 f"step {step.step_id}: rows share KV lines: blocks {(lines + 1).tolist()}, "
-                f"positions {positions.tolist()}; a decode holds {self.shape.tokens_per_row} "
+                f"positions {positions.tolist()}; a decode holds {self.shape.inputs_per_row} "
                 "successive tokens of each"
             )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rufus_serve.errors import ConfigError, ModelError
+from rufus_serve.runtime.neuron.fused_speculation import DraftModel
 from rufus_serve.runtime.neuron.neuron_config import refuse_unknown_fields
 
 # Named as in NxD Inference's own registry (utils/constants.py), which is not imported because it
@@ -44,8 +45,14 @@ def application_class(architecture: str) -> Any:
         ) from error
 
 
-def build_application(cls: Any, checkpoint_folder: Path, fields: dict[str, Any]) -> Any:
-    """An application of `cls`, neither compiled nor loaded.
+def build_application(
+    cls: Any,
+    checkpoint_folder: Path,
+    fields: dict[str, Any],
+    *,
+    draft: tuple[DraftModel, Path] | None = None,
+) -> Any:
+    """An application of `cls`, neither compiled nor loaded; with a `draft` in a folder of its own.
 
     Raises:
         ConfigError: NxD Inference refuses `fields`, or would ignore one.
@@ -58,6 +65,20 @@ def build_application(cls: Any, checkpoint_folder: Path, fields: dict[str, Any])
     folder = str(checkpoint_folder)
     try:
         neuron_config = neuron_config_class(**fields)
-        return cls(folder, config_class(neuron_config, load_config=load_pretrained_config(folder)))
+        config = config_class(neuron_config, load_config=load_pretrained_config(folder))
+        if draft is not None:
+            config.fused_spec_config = _draft_config(cls, neuron_config, *draft)
+        return cls(folder, config)
     except (AssertionError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"NxD Inference refuses the configuration: {error}") from error
+
+
+def _draft_config(cls: Any, neuron_config: Any, draft: DraftModel, folder: Path) -> Any:
+    """What NxD Inference asks of a draft, a model of the same class."""
+    from neuronx_distributed_inference.models.config import FusedSpecNeuronConfig
+    from neuronx_distributed_inference.utils.hf_adapter import load_pretrained_config
+
+    config = cls.get_config_cls()(
+        draft.neuron_config(neuron_config), load_config=load_pretrained_config(str(folder))
+    )
+    return FusedSpecNeuronConfig(cls._model_cls, draft_config=config, draft_model_path=str(folder))

@@ -22,7 +22,9 @@ from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.quantizing import PATH_FIELD, quantize_checkpoint
 
 _PER_NODE = {"start_rank_id", PATH_FIELD}
-_NOT_COMPILED_IN = {"_name_or_path", "transformers_version", "metadata", "neuron_config"}
+_NOT_COMPILED_IN = {
+    "_name_or_path", "transformers_version", "metadata", "neuron_config", "fused_spec_config",
+}  # fmt: skip
 
 
 def prepare(
@@ -57,7 +59,8 @@ def _compile(application: Any, folder: Path, progress: Progress) -> float:
 def files_to_load(model: NeuronModel, folder: Path) -> list[Path]:
     """What one node reads when its application is loaded from `folder`."""
     shards = [folder / path for path in shards_of(model)]
-    return [folder / GRAPH, *(shards or files_at_hand(model.config.folder))]
+    checkpoints = [file for each in model.folders for file in files_at_hand(each)]
+    return [folder / GRAPH, *(shards or checkpoints)]
 
 
 def _own_folder(model: NeuronModel) -> Path:
@@ -109,11 +112,22 @@ def check_same(folder: Path, wanted: dict[str, Any]) -> None:
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What `found` says otherwise than `wanted`, leaving out what is not compiled in."""
+    drafts = _differing_models(_draft_of(found), _draft_of(wanted))
+    return [*_differing_models(found, wanted), *(f"the draft's {each}" for each in drafts)]
+
+
+def _differing_models(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ours, theirs = wanted.get("neuron_config", {}), found.get("neuron_config", {})
     return [
         *_differing(theirs, ours, _PER_NODE),
         *_differing(found, wanted, _NOT_COMPILED_IN),
     ]
+
+
+def _draft_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the draft model; empty without one. Where it lies is not compiled in."""
+    draft: dict[str, Any] = (config.get("fused_spec_config") or {}).get("draft_config") or {}
+    return draft
 
 
 def _differing(found: dict[str, Any], wanted: dict[str, Any], but: set[str]) -> list[str]:

@@ -43,6 +43,7 @@ def model_identity(model: NeuronModel) -> Identity:
         layout=_LAYOUT,
         settings=fields,
         versions=_versions(),
+        draft=identify_model(model.draft.config.folder) if model.draft else None,
     )
 
 

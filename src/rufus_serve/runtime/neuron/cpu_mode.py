@@ -55,11 +55,14 @@ def load_on_cpu(application: Any) -> None:
     quantize_checkpoint(application)
     with (
         whole_meshes(), kept_rank_ordering(), converted_layers(application),
-        decodes_with_drafts(application),
+        decodes_with_drafts(application), draft_groups(application),
     ):  # fmt: skip
         application.to_cpu()
     for wrapper in application.models:
-        wrapper.model.register_forward_pre_hook(_BucketShape(wrapper.neuron_config))
+        for decoder in _decoders(wrapper.model):
+            decoder.register_forward_pre_hook(_BucketShape(wrapper.neuron_config))
+    if application.neuron_config.enable_fused_speculation:
+        _keep_fused_caches(application)
 
 
 @contextlib.contextmanager
@@ -123,13 +126,73 @@ def decodes_with_drafts(application: Any) -> Iterator[None]:
     Afterwards it looks for the model of plain decodes, in whose place this one is.
     """
     config, length = application.neuron_config, application.neuron_config.speculation_length
+    application.token_generation_model = application.get_generation_model()
     config.speculation_length = 0
-    if length:
-        application.token_generation_model = application.speculation_model
     try:
         yield
     finally:
         config.speculation_length = length
+
+
+@contextlib.contextmanager
+def draft_groups(application: Any) -> Iterator[None]:
+    """Have `to_cpu` make the ranks' group of a fused draft model before it makes the model.
+
+    A device's is made while a process group is set up for tracing.
+    """
+    from neuronx_distributed_inference.models.application_base import init_custom_process_group_fn
+
+    def grouped(model_class: Any) -> Any:
+        def build(config: Any) -> Any:
+            init_custom_process_group_fn(config)
+            return model_class(config)
+
+        return build
+
+    is_fused = application.neuron_config.enable_fused_speculation
+    wrappers = application.models if is_fused else []
+    classes = [wrapper.model_cls for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.model_cls = grouped(wrapper.model_cls)
+    try:
+        yield
+    finally:
+        for wrapper, model_class in zip(wrappers, classes, strict=True):
+            wrapper.model_cls = model_class
+
+
+def _decoders(model: Any) -> list[Any]:
+    """`model`, or the draft and the target of a fused one, which do not hear of its bucket."""
+    return [model.draft_model, model.target_model] if hasattr(model, "draft_model") else [model]
+
+
+def _keep_fused_caches(application: Any) -> None:
+    """Store the caches that a fused call returns, in prefill's model and decode's.
+
+    NxD Inference looks for the draft's and the target's where they are not.
+    """
+
+    def run_in(wrapper: Any) -> Any:
+        def run(*args: Any) -> list[Any]:
+            # After the tokens come the next call's ids, mask and positions.
+            tokens, _, _, _, *caches = wrapper.model(*args)
+            for each in application.models:
+                for held, cache in zip(_states(each.model), caches, strict=True):
+                    held.data = cache
+            return [tokens]
+
+        return run
+
+    for wrapper in application.models:
+        wrapper._forward = run_in(wrapper)  # noqa: SLF001 - padding and sorting are around it
+    vars(application)["_copy_past_key_values"] = lambda _: None
+
+
+def _states(model: Any) -> list[Any]:
+    """What a fused model keeps from call to call, in the order in which it returns them."""
+    caches = [cache for each in _decoders(model) for cache in each.kv_mgr.past_key_values]
+    buffer = getattr(model, "hidden_state_rolling_buffer", None)
+    return caches if buffer is None else [*caches, buffer.hidden_states]
 
 
 class _BucketShape:

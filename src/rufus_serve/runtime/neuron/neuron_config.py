@@ -12,7 +12,7 @@ from typing import Any
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape
-from rufus_serve.runtime.neuron import quantizing
+from rufus_serve.runtime.neuron import fused_speculation, quantizing
 from rufus_serve.runtime.neuron.candidate_graphs import fields_of_graphs
 from rufus_serve.runtime.neuron.environment import LOGICAL_CORES
 from rufus_serve.runtime.neuron.topology import Topology
@@ -21,6 +21,10 @@ _SETTINGS = {
     "attention_dp_degree": "neuron.attention_dp_degree",
     "context_encoding_buckets": "buckets.prefill",
     "cp_degree": "neuron.cp_degree",
+    **dict.fromkeys(
+        ("enable_eagle_speculation", "enable_fused_speculation", "is_eagle_draft"),
+        "speculation.method",
+    ),
     "is_block_kv_layout": "neuron.kv_layout",
     "is_prefix_caching": "neuron.kv_layout",
     "local_ranks_size": "neuron.cores_per_node",
@@ -40,8 +44,6 @@ _REFUSED = {
     "allow_input_truncation": "a prompt would be cut silently",
     "async_mode": "it runs a token ahead of the leader, which samples",
     "chunked_prefill_config": "NxD Inference 0.8 has no implementation of it",
-    "enable_eagle_speculation": "followers return logits, not tokens",
-    "enable_fused_speculation": "followers return logits, not tokens",
     "flash_decoding_enabled": "it changes what a KV line holds",
     "kv_cache_quant": "it changes no KV cache in NxD Inference 0.8; kv_quant_config does",
     "is_medusa": "followers return logits, not tokens",
@@ -50,6 +52,7 @@ _REFUSED = {
     "output_logits": "the leader samples",
     "padding_side": "followers pad on the right",
     "pp_degree": "all nodes form one tensor-parallel group",
+    "token_tree_config": "drafts are one behind the other",
     "token_generation_batches": "NxD Inference 0.8 fails to pad the inputs of smaller graphs",
     "windowed_context_encoding_size": "a prefill step is one call",
 }
@@ -102,6 +105,8 @@ def _chosen_fields(config: ServeConfig, shape: CompiledShape) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if shape.tokens_per_row > 1:
         fields["speculation_length"] = shape.tokens_per_row
+    if shape.is_fused:
+        fields |= fused_speculation.fields_of_graphs(config.speculation)
     if config.neuron.device_candidates:
         fields |= fields_of_graphs(config.neuron.device_candidates)
     if config.weights == "int8":

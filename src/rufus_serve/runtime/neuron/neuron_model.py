@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rufus_serve.config.schema import ServeConfig
-from rufus_serve.errors import ConfigError
+from rufus_serve.errors import ConfigError, ModelError
 from rufus_serve.model.config_json import ConfigJson, read_config
 from rufus_serve.model.shape import ModelShape, shape_of
 from rufus_serve.runtime.layouts.compiled_shape import CompiledShape, refuse_windows
@@ -17,6 +17,7 @@ from rufus_serve.runtime.neuron.checks import (
     check_quantizing,
     check_sharding,
 )
+from rufus_serve.runtime.neuron.fused_speculation import DraftModel
 from rufus_serve.runtime.neuron.neuron_config import neuron_config_fields
 from rufus_serve.runtime.neuron.overlay import config_overlay, write_overlay
 from rufus_serve.runtime.neuron.quantizing import PATH_FIELD
@@ -34,6 +35,8 @@ class NeuronModel:
     dtype: str
     fields: dict[str, Any]
     """Of NeuronConfig."""
+    draft: DraftModel | None = None
+    """With fused speculation."""
 
     @classmethod
     def of(cls, config: ServeConfig, topology: Topology) -> "NeuronModel":
@@ -59,13 +62,23 @@ class NeuronModel:
         check_candidates(decoder, config.neuron.device_candidates)
         dtype = number_format(config, decoder.dtype or "bfloat16")
         fields = neuron_config_fields(config, shape, topology, dtype)
-        return cls(config_json, decoder, shape, topology, dtype, fields)
+        draft = (
+            DraftModel.of(config.speculation, topology, model=decoder, shape=shape)
+            if shape.is_fused
+            else None
+        )
+        return cls(config_json, decoder, shape, topology, dtype, fields, draft)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of all checkpoints: the model's, and its draft's."""
+        return [each.config.folder for each in (self, self.draft) if each is not None]
 
     @property
     def num_candidates(self) -> int:
         """Of each row, found by the graphs; 0 if they bring logits alone."""
         found = self.fields.get("on_device_sampling_config")
-        return int(found["global_topk"]) if found else 0
+        return int(found.get("global_topk", 0)) if found else 0
 
     def build(self, work: Path, *, quantized: Path | None = None) -> Any:
         """The application, neither compiled nor loaded; `work` is needed as long as it is.
@@ -75,11 +88,28 @@ class NeuronModel:
         application = application_class(_architecture(self.config))
         if self.num_candidates:
             application = with_candidates(application)
-        folder = write_overlay(self.config, config_overlay(self.config), work / "checkpoint")
+        folder = _overlay(self.config, work / "checkpoint")
         fields = self.fields
         if fields.get("quantized"):
             fields = {**fields, PATH_FIELD: str(quantized or work / "quantized")}
-        return build_application(application, folder, fields)
+        draft = None
+        if self.draft is not None:
+            self._check_class(self.draft, application)
+            draft = self.draft, _overlay(self.draft.config, work / "draft")
+        return build_application(application, folder, fields, draft=draft)
+
+    def _check_class(self, draft: DraftModel, application: Any) -> None:
+        architecture = _architecture(draft.config)
+        if application_class(architecture) is not application:
+            raise ModelError(
+                f"speculation.draft_model is a {architecture}, the model a "
+                f"{_architecture(self.config)}: NxD Inference runs both by one class; name a "
+                "draft of the model's own architecture"
+            )
+
+
+def _overlay(config: ConfigJson, into: Path) -> Path:
+    return write_overlay(config, config_overlay(config), into)
 
 
 def _architecture(config: ConfigJson) -> str:

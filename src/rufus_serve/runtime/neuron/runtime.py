@@ -18,7 +18,7 @@ from rufus_serve.artifacts.read_ahead import read_ahead
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import CollectiveAborted, FollowerError, RuntimeStepError
 from rufus_serve.model.weight_files import weights_bytes
-from rufus_serve.protocol.messages import RuntimeInfo, StepRequest
+from rufus_serve.protocol.messages import ChosenTokens, RuntimeInfo, StepRequest
 from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.runtime.base import GroupSpec, Progress
 from rufus_serve.runtime.layouts.block import BlockLayout
@@ -33,6 +33,7 @@ from rufus_serve.runtime.neuron.environment import (
     device_environment,
     group_environment,
 )
+from rufus_serve.runtime.neuron.fused_speculation import chosen_tokens
 from rufus_serve.runtime.neuron.host import (
     apply_environment,
     interface_towards,
@@ -142,12 +143,12 @@ class NeuronRuntime:
             hide_logits(self._application)
         self._loaded = True
 
-    def prefill(self, step: StepRequest) -> StepLogits | None:
-        """Last-position logits of one row, if the step wants them."""
+    def prefill(self, step: StepRequest) -> StepLogits | ChosenTokens | None:
+        """Last-position logits of one row, or the token behind it, if the step wants them."""
         return self._run(self._ready().prefill(step), step)
 
-    def decode(self, step: StepRequest) -> StepLogits | None:
-        """Logits of R rows."""
+    def decode(self, step: StepRequest) -> StepLogits | ChosenTokens | None:
+        """Logits of R rows, or the tokens behind them."""
         return self._run(self._ready().decode(step), step)
 
     def abort(self) -> None:
@@ -180,8 +181,11 @@ class NeuronRuntime:
             raise RuntimeStepError("a step before load, join and warm_up")
         return self._layout
 
-    def _run(self, calls: list[Call], step: StepRequest) -> StepLogits | None:
+    def _run(self, calls: list[Call], step: StepRequest) -> StepLogits | ChosenTokens | None:
         check_token_ids(step, self._vocab_size)
+        if self._config.speculation.is_fused:
+            chosen = self._choose(calls, step)
+            return None if self._topology.node_rank or not step.want_logits else chosen
         if self._config.neuron.device_candidates:
             kept = self._find(calls, step)
         else:
@@ -189,6 +193,16 @@ class NeuronRuntime:
         if not step.want_logits:
             return None
         return WholeLogits(None) if self._topology.node_rank else kept
+
+    def _choose(self, calls: list[Call], step: StepRequest) -> ChosenTokens:
+        """What graphs that choose tokens chose."""
+        most = self._config.num_speculative_tokens + 1
+        token_ids = np.full((step.num_rows, most), -1, np.int32)
+        for call in calls:
+            token_ids[list(call.rows)] = chosen_tokens(self._forward(call))[call.places]
+        return ChosenTokens(
+            token_ids=token_ids, num_accepted=(token_ids >= 0).sum(axis=1, dtype=np.int32)
+        )
 
     def _bring(self, calls: list[Call], step: StepRequest) -> StepLogits:
         """Logits in full; those that no call names are not set."""
@@ -242,9 +256,9 @@ def runtime_info(model: NeuronModel, *, load_s: float, use: ArtifactUse) -> Runt
         dtype=model.dtype,
         **shape.of_info(),
         can_rejoin=False,
-        candidates=True,
+        candidates=not shape.is_fused,
         device_candidates=model.num_candidates,
-        weights_bytes=weights_bytes(model.config.folder) // model.topology.num_nodes,
+        weights_bytes=sum(map(weights_bytes, model.folders)) // model.topology.num_nodes,
         load_s=load_s,
         artifacts=use,
     )
