@@ -116,6 +116,14 @@ class TopK:
         return tensor.topk(k, dim=dim)
 
 
+class Argmax:
+    """In place of the operation that one rank finds its best with."""
+
+    @staticmethod
+    def apply(tensor, dim, keepdim):
+        return tensor.argmax(dim, keepdim)
+
+
 REAL = {
     "torch_xla": {"__version__": "2.9.0"},
     "torch_neuronx": {"__version__": "2.9.0"},
@@ -130,7 +138,7 @@ REAL = {
         "REDUCE_MAX": "max",
     },
     "torch_xla.runtime": {"global_ordinal": _rank, "world_size": _world_size},
-    "torch_neuronx.xla_impl.ops": {"TopK": TopK},
+    "torch_neuronx.xla_impl.ops": {"Argmax": Argmax, "TopK": TopK},
     "torch_neuronx.xla_impl.base": {"xla_hlo_call": _handing_on},
     "torch_neuronx.utils": {"get_platform_target": _trn1},
     "torch_neuronx.utils.utils": {"get_platform_target": _trn1},

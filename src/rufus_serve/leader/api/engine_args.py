@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.leader.api.generation_defaults import replaced_defaults
+from rufus_serve.leader.api.generation_defaults import greedy_defaults, replaced_defaults
 from rufus_serve.model.folder import model_name
 
 OURS = {
@@ -19,6 +19,7 @@ OURS = {
     "num_gpu_blocks_override": "num_blocks", "gpu_memory_utilization": "cpu.kv_cache_gib",
     "kv_cache_memory_bytes": "cpu.kv_cache_gib", "enable_prefix_caching": "prefix_caching",
     "speculative_config": "speculation", "spec_method": "speculation.method",
+    "spec_model": "speculation.draft_model",
     "spec_tokens": "speculation.num_speculative_tokens",
     "async_scheduling": "async_scheduling", "tensor_parallel_size": "nodes",
     "pipeline_parallel_size": "nodes", "distributed_executor_backend": "cluster.kind",
@@ -38,7 +39,6 @@ UNSUPPORTED = {
     "quantization": "followers hold unquantized weights",
     "quantization_config": "followers hold unquantized weights",
     "kv_cache_dtype": "the KV cache has the weights' format",
-    "spec_model": "drafts come from a request's own text; see `speculation`",
     "enable_lora": "followers hold no adapters",
     "lora_modules": "followers hold no adapters",
     "default_mm_loras": "followers hold no adapters",
@@ -139,10 +139,9 @@ def _own_words(config: ServeConfig) -> Iterator[str]:
         # vLLM's `auto` takes the backend of the first request, and fails those of another.
         yield from ("--structured-outputs-config", '{"backend": "xgrammar"}')
     if not config.vllm_args.keys() & {"generation_config", "override_generation_config"}:
-        yield from (
-            "--override-generation-config",
-            json.dumps(replaced_defaults(Path(config.model))),
-        )
+        is_fused = config.speculation.is_fused
+        defaults = greedy_defaults() if is_fused else replaced_defaults(Path(config.model))
+        yield from ("--override-generation-config", json.dumps(defaults))
     yield from ("--allowed-origins", "[]")
     yield from ("--max-num-batched-tokens", str(max(config.max_num_seqs, *config.buckets.prefill)))
     yield from ("--uvicorn-log-level", "info" if verbose else "warning")
@@ -154,7 +153,7 @@ def _own_words(config: ServeConfig) -> Iterator[str]:
 
 def _speculation(config: ServeConfig) -> dict[str, Any]:
     # By this name vLLM's asynchronous scheduler keeps places for drafts; it makes none itself.
-    return config.speculation.model_dump() | {"method": "ngram_gpu"}
+    return config.speculation.model_dump(exclude={"draft_model"}) | {"method": "ngram_gpu"}
 
 
 def words_of(action: Any, value: object) -> list[str]:

@@ -8,6 +8,7 @@ from rufus_serve.leader.api import vllm_compat
 from rufus_serve.leader.api.call import CURRENT, Call
 from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
 from rufus_serve.leader.api.grammar_limits import GrammarRefused
+from rufus_serve.leader.api.greedy_only import needs_logits
 
 _RANKS = 1_000_000
 """More than there are places, so that a key's priority outweighs how many it has open."""
@@ -16,15 +17,23 @@ _MOST_BEST = 1000
 
 
 def guard(
-    engine: Any, grammars: GrammarCompiler, *, prioritized: bool, has_prompt_logprobs: bool
+    engine: Any,
+    grammars: GrammarCompiler,
+    *,
+    prioritized: bool,
+    has_prompt_logprobs: bool,
+    chooses_tokens: bool = False,
 ) -> None:
     """Have `engine.generate` check requests, set priorities and count tokens of the `Call`.
 
     `prioritized`: the engine schedules by priority. Then a key's requests come after those of
     keys that have fewer sequences open. `has_prompt_logprobs`: its followers tell them.
+    `chooses_tokens`: they choose tokens, and tell nothing else of logits.
     """
 
     async def check(sampling_params: Any) -> None:
+        if chooses_tokens:
+            _check_greedy(sampling_params)
         _check_prompt_logprobs(
             vllm_compat.num_prompt_logprobs(sampling_params), has_prompt_logprobs
         )
@@ -82,6 +91,17 @@ def _check_prompt_logprobs(num_best: int | None, has_prompt_logprobs: bool) -> N
         raise vllm_compat.invalid_request(
             f"prompt_logprobs must be from 0 to {_MOST_BEST} here, got {num_best}",
             parameter="prompt_logprobs",
+        )
+
+
+def _check_greedy(sampling_params: Any) -> None:
+    name = needs_logits(sampling_params)
+    if name:
+        raise vllm_compat.invalid_request(
+            f"{name} is not supported with speculation.method fused or eagle: the device's graphs "
+            "choose each token greedily, and bring no logits; leave it out (temperature must be "
+            "0, its default here)",
+            parameter=name,
         )
 
 

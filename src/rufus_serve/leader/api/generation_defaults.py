@@ -15,6 +15,11 @@ _NEUTRAL = {
 }  # fmt: skip
 
 
+def greedy_defaults() -> dict[str, Any]:
+    """Defaults of requests where followers choose tokens: no other could be served."""
+    return _NEUTRAL | {"temperature": 0.0}
+
+
 def replaced_defaults(model: Path) -> dict[str, Any]:
     """Defaults in `model`'s generation_config.json that a request is refused for, made neutral.
 

@@ -23,7 +23,7 @@ from rufus_serve.leader.api.engine_metrics import add_engine
 from rufus_serve.leader.api.fleet.client import fleet_factory, replacing_vllms_client
 from rufus_serve.leader.api.grammar_compiler import GrammarCompiler
 from rufus_serve.leader.api.routes import listed_paths
-from rufus_serve.leader.beat import HAS_PROMPT_LOGPROBS
+from rufus_serve.leader.beat import CHOOSES_TOKENS, HAS_PROMPT_LOGPROBS
 
 
 @asynccontextmanager
@@ -63,6 +63,7 @@ async def application(
             grammars,
             prioritized=args.scheduling_policy == "priority",
             has_prompt_logprobs=all(await engine.collective_rpc(HAS_PROMPT_LOGPROBS)),
+            chooses_tokens=any(await engine.collective_rpc(CHOOSES_TOKENS)),
         )
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)

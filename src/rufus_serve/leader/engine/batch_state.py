@@ -3,7 +3,7 @@
 Follows the scheduler's outputs one by one, in order, on the step thread.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,8 @@ class BatchState:
         self, vllm_config: Any, *, info: RuntimeInfo, drafter: Drafter | None = None
     ) -> None:
         self._info = info
+        self.followers_choose = info.chosen_tokens > 0
+        """As `RuntimeInfo.chosen_tokens`: there are no logits then."""
         self._always_whole = not info.candidates or vllm_compat.needs_whole_rows(vllm_config)
         self._sampling: dict[str, RequestSampling] = {}
         self.batch = vllm_compat.make_input_batch(
@@ -44,6 +46,8 @@ class BatchState:
         self._drafter = drafter
         self.drafts: dict[str, list[int]] = {}
         """Tokens that requests of this step's batch are tried with behind their last one."""
+        self.room: dict[str, int] = {}
+        """Most tokens that requests of this step's batch may get behind their next one."""
 
     @property
     def req_ids(self) -> list[str]:
@@ -58,7 +62,16 @@ class BatchState:
     @property
     def needs_vllm(self) -> bool:
         """Whether the batch must be sampled by vLLM, from rows in full."""
+        if self.followers_choose:
+            return False
         return self._always_whole or any(each.needs_vllm for each in self.sampling)
+
+    @property
+    def num_drafts(self) -> dict[str, int]:
+        """How many drafts each request is tried with; followers that make them fill the room."""
+        if self.followers_choose:
+            return {req_id: count for req_id, count in self.room.items() if count}
+        return {req_id: len(drafts) for req_id, drafts in self.drafts.items()}
 
     def apply(self, output: Any) -> dict[str, Row]:
         """Take over a SchedulerOutput; the rows to run, in scheduling order."""
@@ -68,8 +81,13 @@ class BatchState:
         spans = {req_id: self._span(req_id, count) for req_id, count in scheduled.items()}
         self._set_batch([r for r, at in spans.items() if at.end == self._requests[r].num_tokens])
         in_full = self.needs_vllm
-        room = {} if in_full else output.scheduled_spec_decode_tokens
-        self.drafts = self._propose({r: len(kept) for r, kept in room.items() if r not in fresh})
+        places = {} if in_full else output.scheduled_spec_decode_tokens
+        self.room = {
+            req_id: max(0, min(len(kept), self._num_left(req_id) - 1))
+            for req_id, kept in places.items()
+            if req_id not in fresh and req_id in self.batch.req_id_to_index
+        }
+        self.drafts = self._propose()
         return {
             req_id: self._row(req_id, span, is_new=req_id in fresh, in_full=in_full)
             for req_id, span in spans.items()
@@ -162,14 +180,14 @@ class BatchState:
         computed: int = state.num_computed_tokens
         return _Span(min(computed, known - 1), min(computed + count, known))
 
-    def _propose(self, room: Mapping[str, int]) -> dict[str, list[int]]:
-        """Drafts for requests of the batch, as there is `room`, written behind their tokens."""
-        if self._drafter is None or not room:
+    def _propose(self) -> dict[str, list[int]]:
+        """Drafts for requests of the batch, as there is room, written behind their tokens."""
+        if self._drafter is None or not self.room:
             return {}
         texts = {
-            req_id: Text(self._tokens(req_id), min(count, self._num_left(req_id) - 1))
-            for req_id, count in room.items()
-            if req_id in self.batch.req_id_to_index and self._sampling[req_id].can_have_drafts
+            req_id: Text(self._tokens(req_id), count)
+            for req_id, count in self.room.items()
+            if self._sampling[req_id].can_have_drafts
         }
         drafts = self._drafter.propose(texts, num_rows=self.batch.num_reqs)
         for req_id, token_ids in drafts.items():

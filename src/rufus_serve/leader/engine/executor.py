@@ -16,7 +16,7 @@ from rufus_serve.channel.keys import GroupKeys
 from rufus_serve.channel.zeromq import ZmqLeaderChannel
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError, FollowerError, LeaderError, RufusError, StartupTimeout
-from rufus_serve.leader.beat import BEAT, HAS_PROMPT_LOGPROBS
+from rufus_serve.leader.beat import BEAT, CHOOSES_TOKENS, HAS_PROMPT_LOGPROBS
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
 from rufus_serve.leader.engine.drafts import Drafter
@@ -190,6 +190,7 @@ class FollowerExecutor(Executor):  # type: ignore[misc]
             "get_supported_tasks": ("generate",),
             "reset_mm_cache": None,
             HAS_PROMPT_LOGPROBS: self._shape.info.prompt_logprobs,
+            CHOOSES_TOKENS: self._shape.info.chosen_tokens > 0,
         }
         if method == BEAT:
             self._progress.turned()
@@ -249,7 +250,7 @@ def _identity(config: ServeConfig, engine_id: str) -> HelloInfo:
 
 def _drafter(config: ServeConfig, info: RuntimeInfo) -> Drafter | None:
     speculation = config.speculation
-    if speculation.method == "none":
+    if speculation.method != "ngram":
         return None
     return Drafter(
         shortest=speculation.prompt_lookup_min,

@@ -65,7 +65,8 @@ class GroupShape:
             ConfigError: not even one request of the longest length fits, or followers lack a
                 capability that the configuration needs.
         """
-        if self.tokens_per_row > 1 and not self.info.multi_token_decode:
+        takes_drafts = self.info.multi_token_decode or self.info.chosen_tokens
+        if self.tokens_per_row > 1 and not takes_drafts:
             raise ConfigError(
                 "speculation is configured, but these followers' decodes hold one token a row; "
                 "set speculation.method to none"
@@ -104,5 +105,5 @@ def _layout(info: RuntimeInfo) -> tuple[object, ...]:
         info.num_layers, info.num_kv_heads, info.head_size, info.vocab_size, info.block_size,
         info.prefill_buckets, info.decode_batch_buckets, info.context_buckets,
         info.prefix_caching, info.segmented_prefill, info.multi_token_decode,
-        info.batched_prefill,
+        info.batched_prefill, info.chosen_tokens,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From followers' replies to sampled tokens: by candidates, by rows in full, or by vLLM.
+"""From followers' replies to tokens: by candidates, by rows in full, by vLLM, or as they chose.
 
 Drafts are verified by drawing: each position's token is drawn as ever, from the logits behind the
 tokens before it, for as long as those are what the drafts said. So drafts change no token.
@@ -65,6 +65,8 @@ class TokenSampler:
         logprobs = None
         if not req_ids:
             token_ids: list[list[int]] = []
+        elif state.followers_choose:
+            token_ids = self._by_followers()
         elif state.needs_vllm:
             drawn, logprobs = self._by_vllm(scheduler_output, grammar_output)
             token_ids = [[token_id] for token_id in drawn]
@@ -79,7 +81,7 @@ class TokenSampler:
             token_ids,
             logprobs,
             still_prefilling=_rest(scheduler_output, req_ids),
-            num_drafts={req_id: len(drafts) for req_id, drafts in state.drafts.items()},
+            num_drafts=state.num_drafts,
             prompt_logprobs={
                 req_id: vllm_compat.prompt_logprobs(scores, self._vllm_config)
                 for req_id, scores in state.prompt_logprobs.pop(req_ids).items()
@@ -99,6 +101,22 @@ class TokenSampler:
         )
         self._state.append(self._state.req_ids, token_ids)
         return token_ids, logprobs
+
+    def _by_followers(self) -> list[list[int]]:
+        """The tokens that followers chose, as many of each row as it has room for."""
+        state, req_ids = self._state, self._state.req_ids
+        chosen = {
+            self._req_ids[of.row]: token_ids[:count].tolist()
+            for step, reply in self._answers
+            if reply.chosen is not None
+            for of, token_ids, count in zip(
+                step.rows, reply.chosen.token_ids, reply.chosen.num_accepted, strict=True
+            )
+        }
+        rows = [chosen[req_id][: 1 + state.room.get(req_id, 0)] for req_id in req_ids]
+        for req_id, token_ids in zip(req_ids, rows, strict=True):
+            state.append([req_id] * len(token_ids), token_ids)
+        return rows
 
     def _by_rows(self, bitmasks: Mapping[str, Array], look_up: LookUp) -> list[list[Drawn]] | None:
         """Each row's tokens in batch order; None if the group is lost."""
