@@ -81,6 +81,8 @@ class Eager(Drafter):
 class Engine:
     """The step thread's part of an engine, over the model of numbers."""
 
+    info = INFO
+
     def __init__(self, requests: dict[str, Any], *, drafter: Drafter | None) -> None:
         config = SimpleNamespace(
             scheduler_config=SimpleNamespace(max_num_seqs=32, max_num_batched_tokens=512),
@@ -89,7 +91,7 @@ class Engine:
             ),
             reasoning_config=None, speculative_config=None,
         )  # fmt: skip
-        self.state = BatchState(config, info=INFO, drafter=drafter)
+        self.state = BatchState(config, info=self.info, drafter=drafter)
         self.sampler = TokenSampler(config, self.state, vocab_size=VOCAB)
         self.requests = requests
         self.tokens: dict[str, list[int]] = {req_id: list(PROMPT) for req_id in requests}
@@ -139,7 +141,8 @@ class Engine:
         if is_lost:
             self.state.empty_batch()
             return
-        steps = StepBuilder.for_runtime(INFO).build(list(rows.values()), epoch=1, first_step_id=0)
+        builder = StepBuilder.for_runtime(self.info)
+        steps = builder.build(list(rows.values()), epoch=1, first_step_id=0)
         written = {r: np.array(row.token_ids[: row.end]) for r, row in rows.items()}
         answers = [(step, self._reply(step, list(written.values()))) for step in steps]
         self.sampler.collect(answers, list(rows))

@@ -50,8 +50,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Name of the artifact folder: a hash of all fields."""
-        fields = {name: at for name, at in msgspec.to_builtins(self).items() if at is not None}
-        text = json.dumps(fields, sort_keys=True)
+        text = json.dumps(_fields(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -75,7 +74,7 @@ def identify_model(folder: Path) -> ModelIdentity:
 
 def differences(found: Identity, wanted: Identity) -> list[str]:
     """Each field in which `found` is not what is `wanted`, with both values."""
-    theirs, ours = (_flat(msgspec.to_builtins(identity)) for identity in (found, wanted))
+    theirs, ours = (_flat(_fields(identity)) for identity in (found, wanted))
     names = sorted(theirs.keys() | ours.keys())
     for part in ("model", "draft"):
         checkpoint: ModelIdentity | None = getattr(wanted, part)
@@ -86,6 +85,12 @@ def differences(found: Identity, wanted: Identity) -> list[str]:
         for name in names
         if theirs.get(name, _ABSENT) != ours.get(name, _ABSENT)
     ]
+
+
+def _fields(identity: Identity) -> dict[str, Any]:
+    """Without a draft as if there were no such field: keys of models without one stay."""
+    fields: dict[str, Any] = msgspec.to_builtins(identity)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 _ABSENT = object()

@@ -248,14 +248,14 @@ def _speculation(config: ServeConfig) -> Iterator[Conflict]:
             "places that the asynchronous scheduler keeps free for them; leave async_scheduling on",
             ("speculation.method", "async_scheduling"),
         )
-    if config.is_neuron_shaped and not config.has_kv_lines:
-        yield Conflict(
-            f"speculation.method {speculation.method} with neuron.kv_layout block: only KV lines "
-            "have calls of several tokens a row here; set kv_layout to contiguous",
-            ("speculation.method", "neuron.kv_layout"),
-        )
     if speculation.is_fused:
         yield from _fused_speculation(config)
+    elif config.is_neuron_shaped and not config.has_kv_lines:
+        yield Conflict(
+            f"speculation.method {speculation.method} with neuron.kv_layout block: NxD Inference "
+            "0.8 has no decode of several tokens with block tables; set kv_layout to contiguous",
+            ("speculation.method", "neuron.kv_layout"),
+        )
 
 
 def _fused_speculation(config: ServeConfig) -> Iterator[Conflict]:
@@ -269,6 +269,8 @@ def _fused_speculation(config: ServeConfig) -> Iterator[Conflict]:
         (config.runtime != "neuron", "runtime",
          "the graphs that draft and choose tokens are NxD Inference's; use runtime neuron, or "
          "method ngram"),
+        (neuron.kv_layout == "block", "neuron.kv_layout",
+         "a fused decode over block tables is not offered; set it to contiguous"),
         (neuron.device_candidates > 0, "neuron.device_candidates",
          "its graphs choose tokens, and bring no candidates; set it to 0"),
         (neuron.cp_degree > 1, "neuron.cp_degree",

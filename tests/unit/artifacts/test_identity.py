@@ -108,3 +108,12 @@ def test_a_large_file_is_told_from_one_that_differs_throughout(tmp_path):
 def test_a_folder_without_config_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         identify_model(tmp_path)
+
+
+def test_a_drafts_checkpoint_counts_and_a_model_without_one_keeps_its_key():
+    assert IDENTITY.key == "18d0e5fd84f8ebf0868a"
+    with_draft = changed(draft=ModelIdentity(config_sha256="d0", weights=WEIGHTS))
+    other = changed(draft=ModelIdentity(config_sha256="d1", weights=()))
+    assert with_draft.key != IDENTITY.key
+    assert "draft.config_sha256 is absent, wanted 'd0'" in differences(IDENTITY, with_draft)
+    assert differences(with_draft, other) == ["draft.config_sha256 is 'd0', wanted 'd1'"]

@@ -159,3 +159,42 @@ def test_what_nxd_inference_cannot_quantize_is_refused(settings, why):
     assert messages(runtime="neuron", **settings) == []
     (message,) = messages(runtime="neuron", weights="int8", **settings)
     assert message.startswith(why)
+
+
+FUSED = {"method": "fused", "draft_model": "d"}
+
+
+@pytest.mark.parametrize("method", ["fused", "eagle"])
+def test_a_draft_model_goes_with_graphs_that_choose_tokens(method):
+    speculation = FUSED | {"method": method}
+    assert messages(runtime="neuron", speculation=speculation) == []
+    (found,) = messages(runtime="neuron", speculation=speculation | {"draft_model": ""})
+    assert f"speculation.method {method} without speculation.draft_model" in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"runtime": "cpu"}, "with runtime: the graphs that draft and choose tokens are NxD"),
+        ({"cpu": {"strict_neuron": True}, "runtime": "cpu"}, "use runtime neuron, or method ngram"),
+        ({"neuron": {"kv_layout": "block"}}, "with neuron.kv_layout: a fused decode over block"),
+        ({"neuron": {"device_candidates": 64}}, "with neuron.device_candidates: its graphs choose"),
+        ({"neuron": {"cp_degree": 2}}, "with neuron.cp_degree: the draft's attention"),
+        (
+            {"neuron": {"cp_degree": 2, "attention_dp_degree": 2}},
+            "with neuron.attention_dp_degree: the draft's attention",
+        ),
+        ({"weights": "int8"}, "with weights: the draft would need a quantized checkpoint"),
+        ({"vllm_args": {"logits_processors": ["a:B"]}}, "logits_processors would see no logits"),
+        ({"async_scheduling": False}, "async_scheduling false"),
+    ],
+)
+def test_fused_speculation_says_what_it_excludes(settings, message):
+    found = messages(**{"runtime": "neuron", "speculation": FUSED} | settings)
+    assert any(message in each for each in found), found
+
+
+@pytest.mark.parametrize("method", ["none", "ngram"])
+def test_a_draft_model_that_nothing_would_use_is_refused(method):
+    (found,) = messages(speculation={"method": method, "draft_model": "d"})
+    assert "only methods fused and eagle have a draft model" in found

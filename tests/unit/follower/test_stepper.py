@@ -4,6 +4,7 @@ import pytest
 from rufus_serve.errors import CollectiveAborted
 from rufus_serve.follower.stepper import Stepper
 from rufus_serve.protocol.messages import (
+    ChosenTokens,
     LogitsRequest,
     Phase,
     PromptScores,
@@ -50,7 +51,7 @@ class ScriptedRuntime:
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
-        return None if result is None else WholeLogits(result)
+        return WholeLogits(result) if isinstance(result, np.ndarray) else result
 
 
 def stepper(*results) -> tuple[Stepper, ScriptedRuntime]:
@@ -173,3 +174,16 @@ def test_a_failed_step_is_answered_and_every_later_one_of_the_epoch_fails_unrun(
     assert (second.step_id, second.epoch) == (4, 4)
     assert str(error) in second.error
     assert len(runtime.calls) == 1
+
+
+def test_tokens_that_the_runtime_chose_are_sent_instead_of_logits():
+    chosen = ChosenTokens(
+        token_ids=np.array([[5, 6], [7, -1]], np.int32), num_accepted=np.array([2, 1], np.int32)
+    )
+    steps, _ = stepper(chosen, None)
+    reply = steps.run(request())
+    assert reply.chosen is chosen
+    assert (reply.logits, reply.candidates) == (None, None)
+    assert steps.run(request()).chosen is None
+    kept = steps.run(LogitsRequest(step_id=5, epoch=4, of_step_id=3, rows=np.array([0], np.int32)))
+    assert "not kept any more" in kept.error

@@ -15,7 +15,14 @@ from recorded_messages import SAMPLES, TYPES, read_record
 
 from rufus_serve.protocol import codec
 from rufus_serve.protocol.codec import CodecError, decode, encode
-from rufus_serve.protocol.messages import AnyMessage, Candidates, Message, Refused, StepReply
+from rufus_serve.protocol.messages import (
+    AnyMessage,
+    Candidates,
+    ChosenTokens,
+    Message,
+    Refused,
+    StepReply,
+)
 
 ARRAYS = npst.arrays(
     dtype=st.sampled_from([np.dtype("<i4"), np.dtype("<i8"), np.dtype("<f4"), np.dtype("<f8")]),
@@ -284,6 +291,17 @@ def test_threads_do_not_mix_their_arrays() -> None:
     for thread in threads:
         thread.join()
     assert seen == {number: {number} for number in range(4)}
+
+
+def test_chosen_tokens_travel_in_a_reply_that_older_peers_know() -> None:
+    chosen = ChosenTokens(
+        token_ids=np.array([[5, 6], [7, -1]], np.int32), num_accepted=np.array([2, 1], np.int32)
+    )
+    reply = StepReply(step_id=1, epoch=1, node_rank=0, compute_s=0.5, chosen=chosen)
+    found = decode(encode(reply))
+    assert isinstance(found, StepReply)
+    assert_same(found, reply)
+    assert decode(read_record()["StepReply"]).chosen is None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -21,7 +21,7 @@ KNOWN = {"enable_auto_tool_choice", "tool_call_parser", "quantization", "enable_
         ("hf_token", "hf_secret", "needs none"),
         ("data_parallel_size", 2, "groups of followers"),
         ("speculative_config", {"method": "ngram"}, "`speculation`"),
-        ("spec_model", "small", "own text"),
+        ("spec_model", "small", "`speculation.draft_model`"),
         ("enable_auto_tool_chioce", True, "did you mean enable_auto_tool_choice"),
     ],
 )

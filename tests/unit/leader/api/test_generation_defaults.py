@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rufus_serve.leader.api.generation_defaults import replaced_defaults
+from rufus_serve.leader.api.generation_defaults import greedy_defaults, replaced_defaults
 
 
 def given(folder: Path, **defaults: Any) -> dict[str, Any]:
@@ -44,3 +44,8 @@ def test_a_file_that_says_nothing_changes_nothing(tmp_path: Path, text: str) -> 
 
 def test_a_model_without_the_file_has_no_defaults(tmp_path: Path) -> None:
     assert replaced_defaults(tmp_path) == {}
+
+
+def test_where_followers_choose_tokens_requests_are_greedy_unless_they_say_otherwise() -> None:
+    defaults = greedy_defaults()
+    assert (defaults["temperature"], defaults["repetition_penalty"]) == (0.0, 1.0)

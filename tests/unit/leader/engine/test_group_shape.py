@@ -74,6 +74,15 @@ def test_running_requests_may_bring_their_drafts_as_well() -> None:
     assert config.scheduler_config.max_num_batched_tokens == 256 + 8 * (1 + 3)
 
 
+def test_followers_that_draft_themselves_may_bring_as_many_tokens() -> None:
+    able = msgspec.structs.replace(INFO, chosen_tokens=4)
+    config = vllm_config(1024)
+    fused = {"method": "fused", "draft_model": "d", "num_speculative_tokens": 3}
+    shape(able, speculation=fused).apply_to(config)
+    assert config.scheduler_config.max_num_batched_tokens == 256 + 8 * (1 + 3)
+    assert "another shape" in shape(able).mismatch(INFO)
+
+
 def test_speculation_is_refused_by_name_where_followers_decode_one_token_a_row() -> None:
     with pytest.raises(ConfigError, match=r"speculation\.method"):
         shape(speculation={"method": "ngram"}).apply_to(vllm_config(1024))

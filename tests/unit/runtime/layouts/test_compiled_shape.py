@@ -38,6 +38,16 @@ def test_a_line_has_room_for_drafts_behind_the_longest_sequence():
     assert not shaped("contiguous").of_info()["multi_token_decode"]
 
 
+def test_graphs_that_draft_themselves_are_given_one_token_a_row():
+    speculation = {"method": "fused", "draft_model": "d", "num_speculative_tokens": 3}
+    shape = shaped("contiguous", speculation=speculation)
+    assert (shape.max_model_len, shape.tokens_per_row, shape.inputs_per_row) == (61, 4, 1)
+    info = shape.of_info()
+    assert (info["decode_batch_buckets"], info["chosen_tokens"]) == ((4,), 4)
+    assert not info["multi_token_decode"]
+    assert drafted(3).of_info()["chosen_tokens"] == 0
+
+
 @pytest.mark.parametrize(
     ("count", "reason"), [(15, "prefill bucket 16 = 1"), (63, "bucket 64 = 1"), (64, "65 > max_mo")]
 )

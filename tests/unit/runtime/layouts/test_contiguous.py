@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from neuron_sized import decode, prefill, shaped
 
 from rufus_serve.errors import RuntimeStepError
+from rufus_serve.runtime.layouts.buckets import strict_bucket
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
 
 LAYOUT = ContiguousLayout(shaped("contiguous"))
@@ -141,3 +144,35 @@ def test_drafts_that_do_not_follow_one_another_are_refused(positions, lines):
 def test_the_graphs_of_drafts_are_warmed_up():
     widths = [call.arguments["input_ids"].shape for call in DRAFTED.warm_up()]
     assert widths == [(1, 15), (1, 63), (4, 4)]
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, DRAFTED], ids=["plain", "drafted"])
+def test_the_smallest_graph_is_warmed_up_by_a_call_that_it_takes(layout):
+    buckets = replace(layout.shape, context=(32, 64))
+    longest = [
+        int(call.arguments["position_ids"][:, 0].max())
+        for call in ContiguousLayout(buckets).warm_up()
+        if call.arguments["input_ids"].shape[0] == 4
+    ]
+    ahead = 0 if layout is LAYOUT else 4
+    assert [strict_bucket(each + ahead, (32, 64)) for each in longest] == [32, 64]
+
+
+FUSED = ContiguousLayout(
+    shaped(
+        "contiguous",
+        speculation={"method": "fused", "draft_model": "d", "num_speculative_tokens": 3},
+    )
+)
+
+
+def test_a_row_that_is_drafted_for_in_the_graph_comes_alone():
+    (call,) = FUSED.decode(decode([5, 6], [9, 20], [[4], [1]]))
+    assert argument(call, "input_ids") == [[6], [5]]
+    assert argument(call, "position_ids") == [[20], [9]]
+    assert "attention_mask" not in call.arguments
+    assert (call.rows, call.places.tolist()) == ((1, 0), [0, 1])
+    with pytest.raises(RuntimeStepError, match="a decode holds 1 successive"):
+        FUSED.decode(decode([5, 6], [9, 10], [[4], [4]]))
+    with pytest.raises(RuntimeStepError, match="within max_model_len 61"):
+        FUSED.decode(decode([5], [61], [[1]]))

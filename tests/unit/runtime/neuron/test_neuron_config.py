@@ -73,6 +73,22 @@ def test_drafts_take_a_decode_of_as_many_tokens_and_one():
         fields(speculation_length=4)
 
 
+@pytest.mark.parametrize("method", ["fused", "eagle"])
+def test_fused_graphs_choose_tokens_greedily(method):
+    config = configured(
+        "contiguous",
+        speculation={"method": method, "num_speculative_tokens": 3, "draft_model": "draft"},
+    )
+    shape = CompiledShape.of(config, 2048)
+    found = neuron_config_fields(config, shape, Topology.of(config, 0, 1), "bfloat16")
+    assert (found["enable_fused_speculation"], found["speculation_length"]) == (True, 4)
+    assert found["on_device_sampling_config"] == {"do_sample": False}
+    assert found.get("enable_eagle_speculation", False) is (method == "eagle")
+    for name in ("enable_fused_speculation", "enable_eagle_speculation", "is_eagle_draft"):
+        with pytest.raises(ConfigError, match=r"use speculation\.method"):
+            fields(**{name: True})
+
+
 def test_the_leader_samples():
     assert "on_device_sampling_config" not in fields()
     with pytest.raises(ConfigError, match=r"on_device_sampling_config is not possible: the leader"):
@@ -85,7 +101,7 @@ def test_the_leader_samples():
         ("allow_input_truncation", True),
         ("async_mode", True),
         ("chunked_prefill_config", {"max_num_seqs": 1}),
-        ("enable_fused_speculation", True),
+        ("token_tree_config", {"0": ["1"]}),
         ("kv_cache_quant", True),
         ("lora_config", {"max_loras": 1}),
         ("padding_side", "left"),

@@ -64,8 +64,8 @@ def make(application, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     made = []
 
-    def make(node_rank=0, layout="contiguous", nodes=1):
-        config = configured(layout, model=str(tmp_path), nodes=nodes)
+    def make(node_rank=0, layout="contiguous", nodes=1, **settings):
+        config = configured(layout, model=str(tmp_path), nodes=nodes, **settings)
         made.append(NeuronRuntime(config, node_rank))
         return made[-1]
 
@@ -235,3 +235,36 @@ def test_a_step_before_the_group_is_refused(make):
     runtime.join(GROUP)
     with pytest.raises(RuntimeStepError, match="before load, join and warm_up"):
         runtime.prefill(prefill([5, 6], [1]))
+
+
+FUSED = {"method": "fused", "num_speculative_tokens": 2}
+
+
+@pytest.mark.parametrize("on_device", [True, False], ids=["device", "cpu"])
+@pytest.mark.parametrize("node_rank", [0, 1])
+def test_what_graphs_choose_returns_to_the_leaders_rows(
+    make, monkeypatch, application, tmp_path, on_device, node_rank
+):
+    """Each row's own token, and as many more as its token's last digit says."""
+
+    def forward(*, input_ids, **_):
+        first = input_ids[:, :1].int()
+        behind = torch.where(torch.arange(1, 3) <= first % 10, first + 1, -1)
+        tokens = torch.cat((first, behind), dim=1).int()
+        outputs = [tokens, tokens[:, :1], None, None] if on_device else tokens
+        return SimpleNamespace(fused_outputs=outputs)
+
+    monkeypatch.setattr(application, "forward", forward)
+    speculation = FUSED | {"draft_model": str(tmp_path)}
+    runtime = make(nodes=2, node_rank=node_rank, speculation=speculation)
+    info = runtime.load(nothing)
+    assert (info.chosen_tokens, info.candidates) == (3, False)
+    runtime.join(GROUP)
+    runtime.warm_up(nothing)
+    chosen = runtime.decode(decode([11, 20, 12], [9, 8, 3], [[4], [1], [2]]))
+    if node_rank:
+        assert chosen is None
+        return
+    assert chosen.token_ids.tolist() == [[11, 12, -1], [20, -1, -1], [12, 13, 13]]
+    assert chosen.num_accepted.tolist() == [2, 1, 3]
+    assert runtime.prefill(prefill([5, 6, 10], [1])).num_accepted.tolist() == [3]

@@ -1,0 +1,161 @@
+"""Fused speculation in NxD Inference's own model: the tokens are those of the model alone."""
+
+import numpy as np
+import pytest
+from nxdi_group import Failed, write_model
+from tests.contract.step_sequences import DRAFTED, SCHEDULES, Sequences
+
+pytestmark = pytest.mark.timeout(300)
+
+MOST = 4
+
+
+def settings(model, draft, ranks, *, method="fused", length=131):
+    neuron = DRAFTED["neuron"] | {"mode": "nxdi-cpu", "cores_per_node": 1}
+    return {
+        "model": str(model), "runtime": "neuron", "nodes": ranks, "max_num_seqs": 4,
+        "dtype": "float32", "neuron": neuron, "max_model_len": length,
+        "buckets": {"prefill": [16, 64, length], "context": [32, 64, length]},
+        "speculation": {
+            "method": method, "num_speculative_tokens": MOST - 1, "draft_model": str(draft)
+        },
+    }  # fmt: skip
+
+
+def write_noisy(model, folder, noise):
+    """`model` with noise on its weights: it says the same now and then."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    draft = AutoModelForCausalLM.from_pretrained(model)
+    for parameter in draft.parameters():
+        parameter.data += noise * parameter.std() * torch.randn_like(parameter)
+    draft.save_pretrained(folder)
+    return folder
+
+
+def write_eagle(model, folder):
+    """An EAGLE head of `model`: one layer without its first norm, no last norm, and `fc`.
+
+    `fc` hands the token's embedding on, so that a model of a noisy pair of tokens agrees.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    write_model(folder, "Llama", heads=9, kv_heads=3, num_hidden_layers=1)
+    own, tensors = load_file(folder / "model.safetensors"), load_file(model / "model.safetensors")
+    left_out = ("model.norm.weight", "model.layers.0.input_layernorm.weight")
+    head = {
+        name.removeprefix("model."): 0.02 * tensor
+        for name, tensor in own.items()
+        if name not in left_out
+    }
+    head["embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+    head["lm_head.weight"] = tensors["lm_head.weight"] * tensors["model.norm.weight"]
+    size = own["model.norm.weight"].shape[0]
+    head["fc.weight"] = torch.cat((torch.eye(size), torch.zeros(size, size)), dim=1)
+    save_file(head, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+class Chosen(Sequences):
+    """Each sequence goes on with what its graph chose; all of it is what `reference` says."""
+
+    def __init__(self, group, reference):
+        super().__init__(None, group.info)
+        self._group, self._reference = group, reference
+        self.counts = []
+
+    def decode(self, *names):
+        rows = [self._row(name) for name in names]
+        planned = self._builder.build(rows, epoch=1, first_step_id=next(self._step_id))
+        for step in planned:
+            chosen = self._group.all("choose", step.request)[0]
+            for place, of in enumerate(step.rows):
+                count = int(chosen.num_accepted[place])
+                self._append(names[of.row], chosen.token_ids[place].tolist(), count)
+
+    def _append(self, name, token_ids, count):
+        self.counts.append(count)
+        assert token_ids[count:] == [-1] * (MOST - count)
+        for token_id in token_ids[:count]:
+            if len(self.tokens[name]) == self._info.max_model_len:
+                break
+            wanted = int(np.argmax(self._reference(self.tokens[name])))
+            assert token_id == wanted, (name, len(self.tokens[name]))
+            self.tokens[name].append(token_id)
+        self.computed[name] = len(self.tokens[name]) - 1
+
+
+def check(group, reference):
+    """How many tokens each row got, over all schedules of the contiguous layout."""
+    random = np.random.default_rng(11)
+    counts = []
+    for schedule in SCHEDULES["contiguous"]:
+        sequences = Chosen(group, reference)
+        schedule(sequences, lambda length: random.integers(3, 504, length).tolist())
+        counts += sequences.counts
+    return counts
+
+
+@pytest.fixture(scope="module")
+def drafts(model, tmp_path_factory):
+    """The model itself, one that agrees now and then, a small one that never does, and a head."""
+    folder = tmp_path_factory.mktemp("drafts")
+    return {
+        "itself": model,
+        "noisy": write_noisy(model, folder / "noisy", 0.1),
+        "small": write_model(folder / "small", "Llama", heads=3, kv_heads=3, num_hidden_layers=1),
+        "eagle": write_eagle(model, folder / "eagle"),
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("name", ["itself", "noisy", "small"])
+def test_tokens_are_the_models_own_whatever_the_draft_says(
+    model, reference, drafts, start_group, name, ranks
+):
+    group = start_group(settings(model, drafts[name], ranks))
+    assert (group.info.chosen_tokens, group.info.multi_token_decode) == (MOST, False)
+    counts = check(group, reference)
+    group.close()
+    assert set(counts) <= set(range(1, MOST + 1))
+    if name == "itself":
+        assert counts.count(MOST) > len(counts) / 3
+    if name == "noisy":
+        assert len(set(counts)) > 1
+
+
+def test_a_tiled_kv_cache_gives_the_same_tokens(model, reference, drafts, start_group):
+    """NxD Inference cuts the cache of fused models into tiles of 128 tokens where it can."""
+    group = start_group(settings(model, drafts["noisy"], 1, length=256))
+    check(group, reference)
+    group.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_eagle_head_drafts_in_the_same_calls(model, reference, drafts, start_group, ranks):
+    group = start_group(settings(model, drafts["eagle"], ranks, method="eagle"))
+    check(group, reference)
+    group.close()
+
+
+def without_its_group(_):
+    from contextlib import nullcontext
+
+    from rufus_serve.runtime.neuron import cpu_mode
+
+    cpu_mode.draft_groups = nullcontext
+
+
+def without_its_caches(_):
+    from rufus_serve.runtime.neuron import cpu_mode
+
+    cpu_mode._keep_fused_caches = lambda _: None
+
+
+@pytest.mark.parametrize("unguarded", [without_its_group, without_its_caches])
+def test_cpu_mode_runs_no_fused_model_of_itself(model, drafts, start_group, unguarded):
+    with pytest.raises(Failed):
+        start_group(settings(model, drafts["small"], 1), unguarded=unguarded)
