@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.contract import leader_vllm  # noqa: F401 - before anything of vLLM's
@@ -22,7 +23,7 @@ import xgrammar
 from model_hosting_container_standards import sagemaker
 from vllm.entrypoints.launchers import app as vllm_app
 from vllm.exceptions import VLLMValidationError
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from rufus_serve.leader.api import vllm_compat
@@ -104,5 +105,46 @@ def test_prompt_logprobs_are_refused_where_followers_or_memory_have_none(
         with pytest.raises(VLLMValidationError, match=refused) as error:
             asyncio.run(ask())
         assert error.value.parameter == "prompt_logprobs"
+    else:
+        assert asyncio.run(ask()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"temperature": 0.0, "seed": 3, "stop": ["."], "max_tokens": 5, "top_p": 0.5}, ""),
+        ({}, "temperature"),
+        ({"temperature": 0.0, "presence_penalty": 1.0}, "presence_penalty"),
+        ({"temperature": 0.0, "frequency_penalty": 1.0}, "frequency_penalty"),
+        ({"temperature": 0.0, "repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"temperature": 0.0, "min_tokens": 2}, "min_tokens"),
+        ({"temperature": 0.0, "logit_bias": {5: 1.0}}, "logit_bias"),
+        ({"temperature": 0.0, "allowed_token_ids": [5]}, "allowed_token_ids"),
+        ({"temperature": 0.0, "bad_words": ["no"]}, "bad_words"),
+        ({"temperature": 0.0, "logprobs": 1}, "logprobs"),
+        ({"temperature": 0.0, "prompt_logprobs": 1}, "prompt_logprobs"),
+        (
+            {"temperature": 0.0, "structured_outputs": StructuredOutputsParams(regex="a")},
+            "structured_outputs",
+        ),
+    ],
+)
+def test_what_needs_logits_is_refused_where_followers_choose_tokens(
+    fields: dict[str, Any], refused: str
+) -> None:
+    async def generate(*_: object, **__: object) -> AsyncIterator[object]:
+        yield SimpleNamespace(prompt_token_ids=[1], outputs=[], finished=True, metrics=None)
+
+    engine = SimpleNamespace(generate=generate)
+    guard(engine, None, prioritized=False, has_prompt_logprobs=False, chooses_tokens=True)
+    params = SamplingParams(**fields)
+
+    async def ask() -> int:
+        return len([each async for each in engine.generate("x", params, "a")])
+
+    if refused:
+        with pytest.raises(VLLMValidationError, match=f"{refused}.* not supported") as error:
+            asyncio.run(ask())
+        assert error.value.parameter == refused
     else:
         assert asyncio.run(ask()) == 1

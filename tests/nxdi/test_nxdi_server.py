@@ -30,6 +30,7 @@ pytestmark = marks
         ("contiguous", 3, 64, "ngram"),
         ("block", 1, 64, "none"),
         ("block", 3, 0, "none"),
+        ("contiguous", 3, 0, "fused"),
     ],
     ids=lambda param: "{}-tp{}-candidates{}-drafts-{}".format(*param),
 )
@@ -41,7 +42,10 @@ def server(request, tmp_path_factory):
         neuron={"kv_layout": layout, "device_candidates": candidates},
         nodes=ranks, max_model_len=512, max_num_seqs=4,
         buckets={"prefill": [64, 128, 512], "context": [128, 512]},
-        speculation={"method": drafts, "num_speculative_tokens": 3},
+        speculation={
+            "method": drafts, "num_speculative_tokens": 3,
+            "draft_model": str(DEMO_MODEL) if drafts == "fused" else "",
+        },
         num_blocks=0 if layout == "contiguous" else NUM_BLOCKS,
     ) as server:  # fmt: skip
         server.layout, server.ranks, server.drafts = layout, ranks, drafts
@@ -71,6 +75,48 @@ def test_drafts_come_true_where_a_text_repeats_itself(server):
     before = server.metric(accepted)
     assert_greedy(DEMO_MODEL, tokens, greedy(server, tokens, 40))
     assert server.metric(accepted) > before
+
+
+def test_a_text_ends_where_it_would_within_what_a_graph_chose(server):
+    if server.drafts != "fused":
+        pytest.skip("the leader chooses tokens")
+    tokens = prompt(30, start=900)
+    whole = greedy(server, tokens, 24)
+    for count in range(1, 8):
+        assert greedy(server, tokens, count) == whole[:count]
+    for stop in dict.fromkeys(whole):
+        body = {
+            "model": server.name, "prompt": tokens, "max_tokens": 24, "ignore_eos": True,
+            "stop_token_ids": [stop], "return_token_ids": True,
+        }  # fmt: skip
+        _, answer = server.post("/v1/completions", body, timeout_s=300)
+        (choice,) = answer["choices"]
+        assert choice["token_ids"] == whole[: whole.index(stop) + 1]
+        assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        ("/v1/completions", {"temperature": 0.7}, "temperature"),
+        ("/v1/completions", {"logprobs": 2}, "logprobs"),
+        ("/v1/completions", {"min_tokens": 3}, "min_tokens"),
+        ("/v1/completions", {"logit_bias": {"5": 1}}, "logit_bias"),
+        ("/v1/completions", {"bad_words": ["no"]}, "bad_words"),
+        ("/v1/chat/completions", {"presence_penalty": 1}, "presence_penalty"),
+        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}, "structured_out"),
+    ],
+)
+def test_what_needs_logits_is_refused_by_name(server, path, fields, name):
+    if server.drafts != "fused":
+        pytest.skip("the leader chooses tokens")
+    asked = {"prompt": "x"} if path == "/v1/completions" else {
+        "messages": [{"role": "user", "content": "x"}]
+    }  # fmt: skip
+    status, answer = server.post(path, {"model": server.name, "max_tokens": 3, **asked, **fields})
+    assert status == 400
+    assert name in answer["error"]["message"]
+    assert "speculation.method fused or eagle" in answer["error"]["message"]
 
 
 def test_cached_beginnings_give_the_reference_tokens(server):

@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"prompt that the time to first token is given for [{_DEFAULT_PROMPT}]",
     )  # fmt: skip
     _add_degrees(parser)
+    parser.add_argument(
+        "--draft-model", metavar="FOLDER", default="",
+        help="count the draft model of fused speculation too",
+    )  # fmt: skip
     parser.add_argument("--published", action="store_true", help="compare with published runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     plan_traffic.add_arguments(parser)
@@ -105,6 +109,8 @@ def _request(args: argparse.Namespace) -> Any:
         prompt_tokens=args.prompt_tokens or min(_DEFAULT_PROMPT, length),
         cp_degree=args.cp_degree,
         attention_dp_degree=args.attention_dp_degree,
+        draft=read_model_shape(Path(args.draft_model)) if args.draft_model else None,
+        draft_model=args.draft_model,
     )
 
 

@@ -51,6 +51,7 @@ def plan_as_json(plan: Plan, *, published: bool) -> dict[str, Any]:
         "tensor_parallel": msgspec.to_builtins(plan.tp),
         "fits": plan.fits,
         "memory_per_core_bytes": {**memory, "free": plan.memory.free},
+        "draft_per_core_bytes": msgspec.to_builtins(plan.draft),
         "capacity": msgspec.to_builtins(plan.capacity),
         "settings": plan.request.settings,
         "graphs": {
@@ -103,6 +104,10 @@ def _memory_table(plan: Plan) -> Table:
     replicated = f", KV heads held {copies:g} times" if copies > 1 else ""
     table.add_row("weights", gib(memory.weights), "replicated KV projections included")
     table.add_row("KV cache", gib(memory.kv), kv + replicated)
+    if request.draft is not None:
+        draft_kv = plan.draft.kv_per_token * memory.kv // memory.kv_per_token
+        of_kv = f"of the weights, and {gib(draft_kv)} of the KV cache"
+        table.add_row("draft model", gib(plan.draft.weights), of_kv)
     table.add_row("scratch", gib(memory.scratch), "runtime, graphs, activations (assumed)")
     table.add_row("free", gib(memory.free), f"of {gib(memory.hbm)}")
     return table
@@ -132,6 +137,8 @@ def _decode_table(plan: Plan) -> Table:
 def _print_latency_notes(console: Console, plan: Plan) -> None:
     lines = ["every step computes all max_num_seqs rows, so a lone sequence takes as long"]
     lines.append(f"decode = {DECODE_FORMULA}")
+    if plan.request.draft is not None:
+        lines.append("drafts are not in these times: a fused decode takes longer, and brings more")
     if plan.request.num_nodes > 1:
         lines.append(f"EFA = {EFA_FORMULA}")
     lines.append(

@@ -8,7 +8,7 @@ from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.doctor.meminfo import memory_available, memory_bound
 from rufus_serve.doctor.topology import device_plan
-from rufus_serve.errors import ArtifactError, ConfigError, FollowerError
+from rufus_serve.errors import ArtifactError, ConfigError, FollowerError, ModelError
 from rufus_serve.units import GIB, gib
 
 _LEADER_BYTES = 2 * GIB
@@ -76,7 +76,7 @@ def _needed_memory(context: HostContext) -> tuple[int, str]:
         return 0, "the model's config.json is no good"
     try:
         start = device_plan(context, context.shape)
-    except ConfigError:
+    except (ConfigError, ModelError):
         return 0, "the settings do not fit the model"
     if config.artifacts.location:
         node = start.memory.weights * config.neuron.cores_per_node * followers

@@ -1,12 +1,13 @@
 """The settings against the model: can it be divided so, and does each part fit?"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.doctor.context import HostContext
 from rufus_serve.doctor.finding import Finding, Findings
 from rufus_serve.errors import ConfigError, ModelError
-from rufus_serve.model.shape import ModelShape
+from rufus_serve.model.shape import ModelShape, read_model_shape
 from rufus_serve.plan.hardware import INSTANCES, Instance, instance_named
 from rufus_serve.plan.memory import WeightFormat
 from rufus_serve.plan.plan import Plan, make_plan
@@ -60,7 +61,7 @@ def _neuron(context: HostContext, say: Findings, shape: ModelShape) -> Iterator[
             yield say.ok(f"tensor parallel degree {degree}, on the CPU")
             return
         plan = device_plan(context, shape)
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         product = f"nodes {context.config.nodes} x neuron.cores_per_node {neuron.cores_per_node}"
         yield say.error(
             f"{product}: {error}",
@@ -94,6 +95,7 @@ def device_plan(context: HostContext, shape: ModelShape) -> Plan:
     """
     config, instance = context.config, instance_of(context)
     length = CompiledShape.of(config, shape.max_model_len).max_model_len
+    folder = config.speculation.draft_model
     return make_plan(
         PlanRequest(
             shape=shape,
@@ -106,6 +108,8 @@ def device_plan(context: HostContext, shape: ModelShape) -> Plan:
             prompt_tokens=min(2048, length),
             cp_degree=config.neuron.cp_degree,
             attention_dp_degree=config.neuron.attention_dp_degree,
+            draft=read_model_shape(Path(folder)) if folder else None,
+            draft_model=folder,
         )
     )
 

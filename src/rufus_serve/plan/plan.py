@@ -39,6 +39,16 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     sequences: int
 
 
+class DraftShare(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of the draft model that one core holds."""
+
+    weights: int
+    kv_per_token: int
+
+
+NO_DRAFT = DraftShare(weights=0, kv_per_token=0)
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the arithmetic says."""
 
@@ -53,6 +63,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     first_token_ms: float
     """For one prompt of `request.prompt_tokens`."""
     start_up: StartUp
+    draft: DraftShare = NO_DRAFT
+    """Part of `memory`; steps are estimated without it, as nobody knows which drafts come true."""
 
     @property
     def shape(self) -> ModelShape:
@@ -91,7 +103,9 @@ def make_plan(request: PlanRequest) -> Plan:
         data_parallel=request.attention_dp_degree,
     )
     placement = _placement(request, tp, attention)
-    memory = _memory(request, placement)
+    draft = _draft_share(request)
+    memory = _memory(request, placement, draft)
+    num_params = sum(each.num_params for each in request.shapes)
     return Plan(
         request=request,
         tp=tp,
@@ -106,12 +120,23 @@ def make_plan(request: PlanRequest) -> Plan:
         first_token_ms=prefill_ms(placement, prompts=1, tokens=_prompt_bucket(request)),
         start_up=start_up(
             instance,
-            checkpoint_bytes=shape.num_params * _FORMAT_BYTES[request.weights],
-            read_bytes=shape.num_params * _READ_BYTES[request.weights],
-            shard_bytes=placement.weights.total,
+            checkpoint_bytes=num_params * _FORMAT_BYTES[request.weights],
+            read_bytes=num_params * _READ_BYTES[request.weights],
+            shard_bytes=placement.weights.total + draft.weights,
             num_nodes=request.num_nodes,
             graphs_ms=_graphs_ms(request, placement),
         ),
+        draft=draft,
+    )
+
+
+def _draft_share(request: PlanRequest) -> DraftShare:
+    if request.draft is None:
+        return NO_DRAFT
+    tp = tensor_parallel(request.draft, request.degree, num_nodes=request.num_nodes)
+    return DraftShare(
+        weights=core_weights(request.draft, tp, request.weights).total,
+        kv_per_token=kv_bytes_per_token(request.draft, tp, request.weights),
     )
 
 
@@ -137,14 +162,14 @@ def smallest_fit(request: PlanRequest) -> Plan | None:
     most = MAX_NODES if request.instance.efa_gbit_per_s else 1
     for num_nodes in range(1, most + 1):
         candidate = request.on_nodes(num_nodes)
-        if divides(request.shape, candidate.degree):
+        if all(divides(shape, candidate.degree) for shape in request.shapes):
             plan = make_plan(candidate)
             if plan.fits:
                 return plan
     return None
 
 
-def _memory(request: PlanRequest, placement: Placement) -> CoreMemory:
+def _memory(request: PlanRequest, placement: Placement, draft: DraftShare) -> CoreMemory:
     scratch = scratch_bytes(
         request.instance,
         request.shape,
@@ -154,9 +179,9 @@ def _memory(request: PlanRequest, placement: Placement) -> CoreMemory:
     )
     return core_memory(
         request.instance,
-        weights=placement.weights.total,
+        weights=placement.weights.total + draft.weights,
         scratch=scratch,
-        kv_per_token=placement.kv_per_token,
+        kv_per_token=placement.kv_per_token + draft.kv_per_token,
         tokens=request.max_model_len,
         rows=request.max_num_seqs,
     )

@@ -29,6 +29,15 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Context parallelism in prefill."""
     attention_dp_degree: int = 1
     """Data parallelism of attention in decode."""
+    draft: ModelShape | None = None
+    """Fused speculation's draft model."""
+    draft_model: str = ""
+    """Its folder."""
+
+    @property
+    def shapes(self) -> tuple[ModelShape, ...]:
+        """All that is held: the model, and its draft."""
+        return (self.shape,) if self.draft is None else (self.shape, self.draft)
 
     @property
     def degree(self) -> int:
@@ -46,7 +55,13 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             "max_num_seqs": self.max_num_seqs,
             "buckets": {"prefill": list(self._prefill_buckets())},
             "neuron": {"cores_per_node": self.cores_per_node, **self._hybrid()},
+            **self._speculation(),
         }
+
+    def _speculation(self) -> dict[str, Any]:
+        if self.draft is None:
+            return {}
+        return {"speculation": {"method": "fused", "draft_model": self.draft_model}}
 
     def _number_formats(self) -> dict[str, str]:
         if self.weights == "int8":

@@ -25,6 +25,14 @@ def test_a_plan_is_printed_with_its_formula(model, capsys):
     assert "recommendation: One node holds it." in shown
 
 
+def test_a_draft_model_is_counted_and_told(model, capsys):
+    assert main(["plan", model, "--draft-model", model]) == 0
+    shown = capsys.readouterr().out
+    assert "of the weights, and" in shown
+    assert "drafts are not in these times" in shown
+    assert "method: fused" in shown
+
+
 def test_json_holds_bytes_and_terms(model, capsys):
     assert main(["plan", model, "--json", "--nodes", "2"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from rufus_serve.config.checks import conflicts
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ConfigError
 from rufus_serve.plan.advice import advice
@@ -50,6 +51,18 @@ def test_405b_needs_more_than_one_trn1_and_int8_needs_fewer():
     )
     assert plain.request.num_nodes == 4
     assert small.request.num_nodes < plain.request.num_nodes
+
+
+def test_a_draft_model_takes_its_weights_and_its_share_of_every_sequence():
+    alone, both = make_plan(asked()), make_plan(asked(draft=LLAMA3_8B, draft_model="small"))
+    draft = make_plan(asked(LLAMA3_8B)).memory
+    assert both.memory.weights == alone.memory.weights + draft.weights
+    assert both.memory.kv_per_token == alone.memory.kv_per_token + draft.kv_per_token
+    assert both.memory.max_sequences < alone.memory.max_sequences
+    assert both.start_up.load_sharded_s > alone.start_up.load_sharded_s
+    config = ServeConfig(model="m", **both.request.settings)
+    assert (config.speculation.method, config.speculation.draft_model) == ("fused", "small")
+    assert conflicts(config) == []
 
 
 def test_the_capacity_table_agrees_with_the_budget():
