@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from nxdi_group import Failed, write_model
+from nxdi_group import Failed, Reference, write_model
 from tests.contract.step_sequences import DRAFTED, SCHEDULES, Sequences
 
 pytestmark = pytest.mark.timeout(300)
@@ -35,10 +35,22 @@ def write_noisy(model, folder, noise):
     return folder
 
 
+def write_calm(folder):
+    """A model whose last token says most of what comes next, which a head can learn by hand."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(write_model(folder, "Llama", heads=9, kv_heads=3) / "model.safetensors")
+    for name in tensors:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensors[name] *= 0.002
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_eagle(model, folder):
     """An EAGLE head of `model`: one layer without its first norm, no last norm, and `fc`.
 
-    `fc` hands the token's embedding on, so that a model of a noisy pair of tokens agrees.
+    `fc` hands the token's embedding on, to which the layer adds little.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -101,13 +113,12 @@ def check(group, reference):
 
 @pytest.fixture(scope="module")
 def drafts(model, tmp_path_factory):
-    """The model itself, one that agrees now and then, a small one that never does, and a head."""
+    """The model itself, one that agrees now and then, and a small one that never does."""
     folder = tmp_path_factory.mktemp("drafts")
     return {
         "itself": model,
         "noisy": write_noisy(model, folder / "noisy", 0.1),
         "small": write_model(folder / "small", "Llama", heads=3, kv_heads=3, num_hidden_layers=1),
-        "eagle": write_eagle(model, folder / "eagle"),
     }
 
 
@@ -135,10 +146,13 @@ def test_a_tiled_kv_cache_gives_the_same_tokens(model, reference, drafts, start_
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_an_eagle_head_drafts_in_the_same_calls(model, reference, drafts, start_group, ranks):
-    group = start_group(settings(model, drafts["eagle"], ranks, method="eagle"))
-    check(group, reference)
+def test_an_eagle_head_drafts_in_the_same_calls(tmp_path, start_group, ranks):
+    model = write_calm(tmp_path / "calm")
+    head = write_eagle(model, tmp_path / "head")
+    group = start_group(settings(model, head, ranks, method="eagle"))
+    counts = check(group, Reference(model))
     group.close()
+    assert {1, MOST} <= set(counts) <= set(range(1, MOST + 1))
 
 
 def without_its_group(_):

@@ -94,7 +94,7 @@ def make_plan(request: PlanRequest) -> Plan:
         ConfigError: the hardware cannot do it at any size, or the heads cannot be divided.
     """
     check(request)
-    shape, instance = request.shape, request.instance
+    shape = request.shape
     tp = tensor_parallel(shape, request.degree, num_nodes=request.num_nodes)
     attention = attention_shares(
         shape,
@@ -105,7 +105,6 @@ def make_plan(request: PlanRequest) -> Plan:
     placement = _placement(request, tp, attention)
     draft = _draft_share(request)
     memory = _memory(request, placement, draft)
-    num_params = sum(each.num_params for each in request.shapes)
     return Plan(
         request=request,
         tp=tp,
@@ -118,15 +117,20 @@ def make_plan(request: PlanRequest) -> Plan:
             for rows in _row_counts(request.max_num_seqs)
         ),
         first_token_ms=prefill_ms(placement, prompts=1, tokens=_prompt_bucket(request)),
-        start_up=start_up(
-            instance,
-            checkpoint_bytes=num_params * _FORMAT_BYTES[request.weights],
-            read_bytes=num_params * _READ_BYTES[request.weights],
-            shard_bytes=placement.weights.total + draft.weights,
-            num_nodes=request.num_nodes,
-            graphs_ms=_graphs_ms(request, placement),
-        ),
+        start_up=_start_up(request, placement, memory),
         draft=draft,
+    )
+
+
+def _start_up(request: PlanRequest, placement: Placement, memory: CoreMemory) -> StartUp:
+    num_params = sum(shape.num_params for shape in request.shapes)
+    return start_up(
+        request.instance,
+        checkpoint_bytes=num_params * _FORMAT_BYTES[request.weights],
+        read_bytes=num_params * _READ_BYTES[request.weights],
+        shard_bytes=memory.weights,
+        num_nodes=request.num_nodes,
+        graphs_ms=_graphs_ms(request, placement),
     )
 
 
