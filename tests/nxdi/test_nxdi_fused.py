@@ -1,9 +1,17 @@
 """Fused speculation in NxD Inference's own model: the tokens are those of the model alone."""
 
+import json
+
 import numpy as np
 import pytest
 from nxdi_group import Failed, Reference, write_model
 from tests.contract.step_sequences import DRAFTED, SCHEDULES, Sequences
+
+from rufus_serve.config.schema import ServeConfig
+from rufus_serve.runtime.neuron.application import application_class
+from rufus_serve.runtime.neuron.artifacts import differences
+from rufus_serve.runtime.neuron.neuron_model import NeuronModel
+from rufus_serve.runtime.neuron.topology import Topology
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -173,3 +181,21 @@ def without_its_caches(_):
 def test_cpu_mode_runs_no_fused_model_of_itself(model, drafts, start_group, unguarded):
     with pytest.raises(Failed):
         start_group(settings(model, drafts["small"], 1), unguarded=unguarded)
+
+
+def saved(model, draft, work):
+    """The configuration that NxD Inference saves beside its graphs."""
+    config = ServeConfig(**settings(model, draft, 1))
+    application = NeuronModel.of(config, Topology.of(config, 0, 1)).build(work)
+    return application.config.to_json_string()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_saved_with_graphs_names_the_draft_and_loads_again(model, drafts, tmp_path):
+    texts = [saved(model, drafts[name], tmp_path / name) for name in ("small", "noisy", "small")]
+    small, noisy, again = map(json.loads, texts)
+    assert differences(small, again) == []
+    assert any("the draft's num_hidden_layers" in each for each in differences(small, noisy))
+    loaded = application_class("LlamaForCausalLM").get_config_cls().from_json_string(texts[0])
+    assert loaded.fused_spec_config.draft_config.num_hidden_layers == 1
+    assert loaded.fused_spec_config.draft_config.neuron_config.speculation_length == 0

@@ -89,7 +89,9 @@ class BatchState:
         }
         self.drafts = self._propose()
         return {
-            req_id: self._row(req_id, span, is_new=req_id in fresh, in_full=in_full)
+            req_id: self._row(
+                req_id, span, is_new=req_id in fresh, in_full=in_full or self.followers_choose
+            )
             for req_id, span in spans.items()
         }
 
