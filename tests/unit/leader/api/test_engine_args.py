@@ -1,10 +1,11 @@
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from rufus_serve.config import ServeConfig
 from rufus_serve.errors import ConfigError
-from rufus_serve.leader.api.engine_args import check_option, served_name, words_of
+from rufus_serve.leader.api.engine_args import _own_words, check_option, served_name, words_of
 
 KNOWN = {"enable_auto_tool_choice", "tool_call_parser", "quantization", "enable_lora", "seed"}
 
@@ -58,3 +59,14 @@ def test_a_switch_is_written_as_vllm_reads_it(strings: list[str], value: bool, w
 def test_the_model_is_called_by_its_folder_unless_it_has_a_name() -> None:
     assert served_name(ServeConfig(model="/models/llama")) == "llama"
     assert served_name(ServeConfig(model="/models/llama", served_model_name="big")) == "big"
+
+
+def test_with_a_draft_model_in_the_graphs_requests_are_greedy_by_default() -> None:
+    speculation = {"method": "fused", "draft_model": "small", "num_speculative_tokens": 3}
+    config = ServeConfig.model_validate({"model": "m", "speculation": speculation})
+    words = list(_own_words(config))
+    told = json.loads(words[words.index("--speculative-config") + 1])
+    assert told["num_speculative_tokens"] == 3
+    assert "draft_model" not in told
+    defaults = json.loads(words[words.index("--override-generation-config") + 1])
+    assert defaults["temperature"] == 0.0
