@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nxdi_group import write_model
 from safetensors.torch import load_file
 
 from rufus_serve.config.schema import ServeConfig
@@ -36,10 +37,14 @@ def settings(model):
 def node(request, settings, tmp_path_factory):
     """A node and its shards, cut in a process of their own: NxD keeps process-wide state."""
     out = tmp_path_factory.mktemp("artifacts")
-    command = [sys.executable, "-W", "ignore", "-c", _SHARD, json.dumps(settings), str(out)]
-    command.append(str(request.param))
-    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    cut(settings, out, request.param)
     return request.param, out
+
+
+def cut(settings, out, node_rank):
+    command = [sys.executable, "-W", "ignore", "-c", _SHARD, json.dumps(settings), str(out)]
+    command.append(str(node_rank))
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
 
 
 def test_a_node_gets_the_files_that_are_expected_of_it(node, settings):
@@ -75,6 +80,22 @@ def test_each_rank_holds_its_share_of_the_checkpoint(node, settings, model):
             for key, wanted in expected.items():
                 found = shard[f"{name}.{key}"]
                 assert found.equal(wanted.to(found.dtype)), (rank, name, key)
+
+
+def test_a_draft_models_share_lies_beside_the_models(settings, model, tmp_path):
+    draft = write_model(
+        tmp_path / "draft", "Llama", heads=9, kv_heads=3, num_hidden_layers=1, intermediate_size=180
+    )
+    speculation = {"method": "fused", "draft_model": str(draft), "num_speculative_tokens": 3}
+    fused = settings | {"speculation": speculation}
+    cut(fused, tmp_path / "artifacts", 1)
+    for rank, path in enumerate(compiling.shard_paths(ServeConfig(**fused), 1), start=CORES):
+        shard = load_file(tmp_path / "artifacts" / path)
+        for prefix, checkpoint in (("draft_model", draft), ("target_model", model)):
+            whole = load_file(Path(checkpoint) / "model.safetensors")
+            wanted = share(whole["model.layers.0.mlp.gate_proj.weight"], rank, dim=0)
+            found = shard[f"{prefix}.layers.0.mlp.gate_proj.weight"]
+            assert found.equal(wanted.to(found.dtype)), (rank, prefix)
 
 
 def share(whole, rank, *, dim):

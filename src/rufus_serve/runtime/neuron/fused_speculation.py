@@ -1,8 +1,8 @@
 """Fused speculation: a draft model, or an EAGLE head, in the same graphs as the model.
 
 A decode drafts k - 1 tokens, checks them with the model, and returns the model's own greedy
-tokens up to the first that was not drafted. Runs against real NxD Inference on CPU; EAGLE, and
-all of it on a device, is written to the documented contract and was never run there.
+tokens up to the first that was not drafted. Runs against real NxD Inference on CPU; on a device,
+written to the documented contract and never run there.
 
 Shape legend: R rows of a call, k `speculation_length`.
 """
