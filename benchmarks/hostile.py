@@ -45,7 +45,7 @@ JOBS = 2
 """Processes that make requests from the schema at once."""
 FLAGS = (
     "--cluster.kind=local", "--max-model-len=256", "--http.docs", "--buckets.prefill=64",
-    "--timeouts.step-floor-s=60", "--max-num-seqs=32", "--limits.max-n=8",
+    "--timeouts.step-floor-s=60", "--limits.max-n=8", "--dtype=bfloat16",
 )  # fmt: skip
 
 
