@@ -19,7 +19,9 @@ class CandidateSearch:
         self._find = library.functions.find_candidates
 
     def pick(self, logits: Array, wants: RowWants, *, first_id: int) -> Candidates:
-        """What `wants` asks of `logits` [R, V] float32, which are written to meanwhile.
+        """What `wants` asks of `logits` [R, V] float32.
+
+        Logits of named tokens are written to meanwhile, and put back.
 
         Raises:
             ValueError: `wants` is of other rows, or does not fit together.

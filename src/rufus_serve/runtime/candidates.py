@@ -66,8 +66,8 @@ def _sum(row: Array) -> np.float64:
 def pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
     """What `wants` asks of `logits` [R, V], or of a share of them whose ids begin at `first_id`.
 
-    Logits are written to meanwhile, and put back. Rows wanted in full bring no candidates. What
-    a share does not hold, named tokens or enough candidates, comes as -inf.
+    Logits of named tokens are written to meanwhile, and put back. Rows wanted in full bring no
+    candidates. What a share does not hold, named tokens or enough candidates, comes as -inf.
     """
     search = candidate_search()
     if search is not None:
@@ -83,14 +83,16 @@ def pick_by_numpy(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candi
         here = token_ids[is_here] - first_id
         of_named = np.full(len(token_ids), -np.inf, np.float32)
         of_named[is_here] = row[here]
-        row[here] = -np.inf
+        if here.size:
+            row[here] = -np.inf
         found = best_ids(row, count)
         missing = max(0, count - len(found))
         best.append(np.pad(row[found], (0, missing), constant_values=-np.inf))
         ids.append(np.pad(found + first_id, (0, missing)))
         totals.append([log_sum_exp(row, each) if each else 0.0 for each in temperatures])
         named.append(of_named)
-        row[here] = of_named[is_here]
+        if here.size:
+            row[here] = of_named[is_here]
     return _of_rows(best, ids, totals, named)
 
 

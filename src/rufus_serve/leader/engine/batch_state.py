@@ -73,6 +73,11 @@ class BatchState:
             return {req_id: count for req_id, count in self.room.items() if count}
         return {req_id: len(drafts) for req_id, drafts in self.drafts.items()}
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether each row's next token is its best one, and nothing else is asked."""
+        return not self.drafts and all(each.takes_best for each in self.sampling)
+
     def apply(self, output: Any) -> dict[str, Row]:
         """Take over a SchedulerOutput; the rows to run, in scheduling order."""
         fresh = self._register(output)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rufus_serve.runtime.candidates import best_ids, log_sum_exp
+from rufus_serve.protocol.messages import RowWants
+from rufus_serve.runtime.candidates import pick
 
 Array = np.ndarray
 UNDECIDED = -1
-_WIDENING = 16
+# Most rows that come in full are those that 256 candidates did not decide.
+_FIRST = 2048
+_WIDENING = 8
 
 
 @dataclass(frozen=True)
@@ -107,25 +110,42 @@ def _at(reach: Array, counts: Array) -> Array:
     return np.take_along_axis(reach, counts[:, np.newaxis] - 1, axis=1)[:, 0]
 
 
-def draw_from_whole(logits: Array, filters: Filters, uniforms: Array, *, first: int = 256) -> Array:
+def draw_from_whole(
+    logits: Array, filters: Filters, uniforms: Array, *, first: int = _FIRST
+) -> Array:
     """Token ids [R] drawn from whole rows `logits` [R, V], divided by their temperatures.
 
     A few of the best tokens decide nearly every row; the others are asked of ever more.
     """
-    tokens = np.zeros(len(logits), np.int64)
-    for row, logits_of_row in enumerate(logits):
-        log_total = np.array([log_sum_exp(logits_of_row, 1.0)])
-        count, chosen = min(first, len(logits_of_row)), UNDECIDED
-        while True:
-            ids = best_ids(logits_of_row, count)
-            best = logits_of_row[ids][np.newaxis]
-            is_all = count == len(logits_of_row)
-            floor = np.full(1, -np.inf, np.float32) if is_all else best[:, -1]
-            here = np.array([row])
-            ranked = Ranked(best, floor, log_total)
-            (chosen,) = choose(ranked, filters[here], uniforms[here])
-            if chosen != UNDECIDED or is_all:
-                break
-            count = min(count * _WIDENING, len(logits_of_row))
-        tokens[row] = ids[max(chosen, 0)]
-    return tokens
+    rows = np.arange(len(logits))[:, np.newaxis]
+    tokens = [
+        draw_from_row(logits[at], filters[row], uniforms[row], first=first)
+        for at, row in enumerate(rows)
+    ]
+    return np.array(tokens, np.int64)
+
+
+def draw_from_row(
+    row: Array, filters: Filters, uniform: Array, *, temperature: float = 1.0, first: int = _FIRST
+) -> int:
+    """The token that `uniform` [1] draws from a whole `row` [V], which is not changed."""
+    vocab_size, count = len(row), first
+    while True:
+        count = min(count, vocab_size)
+        best = pick(row[np.newaxis], _best_and_total(count, temperature))
+        logits = best.logits[np.newaxis] / np.float32(temperature)
+        floor = np.full(1, -np.inf, np.float32) if count == vocab_size else logits[:, -1]
+        (column,) = choose(Ranked(logits, floor, best.log_totals[:, 0]), filters, uniform)
+        if column != UNDECIDED or count == vocab_size:
+            return int(best.ids[max(column, 0)])
+        count *= _WIDENING
+
+
+def _best_and_total(count: int, temperature: float) -> RowWants:
+    """Of one row."""
+    return RowWants(
+        num_candidates=np.array([count], np.int32),
+        temperatures=np.array([(temperature, 0.0)], np.float32),
+        num_token_ids=np.zeros(1, np.int32),
+        token_ids=np.empty(0, np.int32),
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from rufus_serve.leader.engine.candidate_sampler import Drawn, Logprobs
-from rufus_serve.leader.engine.draw import Filters, draw_from_whole
+from rufus_serve.leader.engine.draw import Filters, draw_from_row
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.runtime.candidates import best_ids, log_sum_exp
 
@@ -14,29 +14,33 @@ def draw_full_row(
     logits: Array, sampling: RequestSampling, uniform: float, bitmask: Array | None
 ) -> Drawn:
     """The token of `logits` [V], which are not changed, as `candidate_sampler.draw` draws it."""
-    row = logits.astype(np.float32)
-    if bitmask is not None:
-        bits = np.unpackbits(bitmask.view(np.uint8), count=len(row), bitorder="little")
-        row[bits == 0] = -np.inf
+    row = logits if bitmask is None else _allowed(logits, bitmask)
     changed = _changed(row, sampling)
     if sampling.is_greedy:
         token = int(changed.argmax())
     else:
-        changed /= np.float32(sampling.temperature)
         filters = Filters.of([(sampling.top_k, sampling.top_p, sampling.min_p)])
-        token = int(draw_from_whole(changed[np.newaxis], filters, np.array([uniform]))[0])
+        numbers = np.array([uniform])
+        token = draw_from_row(changed, filters, numbers, temperature=sampling.temperature)
     if sampling.num_logprobs is None:
         return Drawn(token)
     return Drawn(token, _logprobs(row, token, sampling.num_logprobs))
+
+
+def _allowed(row: Array, bitmask: Array) -> Array:
+    bits = np.unpackbits(bitmask.view(np.uint8), count=len(row), bitorder="little")
+    return np.where(bits, row, np.float32(-np.inf))
 
 
 def _changed(row: Array, sampling: RequestSampling) -> Array:
     """`row` as the request's parameters change it."""
     edits = sampling.edits
     token_ids = edits.token_ids
+    if not len(token_ids):
+        return row
     changed = np.full_like(row, -np.inf) if edits.only_these else row.copy()
     changed[token_ids] = edits.apply(row[token_ids])
-    if not np.isfinite(changed).any():
+    if changed.max() == -np.inf:
         # As in vLLM: a grammar that allows nothing but the end outdoes min_tokens.
         changed[token_ids] = edits.apply(row[token_ids], stops_may_come=True)
     return changed

@@ -3,6 +3,7 @@
 Shape legend: K candidates, E named tokens, N known tokens (both together).
 """
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -100,7 +101,8 @@ def in_order(logits: Array, ids: Array) -> tuple[Array, Array]:
 def log_sum(logits: Array, temperature: float) -> float:
     """logsumexp of a few `logits` at a temperature."""
     scaled = (logits / np.float32(temperature)).astype(np.float64)
-    return float(np.logaddexp.reduce(scaled, initial=-np.inf))
+    peak = float(scaled.max(initial=-np.inf))
+    return peak if math.isinf(peak) else peak + math.log(np.exp(scaled - peak).sum())
 
 
 def _floor(reply: RowReply) -> float:

@@ -47,6 +47,14 @@ class RequestSampling:
         self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
         """Whether the draw needs the total of the row."""
         self._seed: int | None = params.seed
+        self._steady_want = None if self.edits.names_more else self._want()
+        self.takes_best = (
+            self.is_greedy
+            and not (self.has_grammar or self.edits.names_more or self.edits.only_these)
+            and self.num_logprobs is None
+            and not len(self.edits.token_ids)
+        )
+        """Whether its token is always the row's best one, and nothing else is asked."""
 
     @property
     def seed(self) -> tuple[int | None, int]:
@@ -68,6 +76,9 @@ class RequestSampling:
 
     def want(self) -> Want:
         """What the next token needs."""
+        return self._want() if self._steady_want is None else self._steady_want
+
+    def _want(self) -> Want:
         token_ids = self.edits.token_ids
         count = self._num_candidates()
         if count < 0 or len(token_ids) > self._vocab_size // _MOST_NAMED_SHARE:

@@ -70,6 +70,8 @@ class TokenSampler:
         elif state.needs_vllm:
             drawn, logprobs = self._by_vllm(scheduler_output, grammar_output)
             token_ids = [[token_id] for token_id in drawn]
+        elif (best := self._best_tokens()) is not None:
+            token_ids = [[token_id] for token_id in best]
         else:
             rows = self._by_rows(vllm_compat.bitmasks(grammar_output), look_up)
             if rows is None:
@@ -117,6 +119,24 @@ class TokenSampler:
         for req_id, token_ids in zip(req_ids, rows, strict=True):
             state.append([req_id] * len(token_ids), token_ids)
         return rows
+
+    def _best_tokens(self) -> list[int] | None:
+        """The batch's tokens where each is its row's best one; None if a row may need more."""
+        state = self._state
+        if not state.takes_best:
+            return None
+        index_of: Mapping[str, int] = state.batch.req_id_to_index
+        token_ids = [0] * len(index_of)
+        for step, reply in self._answers:
+            found = reply.candidates
+            if not step.rows:
+                continue
+            if found is None or np.isneginf(found.logits).any():
+                return None
+            for of, token_id in zip(step.rows, found.ids.tolist(), strict=True):
+                token_ids[index_of[self._req_ids[of.row]]] = token_id
+        state.append(state.req_ids, token_ids)
+        return token_ids
 
     def _by_rows(self, bitmasks: Mapping[str, Array], look_up: LookUp) -> list[list[Drawn]] | None:
         """Each row's tokens in batch order; None if the group is lost."""

@@ -5,6 +5,7 @@ Pure numpy: knows no vLLM, no sockets, no requests. Shape legend as in `protocol
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from rufus_serve.protocol.messages import (
 )
 
 
-class Want(msgspec.Struct, frozen=True):
+class Want(msgspec.Struct, frozen=True, eq=False):
     """What sampling needs of one row; as `RowWants`."""
 
     num_candidates: int
@@ -259,6 +260,12 @@ def slots(blocks: Array, start: int, stop: int, block_size: int) -> Array:
 
 def row_wants(wants: Sequence[Want]) -> RowWants | None:
     """`wants` of a step's rows as they are sent; None stands for all rows in full."""
+    return _row_wants(tuple(wants))
+
+
+# Most batches want the same from one step to the next.
+@lru_cache(maxsize=4)
+def _row_wants(wants: tuple[Want, ...]) -> RowWants | None:
     if all(want.num_candidates < 0 for want in wants):
         return None
     return RowWants(

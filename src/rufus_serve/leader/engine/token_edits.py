@@ -29,23 +29,27 @@ class TokenEdits:
         )
         self.only_these = bool(params.allowed_token_ids)
         """No other token may come."""
-        self._ids = self._named(prompt)
-        self._place = {token: place for place, token in enumerate(self._ids.tolist())}
-        self._counts = np.zeros(len(self._ids), np.int64)
-        self._from_prompt = np.isin(self._ids, prompt) & self._penalizes_prompt
-        self._bias = self._of_all(params.logit_bias or {}, 0.0)
-        self._stops = np.isin(self._ids, list(params.all_stop_token_ids))
+        self.names_more = self._penalizes and not self.only_these
+        """Whether each output is one more token whose logits change."""
+        ids = self._named(prompt)
+        self._place = {token: place for place, token in enumerate(ids.tolist())}
+        self._ids = _Column(ids)
+        self._counts = _Column(np.zeros(len(ids), np.int64))
+        self._from_prompt = _Column(np.isin(ids, prompt) & self._penalizes_prompt)
+        biases = params.logit_bias or {}
+        self._bias = _Column(np.array([biases.get(i, 0.0) for i in ids.tolist()], np.float32))
+        self._stops = _Column(np.isin(ids, list(params.all_stop_token_ids)))
 
     @property
     def token_ids(self) -> Array:
         """[E] int32, the tokens whose logits may change."""
         self._count_outputs()
-        return self._ids
+        return self._ids.values
 
     def expect(self, tokens: Sequence[int]) -> None:
         """These may be the next outputs: what is asked for now holds once they have come."""
         self._count_outputs()
-        if self._penalizes and not self.only_these:
+        if self.names_more:
             self._touch(tokens)
 
     def apply(self, logits: Array, *, stops_may_come: bool = False) -> Array:
@@ -60,19 +64,20 @@ class TokenEdits:
             if last in self._place and self._ends_with(before):
                 logits[self._place[last]] = -np.inf
         if len(self._outputs) < self._params.min_tokens and not stops_may_come:
-            logits[self._stops] = -np.inf
-        logits += self._bias
+            logits[self._stops.values] = -np.inf
+        logits += self._bias.values
         if self._penalizes:
             self._penalize(logits)
         return logits
 
     def _penalize(self, logits: Array) -> None:
-        came = self._counts > 0
+        counts = self._counts.values
+        came = counts > 0
         if self._penalizes_prompt:
             factor = np.float32(self._params.repetition_penalty)
             scale = np.where(logits > 0, np.float32(1.0) / factor, factor)
-            logits *= np.where(came | self._from_prompt, scale, np.float32(1.0))
-        logits -= np.float32(self._params.frequency_penalty) * self._counts.astype(np.float32)
+            logits *= np.where(came | self._from_prompt.values, scale, np.float32(1.0))
+        logits -= np.float32(self._params.frequency_penalty) * counts.astype(np.float32)
         logits -= np.float32(self._params.presence_penalty) * came
 
     def _ends_with(self, tokens: Sequence[int]) -> bool:
@@ -99,22 +104,29 @@ class TokenEdits:
             self._touch(fresh)
         for token in fresh:
             if token in self._place:
-                self._counts[self._place[token]] += 1
+                self._counts.values[self._place[token]] += 1
 
     def _touch(self, tokens: Sequence[int]) -> None:
         """Name `tokens` as well, which nothing but penalties knows."""
         tokens = [token for token in dict.fromkeys(tokens) if token not in self._place]
         if not tokens:
             return
-        size = len(self._ids)
+        size = len(self._place)
         self._place |= {token: size + offset for offset, token in enumerate(tokens)}
-        self._ids = np.append(self._ids, np.array(tokens, np.int32))
-        pad = (0, len(tokens))
-        self._counts = np.pad(self._counts, pad)
-        self._from_prompt = np.pad(self._from_prompt, pad)
-        self._bias = np.pad(self._bias, pad)
-        self._stops = np.pad(self._stops, pad)
+        for column in (self._ids, self._counts, self._from_prompt, self._bias, self._stops):
+            column.extend(len(tokens))
+        self._ids.values[size:] = tokens
 
-    def _of_all(self, values: dict[int, float], default: float) -> Array:
-        found = [values.get(token, default) for token in self._ids.tolist()]
-        return np.array(found, np.float32)
+
+class _Column:
+    """What is kept of each named token; grows in place most times."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = self._room = values
+
+    def extend(self, count: int) -> None:
+        """Add so many zeros."""
+        stop = len(self.values) + count
+        if stop > len(self._room):
+            self._room = np.concatenate((self.values, np.zeros(stop, self.values.dtype)))
+        self.values = self._room[:stop]

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rufus_serve.leader.engine.draw import UNDECIDED, Filters, Ranked, choose, draw_from_whole
+from rufus_serve.leader.engine.draw import (
+    UNDECIDED,
+    Filters,
+    Ranked,
+    choose,
+    draw_from_row,
+    draw_from_whole,
+)
 from rufus_serve.runtime.candidates import best_ids, log_sum_exp
 
 VOCAB = 1000
@@ -117,3 +124,12 @@ def test_draws_follow_the_probabilities(filters):
     statistic = (counts - 20_000 * expected)[drawable] ** 2 / (20_000 * expected[drawable])
     # Chi-square of up to four degrees of freedom stays below this in 999 of 1,000 runs.
     assert statistic.sum() < 18.5
+
+
+@pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (3, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.2)])
+def test_a_row_in_full_is_only_read_and_divided_by_its_temperature(filters):
+    row = np.random.default_rng(0).standard_normal(VOCAB).astype(np.float32)
+    row.flags.writeable = False
+    of_one, numbers = Filters.of([filters]), np.array([0.7])
+    drawn = draw_from_row(row, of_one, numbers, temperature=0.5, first=8)
+    assert [drawn] == draw_from_whole((row / np.float32(0.5))[np.newaxis], of_one, numbers).tolist()

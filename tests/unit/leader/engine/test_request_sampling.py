@@ -70,3 +70,21 @@ def test_a_seed_is_told_with_the_number_of_tokens_drawn():
 )
 def test_rows_with_grammars_or_in_full_have_no_drafts(fields, can):
     assert sampling(**fields).can_have_drafts is can
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"structured_outputs": object()}, {"logprobs": 0}, {"presence_penalty": 0.1},
+     {"logit_bias": {3: 1.0}}, {"allowed_token_ids": [3]}, {"temperature": 1.0},
+     {"min_tokens": 1, "all_stop_token_ids": {2}}],
+)  # fmt: skip
+def test_only_a_greedy_request_that_asks_nothing_else_takes_a_rows_best_token(fields):
+    assert sampling(temperature=0.0).takes_best
+    assert not sampling(**({"temperature": 0.0} | fields)).takes_best
+
+
+def test_what_is_wanted_stays_until_more_tokens_are_named():
+    steady = sampling(temperature=0.7, logit_bias={3: 1.0})
+    assert steady.want() is steady.want()
+    penalized = sampling(presence_penalty=0.1, outputs=[5])
+    assert penalized.want().token_ids.tolist() == [5]
