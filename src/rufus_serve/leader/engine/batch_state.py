@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rufus_serve.leader.engine import vllm_compat
+from rufus_serve.leader.engine.column import Column
 from rufus_serve.leader.engine.drafts import Drafter, Text
 from rufus_serve.leader.engine.prompt_logprobs import PromptLogprobs
 from rufus_serve.leader.engine.request_sampling import RequestSampling
@@ -42,6 +43,8 @@ class BatchState:
             vllm_config, vocab_size=info.vocab_size, block_size=info.block_size
         )
         self._requests: dict[str, Any] = {}
+        self._blocks: dict[str, Column] = {}
+        """KV blocks of each request, which its state has as lists."""
         self.prompt_logprobs = PromptLogprobs(vocab_size=info.vocab_size)
         self._drafter = drafter
         self.drafts: dict[str, list[int]] = {}
@@ -124,6 +127,7 @@ class BatchState:
         resumed: set[str] = set(output.scheduled_cached_reqs.resumed_req_ids)
         for req_id in output.finished_req_ids:
             self._requests.pop(req_id, None)
+            self._blocks.pop(req_id, None)
             self._sampling.pop(req_id, None)
             self.batch.remove_request(req_id)
         self.prompt_logprobs.forget(output.finished_req_ids)
@@ -132,7 +136,8 @@ class BatchState:
         for req_id in resumed:
             self.batch.remove_request(req_id)
         for new in output.scheduled_new_reqs:
-            self._requests[new.req_id] = vllm_compat.request_state(new)
+            state = self._requests[new.req_id] = vllm_compat.request_state(new)
+            self._blocks[new.req_id] = Column(np.array(state.block_ids[0], np.int32))
             self._begin(new.req_id)
         return resumed | {new.req_id for new in output.scheduled_new_reqs}
 
@@ -143,11 +148,13 @@ class BatchState:
             new_block_ids = cached.new_block_ids[index]
             if req_id in cached.resumed_req_ids:
                 state.block_ids = new_block_ids
+                self._blocks[req_id] = Column(np.array(new_block_ids[0], np.int32))
                 state.output_token_ids = cached.all_token_ids[req_id][state.num_prompt_tokens :]
                 self._begin(req_id)
             elif new_block_ids is not None:
                 for ids, added in zip(state.block_ids, new_block_ids, strict=True):
                     ids.extend(added)
+                self._blocks[req_id].extend(len(new_block_ids[0]), new_block_ids[0])
 
     def _begin(self, req_id: str) -> None:
         """Keep what sampling and logprobs need of a request, from its tokens so far."""
@@ -223,7 +230,7 @@ class BatchState:
             token_ids=_context(state) if index is None else self.batch.token_ids_cpu[index],
             num_computed=span.computed,
             num_new=num_new + len(self.drafts.get(req_id, ())),
-            block_ids=state.block_ids[0],
+            block_ids=self._blocks[req_id].values,
             is_prefill=is_new or num_new > 1 or index is None,
             wants_logits=index is not None,
             want=IN_FULL if in_full or index is None else self._sampling[req_id].want(),

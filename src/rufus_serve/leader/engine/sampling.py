@@ -131,7 +131,7 @@ class TokenSampler:
             found = reply.candidates
             if not step.rows:
                 continue
-            if found is None or np.isneginf(found.logits).any():
+            if found is None or found.logits.min() == -np.inf:
                 return None
             for of, token_id in zip(step.rows, found.ids.tolist(), strict=True):
                 token_ids[index_of[self._req_ids[of.row]]] = token_id

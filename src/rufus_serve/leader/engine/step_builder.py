@@ -6,7 +6,6 @@ Pure numpy: knows no vLLM, no sockets, no requests. Shape legend as in `protocol
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -50,7 +49,7 @@ class Row(msgspec.Struct, frozen=True):
     num_computed: int
     num_new: int
     """In a decode more than 1 with drafts, which stand behind the context's last token."""
-    block_ids: Sequence[int]
+    block_ids: Sequence[int] | Array
     is_prefill: bool
     wants_logits: bool = True
     """False for a prefill that does not reach the end of its prompt yet."""
@@ -241,13 +240,14 @@ def _prompt_wants(row: Row, part: _Part) -> PromptWants | None:
     return PromptWants(next_ids=next_ids.astype(np.int32), num_best=want.num_best)
 
 
-def block_table(block_ids: Sequence[Sequence[int]], context_lens: Array, block_size: int) -> Array:
+def block_table(
+    block_ids: Sequence[Sequence[int] | Array], context_lens: Array, block_size: int
+) -> Array:
     """[R, W] the blocks that hold each row's context, padded with the null block 0."""
     used = -(-np.asarray(context_lens) // block_size)
-    is_used = np.arange(used.max(initial=0)) < used[:, np.newaxis]
-    table = np.zeros(is_used.shape, dtype=np.int32)
-    parts = [ids[:count] for ids, count in zip(block_ids, used.tolist(), strict=True)]
-    table[is_used] = list(chain.from_iterable(parts))
+    table = np.zeros((len(block_ids), int(used.max(initial=0))), dtype=np.int32)
+    for row, ids, count in zip(table, block_ids, used.tolist(), strict=True):
+        row[:count] = ids[:count]
     return table
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rufus_serve.leader.engine.column import Column
+
 Array = np.ndarray
 
 
@@ -33,12 +35,12 @@ class TokenEdits:
         """Whether each output is one more token whose logits change."""
         ids = self._named(prompt)
         self._place = {token: place for place, token in enumerate(ids.tolist())}
-        self._ids = _Column(ids)
-        self._counts = _Column(np.zeros(len(ids), np.int64))
-        self._from_prompt = _Column(np.isin(ids, prompt) & self._penalizes_prompt)
+        self._ids = Column(ids)
+        self._counts = Column(np.zeros(len(ids), np.int64))
+        self._from_prompt = Column(np.isin(ids, prompt) & self._penalizes_prompt)
         biases = params.logit_bias or {}
-        self._bias = _Column(np.array([biases.get(i, 0.0) for i in ids.tolist()], np.float32))
-        self._stops = _Column(np.isin(ids, list(params.all_stop_token_ids)))
+        self._bias = Column(np.array([biases.get(i, 0.0) for i in ids.tolist()], np.float32))
+        self._stops = Column(np.isin(ids, list(params.all_stop_token_ids)))
 
     @property
     def token_ids(self) -> Array:
@@ -113,20 +115,6 @@ class TokenEdits:
             return
         size = len(self._place)
         self._place |= {token: size + offset for offset, token in enumerate(tokens)}
-        for column in (self._ids, self._counts, self._from_prompt, self._bias, self._stops):
+        self._ids.extend(len(tokens), tokens)
+        for column in (self._counts, self._from_prompt, self._bias, self._stops):
             column.extend(len(tokens))
-        self._ids.values[size:] = tokens
-
-
-class _Column:
-    """What is kept of each named token; grows in place most times."""
-
-    def __init__(self, values: Array) -> None:
-        self.values = self._room = values
-
-    def extend(self, count: int) -> None:
-        """Add so many zeros."""
-        stop = len(self.values) + count
-        if stop > len(self._room):
-            self._room = np.concatenate((self.values, np.zeros(stop, self.values.dtype)))
-        self.values = self._room[:stop]
