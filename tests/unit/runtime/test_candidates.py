@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rufus_serve.protocol.messages import RowWants
-from rufus_serve.runtime.candidates import best_ids, log_sum_exp, merge, pick, whole_rows
+from rufus_serve.runtime.candidates import (
+    best_ids,
+    log_sum_exp,
+    merge,
+    pick,
+    pick_by_numpy,
+    whole_rows,
+)
 
 ROWS = hnp.arrays(
     np.float32,
@@ -50,7 +57,12 @@ def wants(*rows: tuple[int, tuple[float, float], list[int]]) -> RowWants:
     )
 
 
-def test_each_row_brings_what_it_wants():
+WAYS = pytest.mark.parametrize("pick", [pick, pick_by_numpy])
+"""By a kernel, if there is one, and without."""
+
+
+@WAYS
+def test_each_row_brings_what_it_wants(pick):
     logits = np.array([[0, 3, 1, 2], [5, 4, 3, 2], [0, 0, 9, 9]], np.float32)
     found = pick(logits, wants((2, (0, 0), []), (-1, (0, 0), []), (1, (1, 2), [2])))
     assert found.ids.tolist() == [1, 3, 3]
@@ -64,13 +76,14 @@ def test_each_row_brings_what_it_wants():
     assert logits[2].tolist() == [0, 0, 9, 9]
 
 
+@WAYS
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(0, 10**6),
-    st.integers(1, 60),
-    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 60),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
 )
-def test_shares_of_the_vocabulary_give_what_the_whole_gives(seed, count, sizes):
+def test_shares_of_the_vocabulary_give_what_the_whole_gives(pick, seed, count, sizes):
     random = np.random.default_rng(seed)
     vocab = sum(sizes)
     logits = random.integers(-3, 4, (2, vocab)).astype(np.float32)
