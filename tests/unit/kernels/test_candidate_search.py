@@ -99,3 +99,11 @@ def test_wants_that_do_not_fit_the_rows_are_refused(search):
     torn.num_token_ids[1] = 2
     with pytest.raises(ValueError, match="do not fit"):
         search.pick(logits, torn, first_id=0)
+
+
+def test_an_empty_share_of_the_vocabulary_has_nothing(search):
+    wants = wants_of([(2, (1.0, 0.0), [3])])
+    found = search.pick(np.empty((1, 0), np.float32), wants, first_id=9)
+    assert found.logits.tolist() == [-np.inf] * 2
+    assert found.token_logits.tolist() == [-np.inf]
+    assert found.log_totals.tolist() == [[-np.inf, 0.0]]

@@ -73,7 +73,8 @@ class RowSearch {
 
   void find_peaks() {
     const int64_t wanted = std::max(kMinSlices, kSlicesPerCandidate * count_);
-    peaks_.assign((std::min(size_, wanted) + kLanes - 1) / kLanes * kLanes, kLowest);
+    const int64_t num_slices = std::clamp(size_, (int64_t)1, wanted);
+    peaks_.assign((num_slices + kLanes - 1) / kLanes * kLanes, kLowest);
     for (int64_t start = 0; start < size_; start += peaks_.size()) {
       const int64_t stop = std::min(start + (int64_t)peaks_.size(), size_);
       for (int64_t at = start; at < stop; at += kLanes) {
