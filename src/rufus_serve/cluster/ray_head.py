@@ -16,6 +16,7 @@ from rufus_serve.errors import ClusterError
 from rufus_serve.parent import die_with_parent
 
 _POLL_S = 0.1
+_LOOK_S = 0.5
 _START_S = 60.0
 _STOP_S = 10.0
 
@@ -71,8 +72,11 @@ class RayHead:
             time.sleep(_POLL_S)
 
     def wait(self) -> str:
-        """Blocks until it has ended; its last words."""
-        code = self._process.wait()
+        """Blocks until it or its raylet has ended; its last words."""
+        while (code := self._process.poll()) is None:
+            if not self._session.has_raylet():
+                return "its raylet is gone"
+            time.sleep(_LOOK_S)
         return f"exit code {code}: {' '.join(self._text().strip().splitlines()[-3:])}"
 
     def stop(self) -> None:

@@ -123,7 +123,7 @@ class RayNode:
         with tempfile.TemporaryFile() as output:
             raylet = self._start_raylet(address, ports, session, output)
             try:
-                over = self._watch(raylet, address)
+                over = self._watch(raylet, session, address)
             finally:
                 end(raylet, deadline_s=_STOP_S)
                 session.clear()
@@ -159,13 +159,16 @@ class RayNode:
             preexec_fn=die_with_parent,
         )
 
-    def _watch(self, raylet: "subprocess.Popen[bytes]", address: str) -> str:
+    def _watch(self, raylet: "subprocess.Popen[bytes]", session: RaySession, address: str) -> str:
         """Return when it ended or we are to stop, or why it has to end.
 
         By itself Ray would wait for a minute for a head that is gone.
         """
-        started, refusals = time.monotonic(), 0
+        started, refusals, is_there = time.monotonic(), 0, False
         while raylet.poll() is None and not self._stopping.wait(_WATCH_S):
+            was_there, is_there = is_there, session.has_raylet()
+            if was_there and not is_there:
+                return "this host's raylet is gone"
             now = self._own_address()
             if now and now != address:
                 return f"this host's address changed from {address} to {now}"

@@ -20,6 +20,7 @@ import psutil
 _LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
 """The name of a Unix socket has 107 bytes (Linux)."""
 _RAYS = "r"
+_RAYLET = "raylet"
 _GONE_S = 2.0
 _POLL_S = 0.02
 
@@ -31,6 +32,7 @@ class RaySession:
         """Of the POSIX session `session_id`; 0 begins one with the first process started."""
         self.folder = folder
         self._session_id = session_id
+        self._raylet: psutil.Process | None = None
 
     @property
     def ray_folder(self) -> Path:
@@ -51,6 +53,13 @@ class RaySession:
         self._session_id = self._session_id or process.pid
         return process
 
+    def has_raylet(self) -> bool:
+        """Whether its raylet runs; of one that ended in order `ray start` says nothing."""
+        if self._raylet is None:
+            named = (each for each in self._processes() if _name_of(each) == _RAYLET)
+            self._raylet = next(named, None)
+        return self._raylet is not None and _runs(self._raylet)
+
     def clear(self, *, keep_files: bool = False) -> None:
         """Kill what is left of it, but this process, and delete its folder; may be called twice."""
         deadline = time.monotonic() + _GONE_S
@@ -70,12 +79,21 @@ class RaySession:
             return
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if (
-                    os.getsid(process.pid) == self._session_id
-                    and process.pid != os.getpid()
-                    and process.status() != psutil.STATUS_ZOMBIE
-                ):
+                is_other = process.pid != os.getpid()
+                if os.getsid(process.pid) == self._session_id and is_other and _runs(process):
                     yield process
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _name_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def _has_room(place: Path) -> bool:

@@ -1,5 +1,6 @@
 """When a Ray head counts as ready; the process is a stand-in that says what Ray says."""
 
+import shutil
 import sys
 import threading
 import time
@@ -45,3 +46,16 @@ def test_one_that_ends_tells_its_last_words(session, monkeypatch) -> None:
     head = head_that_does("raise SystemExit('no port is free')", session, monkeypatch)
     with pytest.raises(ClusterError, match="no port is free"):
         head.wait_ready()
+
+
+def test_one_whose_raylet_ended_is_at_its_end(session, monkeypatch, tmp_path) -> None:
+    """As `ray start` goes on without a raylet that ended in order."""
+    raylet = tmp_path / "raylet"
+    shutil.copy(shutil.which("sleep"), raylet)
+    says = f"import subprocess; subprocess.run([{str(raylet)!r}, '2']); import time; time.sleep(60)"
+    head = head_that_does(says, session, monkeypatch)
+    while not session.has_raylet():
+        time.sleep(0.01)
+    assert head.wait() == "its raylet is gone"
+    assert head._process.poll() is None
+    head.stop()
