@@ -30,7 +30,7 @@ pytestmark = marks
         ("contiguous", 3, 64, "ngram"),
         ("block", 1, 64, "none"),
         ("block", 3, 0, "none"),
-        ("contiguous", 3, 0, "fused"),
+        ("contiguous", 1, 0, "fused"),
     ],
     ids=lambda param: "{}-tp{}-candidates{}-drafts-{}".format(*param),
 )
@@ -81,12 +81,12 @@ def test_a_text_ends_where_it_would_within_what_a_graph_chose(server):
     if server.drafts != "fused":
         pytest.skip("the leader chooses tokens")
     tokens = prompt(30, start=900)
-    whole = greedy(server, tokens, 24)
-    for count in range(1, 8):
+    whole = greedy(server, tokens, 9)
+    for count in (1, 2, 4, 7):
         assert greedy(server, tokens, count) == whole[:count]
-    for stop in dict.fromkeys(whole):
+    for stop in list(dict.fromkeys(whole))[2:5]:
         body = {
-            "model": server.name, "prompt": tokens, "max_tokens": 24, "ignore_eos": True,
+            "model": server.name, "prompt": tokens, "max_tokens": 9, "ignore_eos": True,
             "stop_token_ids": [stop], "return_token_ids": True,
         }  # fmt: skip
         _, answer = server.post("/v1/completions", body, timeout_s=300)
