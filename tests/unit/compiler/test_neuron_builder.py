@@ -2,19 +2,13 @@ import json
 import subprocess
 
 import pytest
+from tests.unit.llama import LLAMA
 
 from rufus_serve.artifacts.identity import Identity, ModelIdentity
 from rufus_serve.compiler.neuron_builder import NeuronBuilder, failure_text
 from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import ArtifactError, ConfigError
 from rufus_serve.runtime.neuron import compiling
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
-    "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512,
-    "dtype": "bfloat16",
-}  # fmt: skip
 
 
 def nothing(*_):

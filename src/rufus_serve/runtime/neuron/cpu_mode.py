@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rufus_serve.runtime.base import GroupSpec
+from rufus_serve.runtime.neuron.model_classes import built_by
 from rufus_serve.runtime.neuron.quantizing import converted_layers, quantize_checkpoint
 
 ENVIRONMENT = {
@@ -142,23 +143,13 @@ def draft_groups(application: Any) -> Iterator[None]:
     """
     from neuronx_distributed_inference.models.application_base import init_custom_process_group_fn
 
-    def grouped(model_class: Any) -> Any:
-        def build(config: Any) -> Any:
-            init_custom_process_group_fn(config)
-            return model_class(config)
-
-        return build
+    def build(model_class: Any, config: Any) -> Any:
+        init_custom_process_group_fn(config)
+        return model_class(config)
 
     is_fused = application.neuron_config.enable_fused_speculation
-    wrappers = application.models if is_fused else []
-    classes = [wrapper.model_cls for wrapper in wrappers]
-    for wrapper in wrappers:
-        wrapper.model_cls = grouped(wrapper.model_cls)
-    try:
+    with built_by(build, application.models if is_fused else []):
         yield
-    finally:
-        for wrapper, model_class in zip(wrappers, classes, strict=True):
-            wrapper.model_cls = model_class
 
 
 def _decoders(model: Any) -> list[Any]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rufus_serve.runtime.neuron.model_classes import built_by
+
 FIELDS: dict[str, Any] = {
     "quantized": True,
     "quantization_type": "per_channel_symmetric",
@@ -52,26 +54,16 @@ def converted_layers(application: Any) -> Iterator[None]:
     from neuronx_distributed.parallel_layers.parallel_state import set_aot_mode
     from neuronx_distributed_inference.models.model_wrapper import DecoderModelInstance
 
-    def converting(model_class: Any) -> Any:
-        def build(config: Any) -> Any:
-            instance = DecoderModelInstance(model_class, config)
-            # As while tracing: weights keep no initial values. NxD fails to cut those of
-            # quantized layers that several ranks share the inputs of.
-            set_aot_mode(True)
-            try:
-                instance.load_module()
-            finally:
-                set_aot_mode(False)
-            return instance.module
+    def build(model_class: Any, config: Any) -> Any:
+        instance = DecoderModelInstance(model_class, config)
+        # As while tracing: weights keep no initial values. NxD fails to cut those of
+        # quantized layers that several ranks share the inputs of.
+        set_aot_mode(True)
+        try:
+            instance.load_module()
+        finally:
+            set_aot_mode(False)
+        return instance.module
 
-        return build
-
-    wrappers = application.models if application.neuron_config.quantized else []
-    classes = [wrapper.model_cls for wrapper in wrappers]
-    for wrapper in wrappers:
-        wrapper.model_cls = converting(wrapper.model_cls)
-    try:
+    with built_by(build, application.models if application.neuron_config.quantized else []):
         yield
-    finally:
-        for wrapper, model_class in zip(wrappers, classes, strict=True):
-            wrapper.model_cls = model_class

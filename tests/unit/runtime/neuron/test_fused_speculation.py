@@ -3,18 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 from neuron_sized import configured
+from tests.unit.llama import LLAMA
 
 from rufus_serve.errors import ModelError
 from rufus_serve.runtime.neuron import artifacts, compiling, neuron_model
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
-    "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512,
-    "dtype": "bfloat16",
-}  # fmt: skip
 
 
 def write(folder, **changes):

@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tests.unit.llama import LLAMA
 
 from rufus_serve.artifacts.draft import open_draft
 from rufus_serve.config.schema import ServeConfig
@@ -9,13 +10,6 @@ from rufus_serve.errors import ArtifactError
 from rufus_serve.runtime.neuron import artifacts, compiling
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
-    "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "intermediate_size": 128, "vocab_size": 256, "max_position_embeddings": 512,
-    "dtype": "bfloat16",
-}  # fmt: skip
 
 
 def nothing(*_):
