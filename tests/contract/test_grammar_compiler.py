@@ -76,3 +76,31 @@ def test_a_child_that_died_is_replaced() -> None:
         await compiler.check("regex", "b+")
 
     run(scenario)
+
+
+def test_no_request_is_refused_for_a_child_that_died_before_it() -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        assert compiler._child is not None
+        # Its end is not known yet when the next request comes.
+        compiler._child.kill()
+        await compiler.check("regex", "a+")
+
+    run(scenario)
+
+
+def test_a_grammar_whose_child_dies_each_time_is_refused() -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        started = compiler._running
+
+        async def start_and_kill() -> asyncio.subprocess.Process:
+            child = await started()
+            child.kill()
+            return child
+
+        compiler._running = start_and_kill  # type: ignore[method-assign]
+        with pytest.raises(GrammarRefused, match="just now"):
+            await compiler.check("regex", "a+")
+        compiler._running = started  # type: ignore[method-assign]
+        await compiler.check("regex", "a+")
+
+    run(scenario)

@@ -64,7 +64,20 @@ class GrammarCompiler:
                 self._child.kill()
 
     async def _ask(self, kind: str, text: str) -> str:
+        """The verdict; a child found dead is replaced, unless this grammar seems to kill it."""
         question = CompileRequest(kind=kind, text=text, cpu_s=self._limits.grammar_compile_s)
+        try:
+            return await self._ask_child(question)
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning("the process that compiles grammars died (%s); starting another", error)
+        try:
+            return await self._ask_child(question)
+        except (OSError, msgspec.DecodeError) as error:
+            _log.error("a grammar ended the process that compiles it, twice (%s)", error)
+            raise GrammarRefused("grammars cannot be compiled just now; try again") from error
+
+    async def _ask_child(self, question: CompileRequest) -> str:
+        """The verdict of the child; one that fails in any way is not asked again."""
         child = await self._running()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -72,13 +85,8 @@ class GrammarCompiler:
             child.stdin.write(msgspec.json.encode(question) + b"\n")
             await child.stdin.drain()
             answer = msgspec.json.decode(await child.stdout.readline(), type=CompileAnswer)
-        except (OSError, msgspec.DecodeError) as error:
-            _log.error("the process that compiles grammars died (%s); starting another", error)
-            self.close()
-            self._child = None
-            raise GrammarRefused("grammars cannot be compiled just now; try again") from error
-        except asyncio.CancelledError:
-            # Its answer would be taken for that to the next question.
+        except BaseException:
+            # Also if the request is given up: its answer would be taken for the next one's.
             self.close()
             self._child = None
             raise
