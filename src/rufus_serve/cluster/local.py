@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from rufus_serve.cluster.base import ClusterHealth, FollowerExit, NodeInfo, OnExit
-from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess
+from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess, log_file_in
 from rufus_serve.protocol.specs import FollowerSpec
 
 
@@ -32,7 +32,7 @@ class LocalCluster:
 
     def launch(self, spec: FollowerSpec) -> None:
         """Start a follower process here."""
-        log_file = self._log_dir / f"follower-{spec.follower_id}.log" if self._log_dir else None
+        log_file = log_file_in(self._log_dir, spec.follower_id) if self._log_dir else None
         with self._lock:
             self._running[spec.follower_id] = FollowerProcess(
                 spec, python=self._python, log_file=log_file, on_exit=self._ended

@@ -15,6 +15,7 @@ from rufus_serve.cluster.process import (
     await_gone,
     is_follower,
     kill_session,
+    log_file_in,
 )
 from rufus_serve.cluster.ray_orders import RaySettings
 from rufus_serve.protocol.specs import FollowerSpec
@@ -83,4 +84,4 @@ class OwnHost:
 
     def _log_file(self, follower_id: str) -> Path | None:
         log_dir = self._settings.log_dir
-        return Path(log_dir) / f"follower-{follower_id}.log" if log_dir else None
+        return log_file_in(Path(log_dir), follower_id) if log_dir else None

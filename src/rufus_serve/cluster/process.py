@@ -182,6 +182,11 @@ def kill_session(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def log_file_in(folder: Path, follower_id: str) -> Path:
+    """Where the follower writes its log."""
+    return folder / f"follower-{follower_id}.log"
+
+
 def _cause_file(log_file: Path) -> Path:
     return log_file.with_suffix(".cause")
 

@@ -14,7 +14,7 @@ import ray
 
 from rufus_serve.channel.keys import read_token
 from rufus_serve.cluster.base import FollowerExit
-from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess
+from rufus_serve.cluster.process import AdoptedProcess, FollowerProcess, log_file_in
 from rufus_serve.protocol.specs import FollowerSpec
 
 TOKEN_VARIABLE = "RUFUS_NODE_TOKEN_FILE"  # noqa: S105 - a variable's name
@@ -67,7 +67,7 @@ class FollowerAgent:
             self._process.kill()
 
     def _log_file(self, follower_id: str) -> Path:
-        return self._log_dir / f"follower-{follower_id}.log"
+        return log_file_in(self._log_dir, follower_id)
 
 
 def _own_folder() -> str:
