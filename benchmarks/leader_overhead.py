@@ -3,9 +3,10 @@
     python benchmarks/leader_overhead.py [--rows 1 8 32 64] [--followers 1 2] [--write]
 
 Null followers, processes of their own, answer `--delay-ms` after a step came, from logits made
-beforehand, so a step's period less the delay is what leader, channel and reply add. The step
-loop is the product's, with vLLM's batch; vLLM's scheduler and front end are left out. The gap lies
-between a step's last reply and the moment when the next step is with the sockets.
+beforehand, so a step's period less the delay is what leader, channel and reply add; what rank 0
+takes of that to find candidates, or to copy rows, is told apart. The step loop is the product's,
+two steps ahead as vLLM's engine has it, with vLLM's batch; vLLM's scheduler and front end are left
+out. The gap lies between a step's last reply and the moment when the next is with the sockets.
 
 Modes, round by round: `candidates`; `rows in full`, drawn by us; `vllm`, rows in full drawn by
 vLLM's sampler. `--no-memory` sends large replies by socket. `--write` keeps record and table.
@@ -19,10 +20,10 @@ import os
 import statistics
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
 import numpy as np
 
 from marks import keep
@@ -60,9 +61,12 @@ class NullRuntime:
         self._is_first = node_rank == 0
 
     def decode(self, step):
+        time.sleep(self._delay_s)
+        return self.prefill(step)
+
+    def prefill(self, step):
         from rufus_serve.runtime.logits import WholeLogits
 
-        time.sleep(self._delay_s)
         first = next(self._shifts)
         rows = self._logits[first : first + step.num_rows]
         return WholeLogits(rows if self._is_first else None)
@@ -124,7 +128,7 @@ class Watched:
     def __init__(self, channel) -> None:
         self._channel = channel
         self._answered = None
-        self.gaps = []
+        self.gaps, self.search_s, self.reply_bytes = [], [], []
 
     def __getattr__(self, name: str):
         return getattr(self._channel, name)
@@ -138,27 +142,30 @@ class Watched:
     def gather(self, step_id: int, *, deadline_s: float):
         replies = self._channel.gather(step_id, deadline_s=deadline_s)
         self._answered = time.perf_counter()
+        self.search_s.append(replies[0].compute_s)
+        self.reply_bytes.append(sum(map(size_of, replies)))
         return replies
 
 
 class Engine:
     """Step loop, batch and sampler over a channel; outputs are made up instead of scheduled."""
 
-    def __init__(self, arguments, steps, mode: str) -> None:
+    def __init__(self, arguments, steps, shared, mode: str) -> None:
         from rufus_serve.leader.engine.batch_state import BatchState
         from rufus_serve.leader.engine.sampling import TokenSampler
+        from rufus_serve.leader.engine.step_loop import StepLoop
 
         info = runtime_info(arguments, candidates=mode == "candidates")
         config = vllm_config(arguments)
-        self.steps = steps
-        self.state = BatchState(config, info=info)
-        self.sampler = TokenSampler(config, self.state, vocab_size=info.vocab_size)
+        state = BatchState(config, info=info)
+        sampler = TokenSampler(config, state, vocab_size=info.vocab_size)
         if mode == "vllm":
             from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-            vllms = self.sampler._sampler  # noqa: SLF001 - the peer of this benchmark
+            vllms = sampler._sampler  # noqa: SLF001 - the peer of this benchmark
             vllms.topk_topp_sampler = TopKTopPSampler("raw_logprobs")
-        self.vocab, self.computed, self.sent = arguments.vocab, CONTEXT, []
+        self.loop = StepLoop(steps, shared, state, sampler)
+        self.vocab, self.computed, self.sampled = arguments.vocab, CONTEXT, deque()
 
     def admit(self, kind: str, rows: int) -> None:
         """Requests whose prompts are all computed but for the last token."""
@@ -176,7 +183,6 @@ class Engine:
                 block_ids=(ids,), num_computed_tokens=CONTEXT, prefill_token_ids=None,
             ))  # fmt: skip
         self.req_ids = [each.req_id for each in new]
-        self.output = self._output(new, ())
         self.grammar = None
         if kind == "schema":
             mask = np.random.default_rng(0).integers(
@@ -187,6 +193,10 @@ class Engine:
             )
             for each in new:
                 each.sampling_params.structured_outputs = object()
+        # One token is all that is left of each prompt: no prefills here, but for the first step.
+        self.output = self._output(new, ())
+        self.queue_step()
+        self.queue_step()
 
     def _output(self, new, cached):
         cached_reqs = SimpleNamespace(
@@ -199,17 +209,22 @@ class Engine:
             scheduled_spec_decode_tokens={},
         )  # fmt: skip
 
-    def step(self) -> None:
-        rows = list(self.state.apply(self.output).values())
-        if self.output.scheduled_new_reqs:
-            # No prefills here: one token is all that is left of each prompt.
-            rows = [msgspec.structs.replace(row, is_prefill=False) for row in rows]
-        answers = self.steps.run(rows, 1)
-        self.sampler.collect(answers, self.req_ids)
-        self.sampler.sample(self.output, self.grammar, self.steps.look_up)
-        self.sent = [size_of(reply) for _, reply in answers]
+    def queue_step(self) -> None:
+        self.loop.execute(self.output)
+        self.sampled.append(self.loop.sample(self.grammar))
         self.computed += 1
         self.output = self._output((), self.req_ids)
+
+    def step(self) -> None:
+        """Await the older of two steps that are queued, and queue another."""
+        self.sampled.popleft().result()
+        self.queue_step()
+
+    def close(self) -> None:
+        """Await what is queued."""
+        while self.sampled:
+            self.sampled.popleft().result()
+        self.loop.close()
 
 
 def size_of(reply) -> int:
@@ -221,23 +236,31 @@ def size_of(reply) -> int:
     return found
 
 
-def measure(arguments, steps, channel, mode: str, *, kind: str, rows: int) -> dict[str, float]:
-    engine = Engine(arguments, steps, mode)
+def measure(
+    arguments, steps, shared, channel, mode: str, *, kind: str, rows: int
+) -> dict[str, float]:
+    engine = Engine(arguments, steps, shared, mode)
     engine.admit(kind, rows)
     channel.gaps.clear()
+    channel.search_s.clear()
+    channel.reply_bytes.clear()
     spent, cpu = [], []
     for _ in range(arguments.steps):
         began, burnt = time.perf_counter(), time.process_time()
         engine.step()
         spent.append(time.perf_counter() - began)
         cpu.append(time.process_time() - burnt)
+    engine.close()
     keep = slice(len(spent) // 5, None)
     return {
         "mode": mode, "kind": kind, "rows": rows,
         "overhead_ms": round(1e3 * statistics.median(spent[keep]) - arguments.delay_ms, 2),
+        "search_ms": round(
+            1e3 * statistics.median(channel.search_s[keep]) - arguments.delay_ms, 2
+        ),
         "gap_ms": round(1e3 * statistics.median(channel.gaps[keep]), 2),
         "cpu_ms": round(1e3 * statistics.median(cpu[keep]), 2),
-        "reply_kb": round(sum(engine.sent) / 1e3, 1),
+        "reply_kb": round(statistics.median(channel.reply_bytes[keep]) / 1e3, 1),
     }  # fmt: skip
 
 
@@ -246,7 +269,6 @@ def group_steps(arguments, token: str, places):
     from rufus_serve.channel.base import HelloInfo
     from rufus_serve.channel.keys import GroupKeys
     from rufus_serve.channel.zeromq import ZmqLeaderChannel
-    from rufus_serve.leader.engine.epoch_gate import EpochGate
     from rufus_serve.leader.engine.group_steps import GroupSteps
     from rufus_serve.leader.engine.shared import Engine as Shared
     from rufus_serve.leader.engine.step_builder import StepBuilder
@@ -256,17 +278,18 @@ def group_steps(arguments, token: str, places):
 
     info = runtime_info(arguments, candidates=True)
     identity = HelloInfo(config_hash="benchmark", sender_id="benchmark")
+    shared = Shared()
     channel = Watched(ZmqLeaderChannel(identity, GroupKeys.from_token(token)))
     steps = GroupSteps(
-        channel, EpochGate(),
-        builder=StepBuilder.for_runtime(info), progress=StepCounter(Shared()),
+        channel, shared.gate,
+        builder=StepBuilder.for_runtime(info), progress=StepCounter(shared),
         deadline=StepDeadline(60.0), tell_lost=print,
     )  # fmt: skip
     endpoints = tuple(
         StepEndpoint(node_rank=rank, host="localhost", endpoint=place) for rank, place in places
     )
     steps.connect(GroupReady(epoch=1, endpoints=endpoints, info=info))
-    return steps, channel
+    return steps, shared, channel
 
 
 def parse():
@@ -285,10 +308,21 @@ def parse():
 
 def table(found: list[dict]) -> str:
     lines = [
-        "| followers | rows | kind | mode | overhead ms | gap ms | engine's CPU ms | reply KB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| followers | rows | kind | mode | overhead ms | of it rank 0's search | gap ms "
+        "| engine's CPU ms | reply KB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    names = ("followers", "rows", "kind", "mode", "overhead_ms", "gap_ms", "cpu_ms", "reply_kb")
+    names = (
+        "followers",
+        "rows",
+        "kind",
+        "mode",
+        "overhead_ms",
+        "search_ms",
+        "gap_ms",
+        "cpu_ms",
+        "reply_kb",
+    )
     lines += ["| " + " | ".join(str(each[name]) for name in names) + " |" for each in found]
     return "\n".join(lines)
 
@@ -306,10 +340,12 @@ def run(arguments, followers: int):
     ]
     for process in processes:
         process.start()
-    steps, channel = group_steps(arguments, token, sorted(announced.get() for _ in processes))
+    steps, shared, channel = group_steps(
+        arguments, token, sorted(announced.get() for _ in processes)
+    )
     for rows, kind, mode in itertools.product(arguments.rows, arguments.kinds, arguments.modes):
         yield {"followers": followers} | measure(
-            arguments, steps, channel, mode, kind=kind, rows=rows
+            arguments, steps, shared, channel, mode, kind=kind, rows=rows
         )
     for process in processes:
         process.terminate()

@@ -103,6 +103,37 @@ class BatchState:
             for req_id, span in spans.items()
         }
 
+    def look_ahead(self, output: Any) -> dict[str, Row] | None:
+        """Take over the SchedulerOutput behind the one whose tokens are not drawn yet.
+
+        Its rows, without those tokens, which show in them once appended. None, and nothing is
+        taken over, if it does more than to go on with every request of the batch by one token,
+        or if that token decides what the step asks for.
+        """
+        cached = output.scheduled_cached_reqs
+        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        scheduled: dict[str, int] = output.num_scheduled_tokens
+        if (
+            not scheduled.keys() == computed.keys() == self.batch.req_id_to_index.keys()
+            or any(count != 1 for count in scheduled.values())
+            or any(self._requests[r].num_tokens != known for r, known in computed.items())
+            or output.finished_req_ids
+            or cached.resumed_req_ids
+            or output.scheduled_spec_decode_tokens
+            or self.room
+            or self.followers_choose
+            or self.needs_vllm
+            or not all(each.wants_the_same for each in self.sampling)
+        ):
+            return None
+        self._advance(cached)
+        return {
+            req_id: self._row(
+                req_id, _Span(computed[req_id], computed[req_id] + 1), is_new=False, in_full=False
+            )
+            for req_id in scheduled
+        }
+
     def observe(self, req_id: str, num_accepted: int) -> None:
         """So many of the request's drafts came true."""
         if self._drafter is not None and req_id in self.drafts:

@@ -2,15 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from rufus_serve.channel.base import FollowerLost, LeaderChannel
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.epoch_gate import EpochGate
-from rufus_serve.leader.engine.step_builder import LogitsOf, PlannedStep, Row, StepBuilder
+from rufus_serve.leader.engine.step_builder import (
+    LogitsOf,
+    PlannedStep,
+    Row,
+    StepBuilder,
+    take_tokens,
+)
 from rufus_serve.leader.engine.step_counter import StepCounter
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.leader.engine.step_tally import Answered
@@ -26,9 +32,23 @@ PlannedReply = tuple[PlannedStep, StepReply]
 class Refusal:
     """A step that a follower's runtime refused, upon which its epoch ended."""
 
-    rows: tuple[int, ...]
-    """Indexes into the rows given to `GroupSteps.run`: those that the step computed."""
+    names: tuple[str, ...]
+    """Of the rows that the step computed."""
     reason: str
+
+
+@dataclass
+class Flight:
+    """All steps that a batch of rows takes: planned, sent, and answered or lost."""
+
+    rows: Mapping[str, Row]
+    epoch: int
+    steps: list[PlannedStep]
+    sent: list[float] = field(default_factory=list)
+    """When each step was sent, monotonic seconds."""
+    is_lost: bool = False
+    refusal: Refusal | None = None
+    """Why it was lost, if a runtime refused one of its steps."""
 
 
 TellLost = Callable[[int, str], None]
@@ -54,14 +74,17 @@ class GroupSteps:
         self._progress = progress
         self._deadline = deadline
         self._tell_lost = tell_lost
+        self._epoch = -1
+        """Of the connections."""
         self._next_step_id = 0
         self.pace = progress.pace
         self.trace, self.tally = progress.trace, progress.tally
-        self.refusal: Refusal | None = None
-        """Why the last `run` lost its group, if a runtime refused one of its steps."""
+        self._answered: list[Answered] = []
 
     def connect(self, ready: GroupReady) -> bool:
         """Shake hands with the followers of an epoch; steps may run then."""
+        self._epoch = ready.epoch
+        self._progress.forget()
         try:
             self._channel.connect(ready.epoch, ready.endpoints, deadline_s=_HANDSHAKE_S)
         except (FollowerLost, HandshakeRefused) as error:
@@ -70,28 +93,56 @@ class GroupSteps:
         self._next_step_id = 0
         return self._gate.open(ready.epoch)
 
-    def run(self, rows: Sequence[Row], epoch: int) -> list[PlannedReply] | None:
-        """The answers to all steps that `rows` take; None if the group was lost meanwhile."""
-        with self.trace.span("build"):
-            planned = self._builder.build(rows, epoch=epoch, first_step_id=self._next_step_id)
-        self._next_step_id += len(planned)
-        self.refusal = None
+    def plan(self, rows: Mapping[str, Row], epoch: int) -> Flight:
+        """The steps that `rows`, by their requests, take; nothing is sent yet."""
+        steps = self._builder.build(
+            list(rows.values()), epoch=epoch, first_step_id=self._next_step_id
+        )
+        return Flight(rows, epoch, steps)
+
+    def send(self, flight: Flight) -> None:
+        """Send what was planned to every follower, with the tokens that its rows have by now."""
+        rows = list(flight.rows.values())
+        if flight.steps[0].request.step_id != self._next_step_id:
+            # Rows in full were asked for since, which took numbers.
+            flight.steps = self.plan(flight.rows, flight.epoch).steps
+        self._next_step_id += len(flight.steps)
         try:
-            with self.trace.span("send"):
-                sent = [self._send(step.request) for step in planned]
-            return [(step, self._gather(step, at)) for step, at in zip(planned, sent, strict=True)]
+            for step in flight.steps:
+                take_tokens(step, rows)
+                flight.sent.append(self._send(step.request))
         except FollowerLost as gone:
-            refused = [s.members for s in planned if s.request.step_id == gone.refused_step]
-            self.refusal = Refusal(refused[0], str(gone)) if refused else None
-            self._lose(epoch, str(gone))
+            self._lose_flight(flight, gone)
+
+    def gather(self, flight: Flight) -> list[PlannedReply] | None:
+        """The answers to all steps of what was sent; None if the group was lost meanwhile."""
+        if flight.is_lost or not flight.sent or flight.epoch != self._epoch:
             return None
+        try:
+            return [
+                (step, self._gather(step, flight, sent))
+                for step, sent in zip(flight.steps, flight.sent, strict=True)
+            ]
+        except FollowerLost as gone:
+            self._lose_flight(flight, gone)
+            return None
+
+    def book(self) -> None:
+        """Count and learn from what was answered; the next step need not wait for that."""
+        answered, self._answered = self._answered, []
+        for each in answered:
+            self._deadline.observe(each.request, each.received - each.awaited)
+            self.trace.step(each.replies, sent=each.sent, received=each.received)
+            self.tally.step(each)
+            self.pace.observe(each.replies)
+        self.tally.saw_stale(self._channel.num_stale)
 
     def look_up(
         self, answers: Sequence[PlannedReply], wanted: Collection[LogitsOf]
     ) -> dict[LogitsOf, Array] | None:
         """[V] logits of what is `wanted` of `answers`; None if the group is lost.
 
-        Only until the next `run`.
+        Only until the next `send`.
         """
         found: dict[LogitsOf, Array] = {}
         for step, _ in answers:
@@ -129,20 +180,25 @@ class GroupSteps:
         self._progress.begin(order.step_id)
         return began
 
-    def _gather(self, step: PlannedStep, sent: float) -> StepReply:
+    def _gather(self, step: PlannedStep, flight: Flight, sent: float) -> StepReply:
         request = step.request
-        started = time.monotonic()
+        awaited = time.monotonic()
         deadline_s = self._deadline.seconds_for(request)
         with self.trace.span("wait"):
             replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
         received = time.monotonic()
-        self._deadline.observe(request, received - started)
-        self.trace.step(replies, sent=sent, received=received)
-        self.tally.step(Answered(request, replies, sent, received, step.members))
-        self.tally.saw_stale(self._channel.num_stale)
         self._progress.end(request.step_id)
-        self.pace.observe(replies)
+        self._answered.append(
+            Answered(request, replies, sent, awaited, received, _names(flight, step))
+        )
         return replies[0]
+
+    def _lose_flight(self, flight: Flight, gone: FollowerLost) -> None:
+        flight.is_lost = True
+        for step in flight.steps:
+            if step.request.step_id == gone.refused_step:
+                flight.refusal = Refusal(_names(flight, step), str(gone))
+        self._lose(flight.epoch, str(gone))
 
     def _lose(self, epoch: int, reason: str) -> None:
         self._progress.forget()
@@ -150,3 +206,9 @@ class GroupSteps:
         if self._gate.shut(epoch):
             _log.warning("epoch %d is lost: %s", epoch, reason)
             self._tell_lost(epoch, reason)
+
+
+def _names(flight: Flight, step: PlannedStep) -> tuple[str, ...]:
+    """Of the requests whose rows a step computes."""
+    names = list(flight.rows)
+    return tuple(names[row] for row in step.members)

@@ -229,6 +229,15 @@ class StepBuilder:
         return PlannedStep(request, tuple(map(LogitsOf, members)) if want_logits else (), members)
 
 
+def take_tokens(step: PlannedStep, rows: Sequence[Row]) -> None:
+    """Have a decode step compute the tokens that stand in its `rows` by now."""
+    request = step.request
+    if request.phase is Phase.DECODE:
+        request.token_ids[:] = [
+            rows[of.row].token_ids[rows[of.row].num_computed + of.offset] for of in step.rows
+        ]
+
+
 def _prompt_wants(row: Row, part: _Part) -> PromptWants | None:
     """What is asked of the prompt's tokens in a step of this part alone."""
     want = row.prompt_want

@@ -24,9 +24,11 @@ class Answered(NamedTuple):
     request: StepRequest
     replies: Sequence[StepReply]
     sent: float
+    awaited: float
+    """Since when nothing was left to do but to wait for the replies."""
     received: float
-    members: tuple[int, ...] = ()
-    """Indexes into the rows that were run, of those that it computed."""
+    names: tuple[str, ...] = ()
+    """Of the requests whose rows it computed."""
 
 
 class StepTally:
@@ -36,9 +38,7 @@ class StepTally:
         self._trace = trace
         self._counts = StepCounts()
         self._buckets: dict[Phase, tuple[int, ...]] = {}
-        self._newest: dict[Phase, tuple[Answered, Sequence[str]]] = {}
-        self.running: Sequence[str] = ()
-        """Names of the requests whose rows are being run, in the rows' order."""
+        self._newest: dict[Phase, Answered] = {}
 
     def know(self, info: RuntimeInfo) -> None:
         """What followers compile, before the first step."""
@@ -58,7 +58,7 @@ class StepTally:
         filled.computed += _bucket(self._buckets.get(phase, ()), size)
         counts.sent_bytes += _array_bytes(request)
         counts.received_bytes += sum(map(_array_bytes, step.replies))
-        self._newest[phase] = step, self.running
+        self._newest[phase] = step
 
     def fetched(self, num_rows: int) -> None:
         """So many rows were asked for in full."""
@@ -72,19 +72,19 @@ class StepTally:
         """The counts as of now, as plain data."""
         newest, self._newest = self._newest, {}
         self._counts.parts_s = self._trace.spent_s()
-        self._counts.samples = [_sample(*each) for each in newest.values()]
+        self._counts.samples = [_sample(each) for each in newest.values()]
         counts: dict[str, Any] = msgspec.to_builtins(self._counts)
         return counts
 
 
-def _sample(step: Answered, running: Sequence[str]) -> StepSample:
+def _sample(step: Answered) -> StepSample:
     return StepSample(
         step_id=step.request.step_id,
         epoch=step.request.epoch,
         phase=step.request.phase.value,
         sent=step.sent,
         received=step.received,
-        requests=tuple(running[row] for row in step.members if row < len(running)),
+        requests=step.names,
         followers=tuple(
             FollowerPart(
                 reply.node_rank,

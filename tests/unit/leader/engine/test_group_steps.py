@@ -5,7 +5,7 @@ import pytest
 
 from rufus_serve.channel.base import NOBODY, FollowerLost
 from rufus_serve.errors import HandshakeRefused
-from rufus_serve.leader.engine.group_steps import GroupSteps
+from rufus_serve.leader.engine.group_steps import GroupSteps, PlannedReply
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.step_builder import LogitsOf, Row, StepBuilder
 from rufus_serve.leader.engine.step_counter import StepCounter
@@ -85,6 +85,11 @@ class Group:
             tell_lost=lambda *event: self.lost.append(event),
         )
 
+    def run(self, rows: list[Row], epoch: int) -> list[PlannedReply] | None:
+        self.flight = self.steps.plan({f"r{place}": row for place, row in enumerate(rows)}, epoch)
+        self.steps.send(self.flight)
+        return self.steps.gather(self.flight)
+
     def connect(self, epoch: int) -> bool:
         return self.steps.connect(GroupReady(epoch=epoch, endpoints=(), info=INFO))
 
@@ -96,7 +101,7 @@ def prompt(length: int) -> Row:
 def test_all_steps_are_sent_before_the_first_answer_is_awaited() -> None:
     group = Group()
     assert group.connect(1)
-    answers = group.steps.run([prompt(10)], 1)
+    answers = group.run([prompt(10)], 1)
     assert answers is not None
     assert [step.step_id for step in group.channel.steps] == [0, 1, 2]
     assert [reply.node_rank for _, reply in answers] == [0, 0, 0]
@@ -105,10 +110,10 @@ def test_all_steps_are_sent_before_the_first_answer_is_awaited() -> None:
 def test_step_ids_go_on_within_an_epoch_and_start_again_with_the_next() -> None:
     group = Group()
     group.connect(1)
-    group.steps.run([prompt(4)], 1)
-    group.steps.run([prompt(4)], 1)
+    group.run([prompt(4)], 1)
+    group.run([prompt(4)], 1)
     group.connect(2)
-    group.steps.run([prompt(4)], 2)
+    group.run([prompt(4)], 2)
     assert [(step.epoch, step.step_id) for step in group.channel.steps] == [(1, 0), (1, 1), (2, 0)]
 
 
@@ -116,7 +121,7 @@ def test_a_lost_follower_shuts_the_epoch_and_is_reported_instead_of_raised() -> 
     group = Group()
     group.connect(1)
     group.channel.error = FollowerLost(1, "connection closed")
-    assert group.steps.run([prompt(4)], 1) is None
+    assert group.run([prompt(4)], 1) is None
     assert group.engine.gate.epoch is None
     assert group.lost == [(1, "follower 1: connection closed")]
     assert group.progress.report().steps_in_flight == 0
@@ -136,15 +141,15 @@ def test_a_refused_step_names_its_rows_and_the_runtimes_words() -> None:
     group = Group()
     group.connect(1)
     group.channel.error = FollowerLost(1, "step 1 failed: no such bucket", refused_step=1)
-    assert group.steps.run([prompt(4), prompt(4)], 1) is None
-    refusal = group.steps.refusal
+    assert group.run([prompt(4), prompt(4)], 1) is None
+    refusal = group.flight.refusal
     assert refusal is not None
-    assert refusal.rows == (1,)
+    assert refusal.names == ("r1",)
     assert "no such bucket" in refusal.reason
     group.connect(2)
     group.channel.error = FollowerLost(1, "connection closed")
-    assert group.steps.run([prompt(4)], 2) is None
-    assert group.steps.refusal is None
+    assert group.run([prompt(4)], 2) is None
+    assert group.flight.refusal is None
 
 
 def test_an_epoch_that_the_supervisor_ended_is_not_reported_to_it_again() -> None:
@@ -152,14 +157,14 @@ def test_an_epoch_that_the_supervisor_ended_is_not_reported_to_it_again() -> Non
     group.connect(1)
     group.engine.gate.shut(1)
     group.channel.abandon(1, "follower 1 died")
-    assert group.steps.run([prompt(4)], 1) is None
+    assert group.run([prompt(4)], 1) is None
     assert group.lost == []
 
 
 def test_progress_counts_what_was_answered() -> None:
     group = Group()
     group.connect(3)
-    group.steps.run([prompt(8)], 3)
+    group.run([prompt(8)], 3)
     report = group.progress.report()
     assert (report.steps_done, report.steps_in_flight) == (2, 0)
 
@@ -168,7 +173,7 @@ def test_rows_in_full_are_asked_of_the_steps_that_answered_them() -> None:
     group = Group()
     group.connect(1)
     token = Row(np.arange(9, dtype=np.int32), 4, 1, [1, 2], False)
-    answers = group.steps.run([token, prompt(10), token, token], 1)
+    answers = group.run([token, prompt(10), token, token], 1)
     found = group.steps.look_up(answers, {LogitsOf(1), LogitsOf(2), LogitsOf(3)})
     # Two rows a decode: steps 0 and 1; the prompt's last segment is step 4.
     assert {each.row: logits.tolist() for each, logits in found.items()} == {
@@ -181,7 +186,7 @@ def test_rows_in_full_are_asked_of_the_steps_that_answered_them() -> None:
 def test_a_group_that_is_lost_while_rows_are_asked_for_is_reported() -> None:
     group = Group()
     group.connect(1)
-    answers = group.steps.run([prompt(4)], 1)
+    answers = group.run([prompt(4)], 1)
     group.channel.error = FollowerLost(0, "connection closed")
     assert group.steps.look_up(answers, {LogitsOf(0)}) is None
     assert group.lost == [(1, "follower 0: connection closed")]

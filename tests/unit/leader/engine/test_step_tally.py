@@ -35,9 +35,9 @@ def test_steps_are_counted_by_phase_time_and_fill() -> None:
     running = Row(np.arange(9, dtype=np.int32), 8, 1, [1], False, want=Want(5))
     build = StepBuilder.for_runtime(INFO).build
     decode, prefill = build([prompt, running, running], epoch=1, first_step_id=0)
-    tally.step(Answered(decode.request, [reply(0), reply(1)], 5.0, 5.0125))
-    tally.step(Answered(decode.request, [reply(0), reply(1)], 0.0, 99.0))
-    tally.step(Answered(prefill.request, [reply(0)], 1.0, 1.001))
+    tally.step(Answered(decode.request, [reply(0), reply(1)], 5.0, 5.0, 5.0125))
+    tally.step(Answered(decode.request, [reply(0), reply(1)], 0.0, 0.0, 99.0))
+    tally.step(Answered(prefill.request, [reply(0)], 1.0, 1.0, 1.001))
     found = counted(tally)
     decodes = found.steps["decode"].buckets
     assert decodes[STEP_BOUNDS_S.index(0.02)] == decodes[-1] == 1
@@ -69,10 +69,9 @@ def test_the_newest_step_of_a_phase_is_kept_for_traces_once() -> None:
     tally = StepTally(StepTrace())
     running = Row(np.arange(9, dtype=np.int32), 8, 1, [1], False, want=Want(5))
     (decode,) = StepBuilder.for_runtime(INFO).build([running] * 2, epoch=3, first_step_id=7)
-    tally.running = ["a", "b"]
     for sent in (1.0, 2.0):
         answer = msgspec.structs.replace(reply(1), compute_s=0.06, wait_s=0.01)
-        tally.step(Answered(decode.request, [answer], sent, sent + 0.1, decode.members))
+        tally.step(Answered(decode.request, [answer], sent, sent, sent + 0.1, ("a", "b")))
     (sample,) = counted(tally).samples
     assert (sample.step_id, sample.epoch, sample.phase) == (7, 3, "decode")
     assert (sample.sent, sample.requests) == (2.0, ("a", "b"))
