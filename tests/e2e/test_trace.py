@@ -25,6 +25,7 @@ def test_a_trace_shows_each_part_of_the_asked_steps(demo_server: Server, tmp_pat
         assert counts[name] >= 18, counts
     # Most steps are made ready while the one before them runs.
     assert counts["ahead"] >= 10, counts
-    assert counts["take over"] == counts["build"] >= 18 - counts["ahead"], counts
+    for name in ("take over", "build"):
+        assert counts["ahead"] + counts[name] >= 18, counts
     executed = [span for span in spans if span["name"] == "execute"]
     assert all(0 < span["dur"] < 60e6 for span in executed)
