@@ -31,7 +31,8 @@ from rufus_serve.protocol.messages import StepRequest
 
 CONTEXT, BLOCK_SIZE = 200, 32
 GREEDY = {"temperature": 0.0}
-RANDOM = {"temperature": 0.8, "seed": 1}
+TEMPERATURE, MASS_OF_TEN = 0.8, 0.87
+RANDOM = {"temperature": TEMPERATURE, "seed": 1}
 KINDS = {
     "greedy": [GREEDY],
     "half top_p 0.9": [GREEDY, RANDOM | {"top_p": 0.9}],
@@ -53,9 +54,12 @@ class NullRuntime:
     def __init__(self, vocab_size: int, rows: int, *, delay_s: float, node_rank: int) -> None:
         random = np.random.default_rng(0)
         self._logits = (random.standard_normal((2 * rows, vocab_size)) * 3).astype(np.float32)
-        # Half of a row's mass on ten tokens, as models have it: others at each step.
         for place, row in enumerate(self._logits):
-            row[10 * place : 10 * place + 10] += 12.0
+            # Ten tokens, others in each row, have as much of its mass as in the demo model's texts.
+            weights = 0.6 ** np.arange(10)
+            rest = np.exp(row / TEMPERATURE).sum()
+            weights *= rest * MASS_OF_TEN / (1 - MASS_OF_TEN) / weights.sum()
+            row[10 * place : 10 * place + 10] = TEMPERATURE * np.log(weights)
         self._shifts = itertools.cycle(range(rows + 1))
         self._delay_s = delay_s
         self._is_first = node_rank == 0
@@ -77,7 +81,9 @@ def follow(arguments, token: str, node_rank: int, announced) -> None:
     from rufus_serve.channel.keys import GroupKeys
     from rufus_serve.channel.zeromq import ZmqFollowerChannel
     from rufus_serve.follower.stepper import Stepper
+    from rufus_serve.runtime.candidates import search_by
 
+    search_by(os.cpu_count() or 1)
     runtime = NullRuntime(
         arguments.vocab,
         max(arguments.rows) if node_rank == 0 else 1,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from raw_http import CHUNK, HEALTH, app, exchange, health_s, run, serving
 
+from rufus_serve.leader.api.http_server import BoundedProtocol
+
 
 @pytest.mark.parametrize(
     "head",
@@ -143,6 +145,28 @@ def test_two_requests_at_once_are_both_served() -> None:
                 for _ in range(2):
                     assert b" 200 " in await reader.readuntil(b"{}")
             writer.close()
+
+    run(scenario)
+
+
+def test_what_comes_behind_a_refused_request_is_not_even_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[bytes] = []
+    on_url = BoundedProtocol.on_url
+
+    def counted(self: BoundedProtocol, url: bytes) -> None:
+        parsed.append(url)
+        on_url(self, url)
+
+    monkeypatch.setattr(BoundedProtocol, "on_url", counted)
+
+    async def scenario() -> None:
+        async with serving() as (_, address):
+            answer = await exchange(address, HEALTH * 1000)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert answer.count(b"HTTP/1.1") == 1
+            assert len(parsed) <= 3
 
     run(scenario)
 

@@ -3,7 +3,9 @@
 Shape legend: R rows, V vocabulary or a share of it, K candidates of a row, E its named tokens.
 """
 
+import ctypes
 import functools
+import threading
 
 import numpy as np
 
@@ -11,12 +13,23 @@ from rufus_serve.kernels import structs
 from rufus_serve.kernels.library import KernelsUnavailable, Library, load_library
 from rufus_serve.protocol.messages import Array, Candidates, RowWants
 
+_WORTH_A_TEAM_BYTES = 1 << 22
+
 
 class CandidateSearch:
-    """Any number of threads may use it at once."""
+    """Any number of threads may use it at once; one of them has a team's help with many logits."""
 
-    def __init__(self, library: Library) -> None:
-        self._find = library.functions.find_candidates
+    def __init__(self, library: Library, *, num_threads: int = 1) -> None:
+        """`num_threads`: of the team, its user included."""
+        self._functions = library.functions
+        self._alone = ctypes.c_void_p(library.functions.create_context(1))
+        self._team = ctypes.c_void_p(library.functions.create_context(num_threads))
+        self._team_is_busy = threading.Lock()
+
+    def __del__(self) -> None:
+        for name in ("_alone", "_team"):
+            if hasattr(self, name):
+                self._functions.destroy_context(getattr(self, name))
 
     def pick(self, logits: Array, wants: RowWants, *, first_id: int) -> Candidates:
         """What `wants` asks of `logits` [R, V] float32.
@@ -54,16 +67,26 @@ class CandidateSearch:
                 temperatures.ctypes.data, best_starts.ctypes.data, named_starts.ctypes.data,
                 named.ctypes.data, found.logits.ctypes.data, found.ids.ctypes.data,
                 found.log_totals.ctypes.data, found.token_logits.ctypes.data,
-            )
+            ),
+            has_many=num_rows > 1 and logits.nbytes >= _WORTH_A_TEAM_BYTES,
         )  # fmt: skip
         return found
 
+    def _find(self, wanted: structs.Candidates, *, has_many: bool) -> None:
+        if has_many and self._team_is_busy.acquire(blocking=False):
+            try:
+                self._functions.find_candidates(self._team, wanted)
+            finally:
+                self._team_is_busy.release()
+        else:
+            self._functions.find_candidates(self._alone, wanted)
+
 
 @functools.cache
-def candidate_search() -> CandidateSearch | None:
-    """The kernel; None where there are none."""
+def candidate_search(num_threads: int = 1) -> CandidateSearch | None:
+    """The kernel, whose team has so many threads; None where there are none."""
     try:
-        return CandidateSearch(load_library())
+        return CandidateSearch(load_library(), num_threads=num_threads)
     except KernelsUnavailable:
         return None
 

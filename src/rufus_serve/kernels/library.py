@@ -114,5 +114,5 @@ def _declare(functions: ctypes.CDLL) -> None:
         context, model, address, weight, step, address, number, address, number,
     )  # fmt: skip
     functions.logits.restype = None
-    functions.find_candidates.argtypes = (ctypes.POINTER(Candidates),)
+    functions.find_candidates.argtypes = (context, ctypes.POINTER(Candidates))
     functions.find_candidates.restype = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """What `csrc/library.cpp` must say of itself."""
 
 _INT = ctypes.c_int64

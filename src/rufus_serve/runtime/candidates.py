@@ -17,6 +17,17 @@ _MIN_SLICES = 1024
 _SUMMED_TOGETHER = 32
 
 
+class _Threads:
+    """How many search rows together; a process's own to say."""
+
+    count = 1
+
+
+def search_by(num_threads: int) -> None:
+    """Have so many threads of this process search the rows of a step together, from now on."""
+    _Threads.count = num_threads
+
+
 def best_ids(row: Array, count: int) -> Array:
     """Ids of the `count` largest logits of `row` [V], falling; equals in the order of their ids.
 
@@ -69,7 +80,7 @@ def pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
     Logits of named tokens are written to meanwhile, and put back. Rows wanted in full bring no
     candidates. What a share does not hold, named tokens or enough candidates, comes as -inf.
     """
-    search = candidate_search()
+    search = candidate_search(_Threads.count)
     if search is not None:
         return search.pick(logits, wants, first_id=first_id)
     return pick_by_numpy(logits, wants, first_id=first_id)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,22 @@ def test_of_a_large_row_are_those_that_torch_sorts_to_the_front(search, count):
     for column, temperature in enumerate(wants.temperatures[0].tolist()):
         totals = (logits.double() / temperature).logsumexp(dim=1)
         np.testing.assert_allclose(found.log_totals[:, column], totals, atol=2e-6)
+
+
+def test_a_team_finds_what_one_thread_finds(kernels):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((40, 40_000)).astype(np.float32) * 3
+    rows = [(row % 3 * 100 - 1, (0.8, row % 2), [row, 50, 39_999 - row]) for row in range(40)]
+    wants = wants_of(rows)
+    expected = CandidateSearch(kernels).pick(logits, wants, first_id=0)
+    team = CandidateSearch(kernels, num_threads=3)
+    # Two at a time: one has the team's help.
+    with ThreadPoolExecutor(2) as pool:
+        works = [pool.submit(team.pick, logits.copy(), wants, first_id=0) for _ in range(20)]
+        results = [work.result(60) for work in works]
+    for found in results:
+        for name in ("logits", "ids", "log_totals", "token_logits"):
+            assert (getattr(found, name) == getattr(expected, name)).all()
 
 
 def test_what_is_no_number_comes_last_and_leaves_no_total(search):

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "team.h"
 
 // Values as numbers in the same order, equal zeros as one.
 static uint32_t rank_of(float value) {
@@ -22,13 +23,11 @@ static float value_of(uint32_t rank) {
   return value;
 }
 
-// One row at a time; its memory serves the next one.
+// One row of those that are wanted.
 class RowSearch {
  public:
-  explicit RowSearch(const Candidates& wanted) : wanted_(wanted), size_(wanted.vocab_size) {}
-
-  void run(int64_t index) {
-    row_ = wanted_.logits + index * size_;
+  RowSearch(const Candidates& wanted, int64_t index)
+      : wanted_(wanted), size_(wanted.vocab_size), row_(wanted.logits + index * wanted.vocab_size) {
     count_ = std::max(0, wanted_.counts[index]);
     const int64_t first = wanted_.named_starts[index], stop = wanted_.named_starts[index + 1];
     leave_out(first, stop);
@@ -38,6 +37,14 @@ class RowSearch {
     for (int64_t at = 2 * index; at < 2 * index + 2; at++)
       wanted_.totals[at] = log_sum_exp(wanted_.temperatures[at]);
     put_back(first, stop);
+  }
+
+  // All rows; those of a team go to whichever thread is free.
+  static void run_all(Team& team, const Candidates& wanted) {
+    const auto search = [](const void* job, int64_t row) {
+      RowSearch(*static_cast<const Candidates*>(job), row);
+    };
+    team.run(&wanted, {{search, wanted.num_rows}});
   }
 
  private:
@@ -170,7 +177,7 @@ class RowSearch {
 
   const Candidates& wanted_;
   const int64_t size_;
-  float* row_ = nullptr;
+  float* const row_;
   int64_t count_ = 0;
   float peak_ = 0.0f;
   std::vector<float> peaks_;

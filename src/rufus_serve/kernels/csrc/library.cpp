@@ -11,7 +11,7 @@
 #include "workspace.h"
 
 // Raised when a structure or a function changes; structs.py holds the same.
-constexpr int kAbiVersion = 3;
+constexpr int kAbiVersion = 4;
 
 struct Context {
   Team team;
@@ -56,7 +56,6 @@ EXPORT void logits(Context* context, const Model* model, const bf16* final_norm,
       .run(context->team);
 }
 
-EXPORT void find_candidates(const Candidates* wanted) {
-  RowSearch search(*wanted);
-  for (int64_t row = 0; row < wanted->num_rows; row++) search.run(row);
+EXPORT void find_candidates(Context* context, const Candidates* wanted) {
+  RowSearch::run_all(context->team, *wanted);
 }

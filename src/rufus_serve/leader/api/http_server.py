@@ -36,8 +36,14 @@ _BACKLOG, _ACCEPTED_AT_ONCE = 2048, 16
 """Connections that may wait, and those accepted before requests have their turn again."""
 _FRAMING_PER_BYTE = 16
 """Of a chunked body, so that one sent byte by byte passes."""
+_READ_BYTES = 1 << 16
+"""Taken of a connection before others have their turn; asyncio takes four times as much."""
 _SWEEP_TICKS = 10
 """Of uvicorn's main loop, which ticks ten times a second."""
+
+
+class _Deaf(Exception):
+    """What else came with a request is of no interest."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -71,6 +77,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Make room if there are too many, or refuse this one."""
         self.address = _address(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_BYTES
         super().connection_made(transport)  # type: ignore[arg-type]
         try:
             self._room.enter(self)
@@ -103,8 +111,9 @@ class BoundedProtocol(HttpToolsProtocol):
         was_in_head, was_in_body = self._in_head, self._in_body
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.refuse(HttpError(400, "what was sent is not a request in HTTP/1.1"))
+        except httptools.HttpParserError as error:
+            if not isinstance(error.__context__, _Deaf):
+                self.refuse(HttpError(400, "what was sent is not a request in HTTP/1.1"))
             return
         if was_in_head and self._in_head:
             self._head_bytes += len(data)
@@ -120,6 +129,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
+        if self._is_deaf:
+            # Ends the parsing of what may be a thousand of them.
+            raise _Deaf
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 

@@ -14,8 +14,9 @@ from rufus_serve.config.schema import ServeConfig
 from rufus_serve.errors import CollectiveAborted, RuntimeStepError
 from rufus_serve.protocol.messages import Phase, RuntimeInfo, StepRequest
 from rufus_serve.runtime.base import GroupSpec, Progress
+from rufus_serve.runtime.candidates import search_by
+from rufus_serve.runtime.cores import available_cores
 from rufus_serve.runtime.cpu.collectives import Communicator, connect
-from rufus_serve.runtime.cpu.cores import available_cores
 from rufus_serve.runtime.cpu.decoders import TORCH, AnyDecoder, DecoderLoader
 from rufus_serve.runtime.cpu.limits import fitting_blocks, resolve_dtype, resolve_max_model_len
 from rufus_serve.runtime.cpu.sharded_logits import Place, ShardedLogits
@@ -251,8 +252,10 @@ class CpuRuntime:
     def _use_threads(self) -> None:
         """Give torch its threads; but one if kernels compute, whose own threads it would wake."""
         shared = available_cores() // self._num_followers_on_host
+        num_threads = self._config.cpu.threads or max(1, shared)
         by_kernels = self._loaded is not None and self._loaded.info.kernels != TORCH
-        torch.set_num_threads(1 if by_kernels else self._config.cpu.threads or max(1, shared))
+        torch.set_num_threads(1 if by_kernels else num_threads)
+        search_by(num_threads)
 
     def _require_loaded(self) -> _Loaded:
         if self._loaded is None:

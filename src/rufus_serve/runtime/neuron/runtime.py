@@ -21,6 +21,8 @@ from rufus_serve.model.weight_files import weights_bytes
 from rufus_serve.protocol.messages import ChosenTokens, RuntimeInfo, StepRequest
 from rufus_serve.protocol.runtime_info import ArtifactUse
 from rufus_serve.runtime.base import GroupSpec, Progress
+from rufus_serve.runtime.candidates import search_by
+from rufus_serve.runtime.cores import available_cores
 from rufus_serve.runtime.layouts.block import BlockLayout
 from rufus_serve.runtime.layouts.calls import Call, check_token_ids
 from rufus_serve.runtime.layouts.contiguous import ContiguousLayout
@@ -43,6 +45,8 @@ from rufus_serve.runtime.neuron.host import (
 from rufus_serve.runtime.neuron.neuron_model import NeuronModel
 from rufus_serve.runtime.neuron.topology import Topology
 
+_MOST_SEARCH_THREADS = 8
+"""More gain little: they share the host's memory."""
 _PEER_GONE = ("connection closed", "connection reset", "timed out", "aborted", "broken pipe")
 
 
@@ -84,6 +88,7 @@ class NeuronRuntime:
         self._layout = make_layout(model)
         self._vocab_size = model.decoder.vocab_size
         apply_environment(self._environment())
+        search_by(min(_MOST_SEARCH_THREADS, available_cores()))
         self._application = model.build(self._work)
         use = ArtifactUse()
         if not self._on_cpu:

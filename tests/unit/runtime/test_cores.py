@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rufus_serve.runtime.cpu.cores import available_cores
+from rufus_serve.runtime.cores import available_cores
 
 
 @pytest.mark.parametrize(
