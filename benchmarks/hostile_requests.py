@@ -25,9 +25,9 @@ from schemathesis.generation import GenerationMode
 
 EXAMPLES = 40
 """Of each operation with a body: a run that is cut off loses two thousand requests at most."""
-MIXTURES = 4
+MIXTURES = 40
 """Sent after each of them."""
-KEPT = 200
+KEPT = 1000
 """Cases whose fields are mixed."""
 AT_ONCE = 16
 """Requests in flight: some of them wait for tokens."""
