@@ -2,11 +2,12 @@
 
     python benchmarks/leader_overhead.py [--rows 1 8 32 64] [--followers 1 2] [--write]
 
-Null followers, processes of their own, answer `--delay-ms` after a step came, from logits made
-beforehand, so a step's period less the delay is what leader, channel and reply add; what rank 0
-takes of that to find candidates, or to copy rows, is told apart. The step loop is the product's,
-two steps ahead as vLLM's engine has it, with vLLM's batch; vLLM's scheduler and front end are left
-out. The gap lies between a step's last reply and the moment when the next is with the sockets.
+Null followers, processes of their own, answer `--delay-ms` after a step came, with logits made
+beforehand and written within that time. So a step's period less the delay is what leader, channel
+and reply add; what rank 0 takes of that to find candidates, or to copy rows, is told apart. The
+step loop is the product's, two steps ahead as vLLM's engine has it, with vLLM's batch; vLLM's
+scheduler and front end are left out. The gap lies between a step's last reply and the moment when
+the next is with the sockets.
 
 Modes, round by round: `candidates`; `rows in full`, drawn by us; `vllm`, rows in full drawn by
 vLLM's sampler. `--no-memory` sends large replies by socket. `--write` keeps record and table.
@@ -60,20 +61,31 @@ class NullRuntime:
             rest = np.exp(row / TEMPERATURE).sum()
             weights *= rest * MASS_OF_TEN / (1 - MASS_OF_TEN) / weights.sum()
             row[10 * place : 10 * place + 10] = TEMPERATURE * np.log(weights)
+        self._written = self._logits[:rows].copy()
         self._shifts = itertools.cycle(range(rows + 1))
-        self._delay_s = delay_s
+        self._delay_s, self._write_s = delay_s, delay_s / 2
         self._is_first = node_rank == 0
 
     def decode(self, step):
-        time.sleep(self._delay_s)
-        return self.prefill(step)
+        """Logits are written at the end of the time, as a device does."""
+        ends = time.perf_counter() + self._delay_s
+        time.sleep(max(0.0, self._delay_s - 1.5 * self._write_s))
+        writes = time.perf_counter()
+        logits = self.prefill(step)
+        self._write_s = time.perf_counter() - writes
+        while time.perf_counter() < ends:
+            pass
+        return logits
 
     def prefill(self, step):
         from rufus_serve.runtime.logits import WholeLogits
 
+        if not self._is_first:
+            return WholeLogits(None)
         first = next(self._shifts)
-        rows = self._logits[first : first + step.num_rows]
-        return WholeLogits(rows if self._is_first else None)
+        rows = self._written[: step.num_rows]
+        np.copyto(rows, self._logits[first : first + step.num_rows])
+        return WholeLogits(rows)
 
 
 def follow(arguments, token: str, node_rank: int, announced) -> None:

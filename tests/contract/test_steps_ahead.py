@@ -279,14 +279,9 @@ def test_tokens_are_those_of_one_step_at_a_time(names: list[str]) -> None:
 
 
 def test_steps_are_sent_before_the_tokens_of_the_ones_before_are_told() -> None:
-    site = serve(["greedy", "seeded"], ahead=True)
-    # Not behind the prompts' own step, nor where one of two requests has come to its end.
-    assert site.num_ahead >= LENGTH - 4
-
-
-@pytest.mark.parametrize("name", ["presence", "frequency", "repetition"])
-def test_a_step_that_asks_for_what_was_drawn_before_is_not_made_ready(name: str) -> None:
-    assert serve([name, "greedy"], ahead=True).num_ahead <= 1
+    site = serve(["greedy", "seeded", "repetition"], ahead=True)
+    # Not behind the prompts' own step, nor where one of three requests has come to its end.
+    assert site.num_ahead >= LENGTH - 5
 
 
 def test_requests_that_join_get_their_own_tokens() -> None:

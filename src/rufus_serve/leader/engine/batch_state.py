@@ -13,7 +13,7 @@ from rufus_serve.leader.engine.column import Column
 from rufus_serve.leader.engine.drafts import Drafter, Text
 from rufus_serve.leader.engine.prompt_logprobs import PromptLogprobs
 from rufus_serve.leader.engine.request_sampling import RequestSampling
-from rufus_serve.leader.engine.step_builder import IN_FULL, Row
+from rufus_serve.leader.engine.step_builder import IN_FULL, Row, Want
 from rufus_serve.protocol.messages import RuntimeInfo
 
 
@@ -106,9 +106,9 @@ class BatchState:
     def look_ahead(self, output: Any) -> dict[str, Row] | None:
         """Take over the SchedulerOutput behind the one whose tokens are not drawn yet.
 
-        Its rows, without those tokens, which show in them once appended. None, and nothing is
-        taken over, if it does more than to go on with every request of the batch by one token,
-        or if that token decides what the step asks for.
+        Its rows, without those tokens, which show in them once appended; what they want is known
+        then, see `wants`. None, and nothing is taken over, if it does more than to go on with every
+        request of the batch by one token.
         """
         cached = output.scheduled_cached_reqs
         computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -123,7 +123,6 @@ class BatchState:
             or self.room
             or self.followers_choose
             or self.needs_vllm
-            or not all(each.wants_the_same for each in self.sampling)
         ):
             return None
         self._advance(cached)
@@ -133,6 +132,10 @@ class BatchState:
             )
             for req_id in scheduled
         }
+
+    def wants(self, req_ids: Iterable[str]) -> list[Want]:
+        """What the next token of each request needs."""
+        return [self._sampling[req_id].want() for req_id in req_ids]
 
     def observe(self, req_id: str, num_accepted: int) -> None:
         """So many of the request's drafts came true."""

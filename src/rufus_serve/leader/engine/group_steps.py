@@ -15,7 +15,8 @@ from rufus_serve.leader.engine.step_builder import (
     PlannedStep,
     Row,
     StepBuilder,
-    take_tokens,
+    Want,
+    up_to_date,
 )
 from rufus_serve.leader.engine.step_counter import StepCounter
 from rufus_serve.leader.engine.step_deadline import StepDeadline
@@ -101,18 +102,24 @@ class GroupSteps:
         return Flight(rows, epoch, steps)
 
     def send(self, flight: Flight) -> None:
-        """Send what was planned to every follower, with the tokens that its rows have by now."""
-        rows = list(flight.rows.values())
+        """Send what was planned to every follower."""
+        self._next_step_id += len(flight.steps)
+        try:
+            flight.sent = [self._send(step.request) for step in flight.steps]
+        except FollowerLost as gone:
+            self._lose_flight(flight, gone)
+
+    def send_ahead(self, flight: Flight, wants: Sequence[Want]) -> None:
+        """Send decodes that were planned before the tokens of their rows were known.
+
+        `wants`: of each row, by now.
+        """
         if flight.steps[0].request.step_id != self._next_step_id:
             # Rows in full were asked for since, which took numbers.
             flight.steps = self.plan(flight.rows, flight.epoch).steps
-        self._next_step_id += len(flight.steps)
-        try:
-            for step in flight.steps:
-                take_tokens(step, rows)
-                flight.sent.append(self._send(step.request))
-        except FollowerLost as gone:
-            self._lose_flight(flight, gone)
+        rows = list(flight.rows.values())
+        flight.steps = [up_to_date(step, rows, wants) for step in flight.steps]
+        self.send(flight)
 
     def gather(self, flight: Flight) -> list[PlannedReply] | None:
         """The answers to all steps of what was sent; None if the group was lost meanwhile."""

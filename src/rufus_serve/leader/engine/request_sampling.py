@@ -74,11 +74,6 @@ class RequestSampling:
         """The next tokens may be these; what is wanted then serves the ones after them as well."""
         self.edits.expect(drafts)
 
-    @property
-    def wants_the_same(self) -> bool:
-        """Whether every token needs the same as the one before it."""
-        return self._steady_want is not None
-
     def want(self) -> Want:
         """What the next token needs."""
         return self._want() if self._steady_want is None else self._steady_want

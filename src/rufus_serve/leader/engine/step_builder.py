@@ -229,13 +229,18 @@ class StepBuilder:
         return PlannedStep(request, tuple(map(LogitsOf, members)) if want_logits else (), members)
 
 
-def take_tokens(step: PlannedStep, rows: Sequence[Row]) -> None:
-    """Have a decode step compute the tokens that stand in its `rows` by now."""
-    request = step.request
-    if request.phase is Phase.DECODE:
-        request.token_ids[:] = [
-            rows[of.row].token_ids[rows[of.row].num_computed + of.offset] for of in step.rows
-        ]
+def up_to_date(step: PlannedStep, rows: Sequence[Row], wants: Sequence[Want]) -> PlannedStep:
+    """A decode step that was planned before its `rows` had their last tokens, with these.
+
+    `wants`: of each row, by now.
+    """
+    token_ids = [rows[of.row].token_ids[rows[of.row].num_computed + of.offset] for of in step.rows]
+    request = msgspec.structs.replace(
+        step.request,
+        token_ids=np.array(token_ids, np.int32),
+        wants=row_wants([wants[of.row] for of in step.rows]),
+    )
+    return PlannedStep(request, step.rows, step.members)
 
 
 def _prompt_wants(row: Row, part: _Part) -> PromptWants | None:

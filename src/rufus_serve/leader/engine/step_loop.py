@@ -136,7 +136,10 @@ class StepLoop:
         if step.output.epoch is None or step.output.epoch != self._engine.gate.epoch:
             return
         with self._trace.span("send"):
-            self._steps.send(step.flight)
+            if step is self._next:
+                self._steps.send_ahead(step.flight, self._state.wants(step.flight.rows))
+            else:
+                self._steps.send(step.flight)
         self._running, self._next = step, None
 
     def _lose(self, step: _Step) -> Any:

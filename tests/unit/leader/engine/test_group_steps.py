@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -7,7 +8,7 @@ from rufus_serve.channel.base import NOBODY, FollowerLost
 from rufus_serve.errors import HandshakeRefused
 from rufus_serve.leader.engine.group_steps import GroupSteps, PlannedReply
 from rufus_serve.leader.engine.shared import Engine
-from rufus_serve.leader.engine.step_builder import LogitsOf, Row, StepBuilder
+from rufus_serve.leader.engine.step_builder import LogitsOf, Row, StepBuilder, Want
 from rufus_serve.leader.engine.step_counter import StepCounter
 from rufus_serve.leader.engine.step_deadline import StepDeadline
 from rufus_serve.protocol.messages import (
@@ -17,6 +18,7 @@ from rufus_serve.protocol.messages import (
     StepEndpoint,
     StepOrder,
     StepReply,
+    StepRequest,
 )
 
 INFO = RuntimeInfo(
@@ -190,3 +192,33 @@ def test_a_group_that_is_lost_while_rows_are_asked_for_is_reported() -> None:
     group.channel.error = FollowerLost(0, "connection closed")
     assert group.steps.look_up(answers, {LogitsOf(0)}) is None
     assert group.lost == [(1, "follower 0: connection closed")]
+
+
+def test_steps_planned_ahead_are_sent_with_their_rows_tokens_and_wants_of_then() -> None:
+    group = Group()
+    group.connect(1)
+    tokens = np.arange(9, dtype=np.int32)
+    token = Row(tokens, 4, 1, [1, 2], False, want=Want(1))
+    answers = group.run([token], 1)
+    flight = group.steps.plan({"a": msgspec.structs.replace(token, num_computed=5)}, 1)
+    tokens[5] = 77
+    # Takes a number between.
+    group.steps.look_up(answers, {LogitsOf(0)})
+    group.steps.send_ahead(flight, [Want(3)])
+    sent = group.channel.steps[-1]
+    assert isinstance(sent, StepRequest)
+    assert (sent.step_id, sent.token_ids.tolist(), sent.context_lens.tolist()) == (2, [77], [6])
+    assert sent.wants is not None
+    assert sent.wants.num_candidates.tolist() == [3]
+    assert group.steps.gather(flight) is not None
+
+
+def test_what_was_sent_in_an_epoch_before_is_lost() -> None:
+    group = Group()
+    group.connect(1)
+    flight = group.steps.plan({"a": prompt(4)}, 1)
+    assert group.steps.gather(flight) is None
+    group.steps.send(flight)
+    group.connect(2)
+    assert group.steps.gather(flight) is None
+    assert group.progress.report().steps_in_flight == 0
