@@ -28,7 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from marks import keep
-from rufus_serve.protocol.messages import StepRequest
+from rufus_serve.protocol.messages import Phase, StepRequest
 
 CONTEXT, BLOCK_SIZE = 200, 32
 GREEDY = {"temperature": 0.0}
@@ -141,11 +141,11 @@ def vllm_config(arguments):
 
 
 class Watched:
-    """A leader's channel, and the gaps between answers and the next steps."""
+    """A leader's channel, and what was seen of decodes and of the gaps between them."""
 
     def __init__(self, channel) -> None:
         self._channel = channel
-        self._answered = None
+        self._decode = self._answered = None
         self.gaps, self.search_s, self.reply_bytes = [], [], []
 
     def __getattr__(self, name: str):
@@ -153,15 +153,19 @@ class Watched:
 
     def broadcast(self, order) -> None:
         self._channel.broadcast(order)
-        if self._answered is not None and isinstance(order, StepRequest):
+        if not isinstance(order, StepRequest) or order.phase is not Phase.DECODE:
+            return
+        self._decode = order.step_id
+        if self._answered is not None:
             self.gaps.append(time.perf_counter() - self._answered)
             self._answered = None
 
     def gather(self, step_id: int, *, deadline_s: float):
         replies = self._channel.gather(step_id, deadline_s=deadline_s)
-        self._answered = time.perf_counter()
-        self.search_s.append(replies[0].compute_s)
-        self.reply_bytes.append(sum(map(size_of, replies)))
+        if step_id == self._decode:
+            self._answered = time.perf_counter()
+            self.search_s.append(replies[0].compute_s)
+            self.reply_bytes.append(sum(map(size_of, replies)))
         return replies
 
 
