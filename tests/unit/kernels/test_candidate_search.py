@@ -101,6 +101,21 @@ def test_what_is_no_number_comes_last_and_leaves_no_total(search):
     assert np.isnan(found.log_totals[0, 0])
 
 
+@pytest.mark.parametrize(
+    ("row", "best"),
+    [
+        ([np.nan, 1, np.nan, 1, 0], 1),
+        ([-1, -0.0, 0.0, -2], 1),
+        ([-np.inf, -np.inf, 3, np.inf, np.inf], 3),
+        ([*[0] * 3000, 2, *[1] * 4000, 2], 3000),
+    ],
+)
+def test_the_best_one_is_the_first_of_equals(search, row, best):
+    found = search.pick(np.array([row], np.float32), wants_of([(1, (0.0, 0.0), [])]), first_id=0)
+    assert found.ids.tolist() == [best]
+    assert found.logits.tolist() == [row[best]]
+
+
 def test_a_row_of_nothing_has_no_total(search):
     found = search.pick(
         np.full((1, 20), -np.inf, np.float32), wants_of([(2, (0.5, 0.0), [])]), first_id=0

@@ -126,6 +126,10 @@ class RowSearch {
   void collect() {
     found_.clear();
     if (count_ == 0) return;
+    if (count_ == 1 && peak_ > kLowest) {
+      found_.push_back(first_peak());
+      return;
+    }
     const float lowest = bound();
     for (int64_t start = 0; start < size_; start += kLanes) {
       uint32_t lanes = lanes_from(logits_from(start), lowest);
@@ -138,6 +142,17 @@ class RowSearch {
     const auto end = found_.begin() + std::min(count_, (int64_t)found_.size());
     std::nth_element(found_.begin(), end, found_.end());
     std::sort(found_.begin(), end);
+  }
+
+  // Where the largest value stands first: in one of the slices whose largest value it is.
+  int64_t first_peak() const {
+    const int64_t num_slices = peaks_.size();
+    int64_t first = size_;
+    for (int64_t slice = 0; slice < num_slices; slice++)
+      if (peaks_[slice] == peak_)
+        for (int64_t at = slice; at < first; at += num_slices)
+          if (row_[at] == peak_) first = at;
+    return first;
   }
 
   void tell_best(int64_t start) const {
