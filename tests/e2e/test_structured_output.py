@@ -69,6 +69,31 @@ def test_a_structured_output_has_its_form(
     assert re.fullmatch(pattern, content)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"allowed_token_ids": [5]},
+        {"allowed_token_ids": [5], "temperature": 1, "seed": 3},
+        {"allowed_token_ids": [5], "logprobs": True, "top_logprobs": 2},
+        {"bad_words": ["R", "Ro", "Rom", "Rome"]},
+    ],
+)
+def test_a_form_of_which_parameters_forbid_all_is_the_clients_error(
+    demo_server: Server, fields: dict[str, Any]
+) -> None:
+    body = {
+        "model": demo_server.name,
+        "messages": [{"role": "user", "content": "Describe Paris."}],
+        "structured_outputs": {"choice": ["Rome"]},
+        "temperature": 0,
+        "max_tokens": 20,
+    }
+    status, answer = demo_server.post("/v1/chat/completions", body | fields)
+    assert status == 400, answer
+    assert f"{next(iter(fields))} forbids all that the request's grammar" in str(answer)
+    assert chat(demo_server, max_tokens=4)["finish_reason"] == "length"
+
+
 def test_a_form_is_kept_when_sampling_beside_free_text(demo_server: Server) -> None:
     form = {"regex": "(ab){3}"}
     choice = chat(demo_server, structured_outputs=form, temperature=2, seed=1)

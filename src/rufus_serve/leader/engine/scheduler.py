@@ -32,7 +32,9 @@ class _Recovering:
         super().__init__(*args, **kwargs)
         self._engine = vllm_compat.engine_of(self.vllm_config)  # type: ignore[attr-defined]
         self._engine.request_counts = self.get_request_counts  # type: ignore[attr-defined]
-        vllm_compat.calm_grammar_compilation(self.structured_output_manager)  # type: ignore[attr-defined]
+        grammars = self.structured_output_manager  # type: ignore[attr-defined]
+        vllm_compat.calm_grammar_compilation(grammars)
+        self._rejecting = vllm_compat.watch_grammars(grammars)
         self._epoch: int | None = None
         self._num_in_flight = 0
         self._max_active: int = self.max_num_active_reqs
@@ -81,10 +83,14 @@ class _Recovering:
         for req_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=False):
             if token_ids:
                 suspects.delivered(req_id)
+        self._rejecting.clear()
         with self._engine.trace.span("output", track="scheduler"):
-            return super().update_from_output(  # type: ignore[misc]
+            outputs = super().update_from_output(  # type: ignore[misc]
                 scheduler_output, model_runner_output
             )
+        if self._rejecting:
+            vllm_compat.blame_parameters(outputs, self._rejecting)
+        return outputs
 
     def make_spec_decoding_stats(self, stats: Any, *counts: Any, **named: Any) -> Any:
         """As vLLM's; a row that had no drafts is no attempt."""

@@ -17,6 +17,7 @@ import torch
 import xgrammar
 from vllm import envs
 from vllm.outputs import RequestError
+from vllm.v1.engine import FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import (
     EMPTY_MODEL_RUNNER_OUTPUT,
@@ -73,6 +74,42 @@ def fail_request(scheduler: Any, req_id: str, message: str) -> None:
     vLLM keeps these errors for grammars that do not compile, and sends them on as any.
     """
     scheduler.grammar_compile_error_reqs[req_id] = RequestError("runtime_refused", message)
+
+
+def watch_grammars(structured_outputs: Any) -> list[Any]:
+    """A list that takes in each Request whose grammar does not take a token that was drawn."""
+    rejecting: list[Any] = []
+    accept = structured_outputs.accept_tokens
+
+    def accept_tokens(request: Any, token_ids: list[int]) -> bool:
+        accepts: bool = accept(request, token_ids)
+        if not accepts:
+            rejecting.append(request)
+        return accepts
+
+    structured_outputs.accept_tokens = accept_tokens
+    return rejecting
+
+
+def blame_parameters(outputs: Mapping[int, Any], rejecting: Sequence[Any]) -> None:
+    """Say why in the outputs of requests whose parameters forbid all that their grammars allow.
+
+    A token that was drawn though none may come is refused by the grammar; to vLLM that is an
+    internal error.
+    """
+    names = {
+        request.request_id: name
+        for request in rejecting
+        for name in ("allowed_token_ids", "bad_words")
+        if getattr(request.sampling_params, name)
+    }
+    for output in (each for of_client in outputs.values() for each in of_client.outputs):
+        if output.request_id in names and output.finish_reason == FinishReason.ERROR:
+            output.error = RequestError(
+                "validation_error",
+                f"no token is left to go on with: {names[output.request_id]} forbids all that the "
+                "request's grammar (structured_outputs, response_format or a tool) allows",
+            )
 
 
 def tell_drafts(scheduler_output: Any, output: Any) -> None:
