@@ -100,10 +100,11 @@ class StepLoop:
                 rows = self._take_over(output)
                 if not rows:
                     return vllm_compat.EMPTY_MODEL_RUNNER_OUTPUT
-                step = self._plan(rows, output)
-                self._send(step)
-        answers = self._steps.gather(step.flight)
-        if answers is None:
+                if self._is_current(output):
+                    step = self._plan(rows, output)
+                    self._send(step)
+        answers = None if step is None else self._steps.gather(step.flight)
+        if step is None or answers is None:
             return self._lose(step)
         with self._lock:
             self._sampler.collect(answers, list(step.flight.rows))
@@ -133,7 +134,7 @@ class StepLoop:
 
     def _send(self, step: _Step) -> None:
         """Send a step, unless its epoch is over."""
-        if step.output.epoch is None or step.output.epoch != self._engine.gate.epoch:
+        if not self._is_current(step.output):
             return
         with self._trace.span("send"):
             if step is self._next:
@@ -142,14 +143,17 @@ class StepLoop:
                 self._steps.send(step.flight)
         self._running, self._next = step, None
 
-    def _lose(self, step: _Step) -> Any:
+    def _is_current(self, output: Any) -> bool:
+        return output.epoch is not None and output.epoch == self._engine.gate.epoch
+
+    def _lose(self, step: _Step | None) -> Any:
         """The marker of a lost step."""
         with self._lock:
             self._running = None
             self._state.empty_batch()
         self._steps.book()
         self._pending = lost = vllm_compat.lost_step()
-        refusal = step.flight.refusal
+        refusal = None if step is None else step.flight.refusal
         if refusal is not None:
             lost.refused, lost.reason = refusal.names, refusal.reason
         return lost
