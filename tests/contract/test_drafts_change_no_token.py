@@ -69,6 +69,17 @@ def _logits_behind(last: int) -> np.ndarray:
     return row
 
 
+def vllm_config() -> SimpleNamespace:
+    """As much of vLLM's configuration as batch and sampler read."""
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=32, max_num_batched_tokens=512),
+        model_config=SimpleNamespace(
+            max_model_len=256, logits_processors=None, logprobs_mode="raw_logprobs"
+        ),
+        reasoning_config=None, speculative_config=None,
+    )  # fmt: skip
+
+
 class Eager(Drafter):
     """Tries all that it finds, in every step."""
 
@@ -84,13 +95,7 @@ class Engine:
     info = INFO
 
     def __init__(self, requests: dict[str, Any], *, drafter: Drafter | None) -> None:
-        config = SimpleNamespace(
-            scheduler_config=SimpleNamespace(max_num_seqs=32, max_num_batched_tokens=512),
-            model_config=SimpleNamespace(
-                max_model_len=256, logits_processors=None, logprobs_mode="raw_logprobs"
-            ),
-            reasoning_config=None, speculative_config=None,
-        )  # fmt: skip
+        config = vllm_config()
         self.state = BatchState(config, info=self.info, drafter=drafter)
         self.sampler = TokenSampler(config, self.state, vocab_size=VOCAB)
         self.requests = requests

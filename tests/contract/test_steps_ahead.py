@@ -14,7 +14,15 @@ from typing import Any
 import leader_vllm  # noqa: F401 - before anything of vLLM's
 import numpy as np
 import pytest
-from test_drafts_change_no_token import INFO, KINDS, PROMPT, VOCAB, logits_after, parameters
+from test_drafts_change_no_token import (
+    INFO,
+    KINDS,
+    PROMPT,
+    VOCAB,
+    logits_after,
+    parameters,
+    vllm_config,
+)
 
 from rufus_serve.channel.base import FollowerLost
 from rufus_serve.follower.stepper import Stepper
@@ -40,7 +48,7 @@ from rufus_serve.runtime.logits import WholeLogits
 LENGTH, DEADLINE_S = 40, 30.0
 JOINS_AT = 6
 STEADY = ["greedy", "seeded", "top-k", "top-p", "min-p", "logprobs"]
-"""Kinds whose steps ask the same of every token."""
+"""Kinds whose steps want the same for every token."""
 
 
 class Numbers:
@@ -173,13 +181,7 @@ class Site:
     """A loop of the engine's, and a scheduler with one step queued, or with two."""
 
     def __init__(self, requests: Requests) -> None:
-        config = SimpleNamespace(
-            scheduler_config=SimpleNamespace(max_num_seqs=32, max_num_batched_tokens=512),
-            model_config=SimpleNamespace(
-                max_model_len=256, logits_processors=None, logprobs_mode="raw_logprobs"
-            ),
-            reasoning_config=None, speculative_config=None,
-        )  # fmt: skip
+        config = vllm_config()
         self.engine, self.followers, self.requests = Engine(), Followers(), requests
         self.steps = GroupSteps(
             self.followers, self.engine.gate, builder=StepBuilder.for_runtime(INFO),
