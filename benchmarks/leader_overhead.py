@@ -33,7 +33,7 @@ from rufus_serve.protocol.messages import Phase, StepRequest
 CONTEXT, BLOCK_SIZE = 200, 32
 GREEDY = {"temperature": 0.0}
 TEMPERATURE, MASS_OF_TEN = 0.8, 0.87
-RANDOM = {"temperature": TEMPERATURE, "seed": 1}
+RANDOM = {"temperature": TEMPERATURE}
 KINDS = {
     "greedy": [GREEDY],
     "half top_p 0.9": [GREEDY, RANDOM | {"top_p": 0.9}],
@@ -196,7 +196,8 @@ class Engine:
         blocks = CONTEXT * 5 // BLOCK_SIZE
         new = []
         for row in range(rows):
-            params = SamplingParams(max_tokens=800, **KINDS[kind][row % len(KINDS[kind])])
+            fields = KINDS[kind][row % len(KINDS[kind])]
+            params = SamplingParams(max_tokens=800, seed=row, **fields)
             params.update_from_generation_config({}, None)
             prompt = np.random.default_rng(row).integers(0, self.vocab, CONTEXT + 1).tolist()
             ids = list(range(1 + row * blocks, 1 + (row + 1) * blocks))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rufus_serve.leader.engine.candidate_sampler import Drawn, Task, draw
+from rufus_serve.leader.engine.candidate_sampler import Drawn, draw
 from rufus_serve.leader.engine.dice import Dice, uniform
 from rufus_serve.leader.engine.full_row import draw_full_row
-from rufus_serve.leader.engine.known_rows import split
+from rufus_serve.leader.engine.known_rows import RowReplies
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.step_builder import row_wants
 from rufus_serve.leader.spec import SPEC_VARIABLE
@@ -108,14 +108,14 @@ def by_candidates(states: list[Any], logits: np.ndarray) -> tuple[list[Drawn | N
         for state in states
     ]
     wants = row_wants([each.want() for each in sampling])
-    replies = list(split(pick(logits.copy(), wants), wants))
-    tasks = [
-        Task(each, reply, uniform(*each.seed))
-        for each, reply in zip(sampling, replies, strict=True)
-        if reply is not None
-    ]
-    found = iter(draw(tasks))
-    return [None if reply is None else next(found) for reply in replies], sampling
+    replies = RowReplies.of(pick(logits.copy(), wants), wants)
+    told = np.flatnonzero(wants.num_candidates >= 0)
+    requests = [sampling[row] for row in told]
+    uniforms = np.array([uniform(*each.seed) for each in requests])
+    drawn: list[Drawn | None] = [None] * len(sampling)
+    for row, found in zip(told, draw(replies.take(told), requests, uniforms), strict=True):
+        drawn[row] = found
+    return drawn, sampling
 
 
 @pytest.mark.timeout(600)

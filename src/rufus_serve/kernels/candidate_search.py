@@ -40,33 +40,33 @@ class CandidateSearch:
             ValueError: `wants` is of other rows, or does not fit together.
         """
         logits = np.ascontiguousarray(logits, np.float32)
-        counts, temperatures, named = (
+        counts, temperatures, num_named, named = (
             np.ascontiguousarray(wants.num_candidates, np.int32),
             np.ascontiguousarray(wants.temperatures, np.float32),
+            np.ascontiguousarray(wants.num_token_ids, np.int32),
             np.ascontiguousarray(wants.token_ids, np.int32),
         )
         num_rows, vocab_size = logits.shape
-        best_starts = _starts(counts.clip(0))
-        named_starts = _starts(wants.num_token_ids)
         if (
             (counts.shape, temperatures.shape) != ((num_rows,), (num_rows, 2))
-            or named_starts.shape != best_starts.shape
-            or (wants.num_token_ids < 0).any()
-            or named_starts[-1] != len(named)
+            or num_named.shape != counts.shape
+            or num_named.min(initial=0) < 0
+            or num_named.sum() != len(named)
         ):
             raise ValueError(f"wants of {counts.shape} rows do not fit {num_rows} rows of logits")
+        num_best = np.maximum(counts, 0).sum()
         found = Candidates(
-            logits=np.empty(best_starts[-1], np.float32),
-            ids=np.empty(best_starts[-1], np.int32),
+            logits=np.empty(num_best, np.float32),
+            ids=np.empty(num_best, np.int32),
             log_totals=np.empty((num_rows, 2)),
             token_logits=np.empty(len(named), np.float32),
         )
         self._find(
             structs.Candidates(
                 logits.ctypes.data, num_rows, vocab_size, first_id, counts.ctypes.data,
-                temperatures.ctypes.data, best_starts.ctypes.data, named_starts.ctypes.data,
-                named.ctypes.data, found.logits.ctypes.data, found.ids.ctypes.data,
-                found.log_totals.ctypes.data, found.token_logits.ctypes.data,
+                temperatures.ctypes.data, num_named.ctypes.data, named.ctypes.data,
+                found.logits.ctypes.data, found.ids.ctypes.data, found.log_totals.ctypes.data,
+                found.token_logits.ctypes.data,
             ),
             has_many=num_rows > 1 and logits.nbytes >= _WORTH_A_TEAM_BYTES,
         )  # fmt: skip
@@ -89,8 +89,3 @@ def candidate_search(num_threads: int = 1) -> CandidateSearch | None:
         return CandidateSearch(load_library(), num_threads=num_threads)
     except KernelsUnavailable:
         return None
-
-
-def _starts(counts: Array) -> Array:
-    """[R + 1] where each row's part begins, and where the last one ends."""
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))

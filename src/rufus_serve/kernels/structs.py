@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """What `csrc/library.cpp` must say of itself."""
 
 _INT = ctypes.c_int64
@@ -66,9 +66,9 @@ class Candidates(ctypes.Structure):
 
     _fields_ = (
         ("logits", _POINTER), ("num_rows", _INT), ("vocab_size", _INT), ("first_id", _INT),
-        ("counts", _POINTER), ("temperatures", _POINTER), ("best_starts", _POINTER),
-        ("named_starts", _POINTER), ("named", _POINTER), ("best", _POINTER), ("ids", _POINTER),
-        ("totals", _POINTER), ("named_logits", _POINTER),
+        ("counts", _POINTER), ("temperatures", _POINTER), ("named_counts", _POINTER),
+        ("named", _POINTER), ("best", _POINTER), ("ids", _POINTER), ("totals", _POINTER),
+        ("named_logits", _POINTER),
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +95,24 @@ def test_a_team_finds_what_one_thread_finds(kernels):
     for found in results:
         for name in ("logits", "ids", "log_totals", "token_logits"):
             assert (getattr(found, name) == getattr(expected, name)).all()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU alone")
+def test_a_thread_that_slept_may_run_anywhere_once_it_woke(kernels):
+    tasks = Path("/proc/self/task")
+    others = set(tasks.iterdir())
+    team = CandidateSearch(kernels, num_threads=2)
+    (worker,) = set(tasks.iterdir()) - others
+    logits = np.zeros((40, 40_000), np.float32)
+    wants = wants_of([(1, (0.0, 0.0), [])] * 40)
+    for _ in range(3):
+        # Long enough for it to be asleep, so that it is sent to another CPU than this one.
+        time.sleep(0.02)
+        team.pick(logits, wants, first_id=0)
+    deadline = time.monotonic() + 10
+    while os.sched_getaffinity(int(worker.name)) != os.sched_getaffinity(0):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_is_no_number_comes_last_and_leaves_no_total(search):

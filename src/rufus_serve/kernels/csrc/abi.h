@@ -56,8 +56,7 @@ struct Candidates {
   int64_t first_id;             // of the share
   const int32_t* counts;        // [R] K; below 1: none
   const float* temperatures;    // [R, 2] at which totals are wanted; 0: none
-  const int64_t* best_starts;   // [R] where a row's candidates go
-  const int64_t* named_starts;  // [R + 1]
+  const int32_t* named_counts;  // [R] E
   const int32_t* named;         // [sum of E] left out of candidates and totals
   float* best;                  // [sum of K] falling; equals by their ids
   int32_t* ids;                 // [sum of K]

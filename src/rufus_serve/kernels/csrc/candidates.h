@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "abi.h"
@@ -23,40 +24,49 @@ static float value_of(uint32_t rank) {
   return value;
 }
 
-// One row of those that are wanted.
+// One row of those that are wanted. It is read once from memory; what is looked at again are the
+// blocks of vectors that may hold something wanted.
 class RowSearch {
  public:
-  RowSearch(const Candidates& wanted, int64_t index)
-      : wanted_(wanted), size_(wanted.vocab_size), row_(wanted.logits + index * wanted.vocab_size) {
+  // `best_start`: where the row's candidates go. `first` and `stop`: its part of what is named.
+  RowSearch(const Candidates& wanted, int64_t index, int64_t best_start, int64_t first, int64_t stop)
+      : wanted_(wanted),
+        temperatures_(wanted.temperatures + 2 * index),
+        size_(wanted.vocab_size),
+        row_(wanted.logits + index * wanted.vocab_size) {
     count_ = std::max(0, wanted_.counts[index]);
-    const int64_t first = wanted_.named_starts[index], stop = wanted_.named_starts[index + 1];
     leave_out(first, stop);
-    find_peaks();
+    read();
     collect();
-    tell_best(wanted_.best_starts[index]);
-    for (int64_t at = 2 * index; at < 2 * index + 2; at++)
-      wanted_.totals[at] = log_sum_exp(wanted_.temperatures[at]);
+    tell_best(best_start);
+    for (int64_t at : {0, 1}) wanted_.totals[2 * index + at] = log_sum_exp(at);
     put_back(first, stop);
-  }
-
-  // All rows; those of a team go to whichever thread is free.
-  static void run_all(Team& team, const Candidates& wanted) {
-    const auto search = [](const void* job, int64_t row) {
-      RowSearch(*static_cast<const Candidates*>(job), row);
-    };
-    team.run(&wanted, {{search, wanted.num_rows}});
   }
 
  private:
   static constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  // Of interleaved slices of a row, as many as there are wanted tokens have a largest value at or
-  // above some bound, so nothing below it is among the best. The more slices, the fewer tokens lie
-  // above it.
+  // A block is a few vectors, whose lanes' largest values are kept: its slices. Of slices of a row,
+  // as many as there are wanted tokens have a largest value at or above some bound, so nothing below
+  // it is among the best. The more slices, the fewer tokens lie above it.
+  static constexpr int64_t kLargestBlock = 32;
+  static constexpr int64_t kManyBlocks = 256;
   static constexpr int64_t kSlicesPerCandidate = 8;
   static constexpr int64_t kMinSlices = 1024;
   static constexpr int64_t kLanes = kNativeLanes;
   // Exponentials that are summed in float, before sums are in double.
   static constexpr int64_t kSummedTogether = 1024;
+  static constexpr int64_t kSums = 4;
+  static constexpr int64_t kManyToSort = 64;
+
+  // What a thread keeps from row to row, so that none allocates.
+  struct Scratch {
+    std::vector<float> peaks, fewer_peaks;
+    std::vector<uint64_t> found, sorted;
+  };
+  static Scratch& scratch() {
+    static thread_local Scratch of_thread;
+    return of_thread;
+  }
 
   void leave_out(int64_t first, int64_t stop) {
     for (int64_t at = first; at < stop; at++) {
@@ -78,20 +88,63 @@ class RowSearch {
     return place < size_ ? place : -1;
   }
 
-  void find_peaks() {
-    const int64_t wanted = std::max(kMinSlices, kSlicesPerCandidate * count_);
-    const int64_t num_slices = std::clamp(size_, (int64_t)1, wanted);
-    peaks_.assign((num_slices + kLanes - 1) / kLanes * kLanes, kLowest);
-    for (int64_t start = 0; start < size_; start += peaks_.size()) {
-      const int64_t stop = std::min(start + (int64_t)peaks_.size(), size_);
-      for (int64_t at = start; at < stop; at += kLanes) {
-        float* peaks = &peaks_[at - start];
-        // NaN is no largest value: of two, the second stays.
-        const native_floats found = larger(logits_from(at), load_as<native_floats>(peaks));
-        memcpy(peaks, &found, sizeof(found));
-      }
+  // Finds the slices' largest values, and the totals relative to the largest of all.
+  void read() {
+    const int64_t num_vectors = (size_ + kLanes - 1) / kLanes;
+    width_ = std::clamp(num_vectors / kManyBlocks, (int64_t)1, kLargestBlock) * kLanes;
+    num_blocks_ = (size_ + width_ - 1) / width_;
+    peaks_.resize(num_blocks_ * kLanes);
+    const int64_t together = kSummedTogether / width_;
+    for (int64_t block = 0; block < num_blocks_; block += together) {
+      native_floats peaks = native_floats{} + kLowest;
+      for (int64_t at = block; at < std::min(block + together, num_blocks_); at++)
+        peaks = larger(peaks, keep_peaks(at));
+      raise_to(std::max(peak_, largest_of(peaks)));
+      add(block * width_, std::min((block + together) * width_, size_));
     }
-    peak_ = *std::max_element(peaks_.begin(), peaks_.end());
+  }
+
+  int64_t end_of(int64_t block) const { return std::min((block + 1) * width_, size_); }
+
+  native_floats keep_peaks(int64_t block) {
+    native_floats peaks = native_floats{} + kLowest;
+    // NaN is no largest value: of two, the second stays.
+    for (int64_t at = block * width_; at < end_of(block); at += kLanes)
+      peaks = larger(logits_from(at), peaks);
+    memcpy(&peaks_[block * kLanes], &peaks, sizeof(peaks));
+    return peaks;
+  }
+
+  void raise_to(float peak) {
+    if (peak == peak_) return;
+    for (int64_t which : {0, 1})
+      totals_[which] *= std::exp2(((double)peak_ - peak) * scale_of(which));
+    peak_ = peak;
+  }
+
+  void add(int64_t start, int64_t stop) {
+    const float reference = peak_ > kLowest ? peak_ : 0.0f;
+    for (int64_t which : {0, 1}) {
+      if (temperatures_[which] == 0.0f) continue;
+      const float scale = scale_of(which);
+      const auto powers = [&](int64_t at) {
+        return exact_power_of_two((logits_from(at) - reference) * scale);
+      };
+      // Several sums, none of which waits for another.
+      native_floats sums[kSums] = {};
+      int64_t at = start;
+      for (; at + kSums * kLanes <= stop; at += kSums * kLanes)
+        for (int64_t sum = 0; sum < kSums; sum++) sums[sum] += powers(at + sum * kLanes);
+      for (; at < stop; at += kLanes) sums[0] += powers(at);
+      for (int64_t sum = 1; sum < kSums; sum++) sums[0] += sums[sum];
+      for (int64_t lane = 0; lane < kLanes; lane++) totals_[which] += sums[0][lane];
+    }
+  }
+
+  // Of exponents to the base of 2.
+  float scale_of(int64_t which) const {
+    const float temperature = temperatures_[which];
+    return temperature == 0.0f ? 0.0f : (float)(1.4426950408889634 / temperature);
   }
 
   native_floats logits_from(int64_t at) const {
@@ -102,23 +155,37 @@ class RowSearch {
   }
 
   // At or above it lie the wanted tokens, and few others.
-  float bound() const {
+  float bound() {
     if (count_ == 1) return peak_;
-    if (count_ > (int64_t)peaks_.size()) return kLowest;
+    find_fewer_peaks();
     uint32_t low = rank_of(kLowest), high = rank_of(peak_) + 1;
     while (high - low > 1) {
       const uint32_t middle = low + (high - low) / 2;
-      const int64_t num_above = num_peaks_from(value_of(middle));
+      const int64_t num_above = num_fewer_from(value_of(middle));
       (num_above < count_ ? high : low) = middle;
       if (num_above >= count_ && num_above <= count_ + count_ / 8) break;
     }
     return value_of(low);
   }
 
-  int64_t num_peaks_from(float value) const {
+  // Of slices of several blocks each, as many as make a good bound.
+  void find_fewer_peaks() {
+    const int64_t wanted = std::max(kMinSlices, kSlicesPerCandidate * count_);
+    const int64_t together = std::max((int64_t)1, num_blocks_ * kLanes / wanted);
+    fewer_peaks_.clear();
+    for (int64_t block = 0; block < num_blocks_; block += together) {
+      native_floats peaks = native_floats{} + kLowest;
+      for (int64_t at = block; at < std::min(block + together, num_blocks_); at++)
+        peaks = larger(peaks, load_as<native_floats>(&peaks_[at * kLanes]));
+      const float* first = reinterpret_cast<const float*>(&peaks);
+      fewer_peaks_.insert(fewer_peaks_.end(), first, first + kLanes);
+    }
+  }
+
+  int64_t num_fewer_from(float value) const {
     int64_t found = 0;
-    for (size_t at = 0; at < peaks_.size(); at += kLanes)
-      found += __builtin_popcount(lanes_from(load_as<native_floats>(&peaks_[at]), value));
+    for (size_t at = 0; at < fewer_peaks_.size(); at += kLanes)
+      found += __builtin_popcount(lanes_from(load_as<native_floats>(&fewer_peaks_[at]), value));
     return found;
   }
 
@@ -130,8 +197,46 @@ class RowSearch {
       found_.push_back(first_peak());
       return;
     }
+    found_.reserve(2 * count_);
     const float lowest = bound();
-    for (int64_t start = 0; start < size_; start += kLanes) {
+    for (int64_t block = 0; block < num_blocks_; block++)
+      if (lanes_from(load_as<native_floats>(&peaks_[block * kLanes]), lowest))
+        collect_from(block, lowest);
+    sort_found();
+  }
+
+  // The wanted ones to the front, in order.
+  void sort_found() {
+    const int64_t num_found = found_.size();
+    if (num_found >= kManyToSort && num_found <= 2 * count_) {
+      sort_by_digits();
+      return;
+    }
+    const auto end = found_.begin() + std::min(count_, num_found);
+    std::nth_element(found_.begin(), end, found_.end());
+    std::sort(found_.begin(), end);
+  }
+
+  // By the digits of their ranks, the last one first: comparisons would be guessed wrongly. They
+  // were found in the order of their places, which is kept among equals.
+  void sort_by_digits() {
+    uint32_t starts[4][256] = {};
+    for (uint64_t each : found_)
+      for (int digit = 0; digit < 4; digit++) starts[digit][digit_of(each, digit)]++;
+    std::vector<uint64_t>& sorted = scratch().sorted;
+    sorted.resize(found_.size());
+    for (int digit = 0; digit < 4; digit++) {
+      uint32_t start = 0;
+      for (uint32_t& each : starts[digit]) start += std::exchange(each, start);
+      for (uint64_t each : found_) sorted[starts[digit][digit_of(each, digit)]++] = each;
+      found_.swap(sorted);
+    }
+  }
+
+  static uint8_t digit_of(uint64_t found, int digit) { return found >> (32 + 8 * digit); }
+
+  void collect_from(int64_t block, float lowest) {
+    for (int64_t start = block * width_; start < end_of(block); start += kLanes) {
       uint32_t lanes = lanes_from(logits_from(start), lowest);
       if (lowest == kLowest && start + kLanes > size_) lanes &= (1u << (size_ - start)) - 1;
       for (; lanes; lanes &= lanes - 1) {
@@ -139,20 +244,13 @@ class RowSearch {
         found_.push_back((uint64_t)~rank_of(row_[place]) << 32 | place);
       }
     }
-    const auto end = found_.begin() + std::min(count_, (int64_t)found_.size());
-    std::nth_element(found_.begin(), end, found_.end());
-    std::sort(found_.begin(), end);
   }
 
-  // Where the largest value stands first: in one of the slices whose largest value it is.
+  // Where the largest value stands first.
   int64_t first_peak() const {
-    const int64_t num_slices = peaks_.size();
-    int64_t first = size_;
-    for (int64_t slice = 0; slice < num_slices; slice++)
-      if (peaks_[slice] == peak_)
-        for (int64_t at = slice; at < first; at += num_slices)
-          if (row_[at] == peak_) first = at;
-    return first;
+    int64_t block = 0;
+    while (!lanes_from(load_as<native_floats>(&peaks_[block * kLanes]), peak_)) block++;
+    return std::find(row_ + block * width_, row_ + end_of(block), peak_) - row_;
   }
 
   void tell_best(int64_t start) const {
@@ -174,27 +272,49 @@ class RowSearch {
   }
 
   // Of the row divided by a temperature; 0 for temperature 0.
-  double log_sum_exp(float temperature) const {
+  double log_sum_exp(int64_t which) const {
+    const float temperature = temperatures_[which];
     if (temperature == 0.0f) return 0.0;
     const float scaled_peak = peak_ / temperature;
-    if (!std::isfinite(scaled_peak)) return scaled_peak;
-    const float scale = (float)(1.4426950408889634 / temperature);
-    double total = 0.0;
-    for (int64_t start = 0; start < size_; start += kSummedTogether) {
-      const int64_t stop = std::min(start + kSummedTogether, size_);
-      native_floats sums = {};
-      for (int64_t at = start; at < stop; at += kLanes)
-        sums += exact_power_of_two((logits_from(at) - peak_) * scale);
-      for (int64_t lane = 0; lane < kLanes; lane++) total += sums[lane];
-    }
-    return std::log(total) + scaled_peak;
+    return std::isfinite(scaled_peak) ? std::log(totals_[which]) + scaled_peak : scaled_peak;
   }
 
   const Candidates& wanted_;
+  const float* const temperatures_;
   const int64_t size_;
   float* const row_;
   int64_t count_ = 0;
-  float peak_ = 0.0f;
-  std::vector<float> peaks_;
-  std::vector<uint64_t> found_;
+  int64_t width_ = kLanes;
+  int64_t num_blocks_ = 0;
+  std::vector<float>&peaks_ = scratch().peaks, &fewer_peaks_ = scratch().fewer_peaks;
+  float peak_ = kLowest;
+  double totals_[2] = {};
+  std::vector<uint64_t>& found_ = scratch().found;
+};
+
+// All rows.
+class Search {
+ public:
+  explicit Search(const Candidates& wanted) : wanted_(wanted) {
+    for (int64_t row = 0; row < wanted.num_rows; row++) {
+      best_starts_.push_back(best_starts_.back() + std::max(0, wanted.counts[row]));
+      named_starts_.push_back(named_starts_.back() + wanted.named_counts[row]);
+    }
+  }
+
+  // Rows go to whichever thread is free.
+  void run(Team& team) const {
+    const auto search = [](const void* job, int64_t row) {
+      static_cast<const Search*>(job)->search(row);
+    };
+    team.run(this, {{search, wanted_.num_rows}}, Then::kSleep);
+  }
+
+ private:
+  void search(int64_t row) const {
+    RowSearch(wanted_, row, best_starts_[row], named_starts_[row], named_starts_[row + 1]);
+  }
+
+  const Candidates& wanted_;
+  std::vector<int64_t> best_starts_{0}, named_starts_{0};
 };

@@ -11,7 +11,7 @@
 #include "workspace.h"
 
 // Raised when a structure or a function changes; structs.py holds the same.
-constexpr int kAbiVersion = 4;
+constexpr int kAbiVersion = 5;
 
 struct Context {
   Team team;
@@ -57,5 +57,5 @@ EXPORT void logits(Context* context, const Model* model, const bf16* final_norm,
 }
 
 EXPORT void find_candidates(Context* context, const Candidates* wanted) {
-  RowSearch::run_all(context->team, *wanted);
+  Search(*wanted).run(context->team);
 }

@@ -20,10 +20,12 @@ class Logits {
         normed_(workspace.normed.of<bf16>(num_outputs * model.hidden_size)) {}
 
   void run(Team& team) const {
-    team.run(this, {
-                       stage<Logits, &Logits::norm>(grid_.num_rows),
-                       stage<Logits, &Logits::multiply_all>(grid_.num_items()),
-                   });
+    team.run(this,
+             {
+                 stage<Logits, &Logits::norm>(grid_.num_rows),
+                 stage<Logits, &Logits::multiply_all>(grid_.num_items()),
+             },
+             Then::kSleep);
   }
 
  private:

@@ -154,6 +154,15 @@ INLINE float largest_of(f32x16 value) {
 #endif
 }
 
+#ifndef __AVX512F__
+INLINE float largest_of(native_floats value) {
+  __m128 few = _mm_max_ps(_mm256_castps256_ps128((__m256)value),
+                          _mm256_extractf128_ps((__m256)value, 1));
+  few = _mm_max_ps(few, _mm_movehl_ps(few, few));
+  return _mm_cvtss_f32(_mm_max_ss(few, _mm_movehdup_ps(few)));
+}
+#endif
+
 INLINE i32x16 lane_numbers() { return i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 // exp, to 2e-7 relative; arguments below -87 count as -87, above 88 as 88.

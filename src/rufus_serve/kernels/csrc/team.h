@@ -5,9 +5,13 @@
 // thread whose core was taken away delays others by the one item it holds, and finds the stages
 // it missed empty. That is why this is not OpenMP, whose barriers wait for everybody.
 #pragma once
+#include <pthread.h>
+#include <sched.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <initializer_list>
 #include <memory>
 #include <thread>
@@ -18,27 +22,34 @@ struct Stage {
   int64_t num_items;
 };
 
+// What threads do when a job is done: await the next one of the same step, or leave their cores to
+// others.
+enum class Then { kSpin, kSleep };
+
 class Team {
  public:
   // `num_threads` counts the caller of `run`.
   explicit Team(int num_threads) : num_threads_(num_threads) {
     for (Job& job : jobs_)
       for (Part& part : job.parts) part.shares = std::vector<Share>(num_threads);
-    for (int thread = 1; thread < num_threads; thread++)
-      workers_.emplace_back([this, thread] { serve(thread); });
+    if (sched_getaffinity(0, sizeof(cpus_), &cpus_)) CPU_ZERO(&cpus_);
+    for (int thread = 1; thread < num_threads; thread++) {
+      Worker& worker = workers_.emplace_back();
+      worker.thread = std::thread([this, thread, &worker] { serve(thread, worker); });
+    }
   }
 
   ~Team() {
     stopping_.store(true);
     published_.fetch_add(1);
     published_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
+    for (Worker& worker : workers_) worker.thread.join();
   }
 
   int num_threads() const { return num_threads_; }
 
   // Runs all items of every stage. One thread calls it at a time.
-  void run(const void* argument, std::initializer_list<Stage> stages) {
+  void run(const void* argument, std::initializer_list<Stage> stages, Then then = Then::kSpin) {
     if (num_threads_ == 1) {
       for (const Stage& stage : stages)
         for (int64_t item = 0; item < stage.num_items; item++) stage.run(argument, item);
@@ -47,7 +58,9 @@ class Team {
     uint32_t sequence = published_.load() + 1;
     Job& job = jobs_[sequence % kNumJobs];
     prepare(job, argument, stages);
+    job.then = then;
     job.sequence.store(sequence);
+    send_sleepers_elsewhere();
     published_.store(sequence);
     published_.notify_all();
     work(job, 0);
@@ -74,11 +87,17 @@ class Team {
     alignas(64) std::atomic<int64_t> num_done;
   };
 
+  struct Worker {
+    std::thread thread;
+    std::atomic<bool> sleeps{false};
+  };
+
   struct Job {
     std::atomic<uint32_t> sequence{0};
     std::atomic<int> num_inside{0};
     const void* argument = nullptr;
     int num_parts = 0;
+    Then then = Then::kSpin;
     Part parts[kMaxStages];
   };
 
@@ -130,34 +149,59 @@ class Team {
       }
   }
 
-  void serve(int thread) {
+  // A virtual machine's idle CPU may look taken, and the kernel then queues who wakes behind who
+  // woke it, for most of a millisecond. So whoever sleeps must wake on another CPU than this.
+  void send_sleepers_elsewhere() {
+    cpu_set_t others = cpus_;
+    const int here = sched_getcpu();
+    if (here >= 0) CPU_CLR(here, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    for (Worker& worker : workers_)
+      if (worker.sleeps.load())
+        pthread_setaffinity_np(worker.thread.native_handle(), sizeof(others), &others);
+  }
+
+  void serve(int thread, Worker& worker) {
     uint32_t seen = 0;
+    Then then = Then::kSleep;
     while (true) {
-      seen = wait_for_job_after(seen);
+      seen = wait_for_job_after(seen, then, worker);
       if (stopping_.load()) return;
       Job& job = jobs_[seen % kNumJobs];
       job.num_inside.fetch_add(1);
-      if (job.sequence.load() == seen) work(job, thread);
+      if (job.sequence.load() == seen) {
+        work(job, thread);
+        then = job.then;
+      }
       job.num_inside.fetch_sub(1);
     }
   }
 
   // Spins over the gap between two jobs of a step, and sleeps through longer ones.
-  uint32_t wait_for_job_after(uint32_t seen) {
-    auto until = std::chrono::steady_clock::now() + kIdleSpin;
+  uint32_t wait_for_job_after(uint32_t seen, Then then, Worker& worker) {
+    auto until = std::chrono::steady_clock::now();
+    if (then == Then::kSpin) until += kIdleSpin;
     while (true) {
       for (int pauses = 0; pauses < 64; pauses++) {
         uint32_t published = published_.load(std::memory_order_acquire);
         if (published != seen) return published;
         __builtin_ia32_pause();
       }
-      if (std::chrono::steady_clock::now() > until) published_.wait(seen);
+      if (std::chrono::steady_clock::now() > until) sleep_until_after(seen, worker);
     }
+  }
+
+  void sleep_until_after(uint32_t seen, Worker& worker) {
+    worker.sleeps.store(true);
+    published_.wait(seen);
+    worker.sleeps.store(false);
+    if (CPU_COUNT(&cpus_)) pthread_setaffinity_np(pthread_self(), sizeof(cpus_), &cpus_);
   }
 
   const int num_threads_;
   std::atomic<uint32_t> published_{0};
   std::atomic<bool> stopping_{false};
   Job jobs_[kNumJobs];
-  std::vector<std::thread> workers_;
+  std::deque<Worker> workers_;
+  cpu_set_t cpus_;
 };

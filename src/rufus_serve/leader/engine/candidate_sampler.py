@@ -1,15 +1,16 @@
 """Draws tokens from candidates; the rows that they do not decide are left for full ones.
 
-Shape legend: R rows, N known tokens.
+Shape legend: R rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 
 from rufus_serve.leader.engine.draw import UNDECIDED, Filters, Ranked, choose
-from rufus_serve.leader.engine.known_rows import KnownRow, RowReply, known_row, raw_row
+from rufus_serve.leader.engine.known_rows import KnownRows, RowReplies, known_rows, raw_rows
+from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 
 Array = np.ndarray
@@ -26,15 +27,6 @@ class Logprobs(msgspec.Struct, frozen=True):
     """How many tokens are as likely, itself included."""
 
 
-class Task(msgspec.Struct, frozen=True):
-    """One row to draw."""
-
-    sampling: RequestSampling
-    reply: RowReply
-    uniform: float
-    bitmask: Array | None = None
-
-
 class Drawn(msgspec.Struct, frozen=True):
     """A row's token, and its logprobs if asked for."""
 
@@ -42,68 +34,65 @@ class Drawn(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
 
 
-def draw(tasks: Sequence[Task]) -> list[Drawn | None]:
-    """Each row's token; None where the row in full must decide."""
-    known = [known_row(task.reply, task.sampling, task.bitmask) for task in tasks]
-    tokens = [
-        _best(row) if task.sampling.is_greedy else UNDECIDED
-        for task, row in zip(tasks, known, strict=True)
-    ]
-    random = [place for place, task in enumerate(tasks) if not task.sampling.is_greedy]
-    if random:
-        chosen = _choose([tasks[place] for place in random], [known[place] for place in random])
-        for place, token in zip(random, chosen, strict=True):
-            tokens[place] = token
-    return [_told(task, token) for task, token in zip(tasks, tokens, strict=True)]
+def draw(
+    replies: RowReplies,
+    sampling: Sequence[RequestSampling],
+    uniforms: Array,
+    masks: Masks | None = None,
+) -> list[Drawn | None]:
+    """Each row's token, by its number of `uniforms` [R]; None where the row in full must decide."""
+    known = known_rows(replies, sampling, masks)
+    best = known.logits[:, 0]
+    is_decided = (best != -np.inf) & ~(best < known.floors)
+    token_ids = np.where(is_decided, known.ids[:, 0], UNDECIDED)
+    random = np.flatnonzero([not each.is_greedy for each in sampling])
+    if random.size:
+        requests = [sampling[row] for row in random.tolist()]
+        token_ids[random] = _choose(known.take(random), requests, uniforms[random])
+    drawn = [Drawn(token) if token != UNDECIDED else None for token in token_ids.tolist()]
+    told = [row for row, each in enumerate(sampling) if each.num_logprobs is not None]
+    if told:
+        for row, each in zip(told, _with_logprobs(replies, sampling, told, drawn), strict=True):
+            drawn[row] = each
+    return drawn
 
 
-def _best(row: KnownRow) -> int:
-    if not len(row.logits) or row.logits[0] == -np.inf or row.logits[0] < row.floor:
-        return UNDECIDED
-    return int(row.ids[0])
-
-
-def _choose(tasks: Sequence[Task], known: Sequence[KnownRow]) -> list[int]:
-    """Token ids of random rows, or UNDECIDED."""
-    temperatures = np.array([task.sampling.temperature for task in tasks], np.float32)
-    logits = np.full((len(known), max(len(row.logits) for row in known) + 1), -np.inf, np.float32)
-    for padded, row in zip(logits, known, strict=True):
-        padded[: len(row.logits)] = row.logits
-    logits /= temperatures[:, np.newaxis]
-    floor = np.array([row.floor for row in known], np.float32) / temperatures
-    filters = Filters.of(
-        [(task.sampling.top_k, task.sampling.top_p, task.sampling.min_p) for task in tasks]
-    )
-    uniforms = np.array([task.uniform for task in tasks])
-    least = np.array([row.log_total for row in known])
-    columns = choose(Ranked(logits, floor, least), filters, uniforms)
-    most = np.array([row.most_log_total for row in known])
-    if (most != least).any():
+def _choose(known: KnownRows, sampling: Sequence[RequestSampling], uniforms: Array) -> Array:
+    """Token ids [R] of random rows, or UNDECIDED."""
+    temperatures = np.array([each.temperature for each in sampling], np.float32)
+    logits = known.logits / temperatures[:, np.newaxis]
+    floors = known.floors / temperatures
+    filters = Filters.of([(each.top_k, each.top_p, each.min_p) for each in sampling])
+    columns = choose(Ranked(logits, floors, known.log_totals), filters, uniforms)
+    if (known.most_log_totals != known.log_totals).any():
         # What both bounds of the total decide alike is decided whatever it is.
-        others = choose(Ranked(logits, floor, most), filters, uniforms)
+        others = choose(Ranked(logits, floors, known.most_log_totals), filters, uniforms)
         columns = np.where(columns == others, columns, UNDECIDED)
-    return [
-        int(row.ids[column]) if 0 <= column < len(row.ids) else UNDECIDED
-        for row, column in zip(known, columns.tolist(), strict=True)
-    ]
+    # No token stands behind the last known one either.
+    return np.where(columns < 0, UNDECIDED, known.ids[np.arange(len(columns)), columns])
 
 
-def _told(task: Task, token: int) -> Drawn | None:
-    if token == UNDECIDED:
-        return None
-    if task.sampling.num_logprobs is None:
-        return Drawn(token)
-    row = raw_row(task.reply, task.sampling)
-    own = row.logits[row.ids == token]
-    if not len(own) or own[0] <= row.floor:
-        return None
-    best = slice(0, task.sampling.num_logprobs)
-    logits = np.concatenate((own[:1], row.logits[best]))
-    return Drawn(
-        token,
-        Logprobs(
-            ids=np.concatenate(([token], row.ids[best])).astype(np.int32),
-            logprobs=(logits - row.log_total).astype(np.float32),
-            rank=int((row.logits >= own[0]).sum()),
-        ),
-    )
+def _with_logprobs(
+    replies: RowReplies,
+    sampling: Sequence[RequestSampling],
+    rows: Sequence[int],
+    drawn: Sequence[Drawn | None],
+) -> Iterator[Drawn | None]:
+    """Some `rows` with their logprobs; None where these are not known."""
+    raw = raw_rows(replies.take(np.array(rows)))
+    for place, row in enumerate(rows):
+        found, num_best = drawn[row], sampling[row].num_logprobs
+        logits, ids = raw.logits[place], raw.ids[place]
+        own = logits[ids == found.token_id] if found is not None else logits[:0]
+        if found is None or not len(own) or own[0] <= raw.floors[place]:
+            yield None
+            continue
+        told = np.concatenate((own[:1], logits[:num_best]))
+        yield Drawn(
+            found.token_id,
+            Logprobs(
+                ids=np.concatenate(([found.token_id], ids[:num_best])).astype(np.int32),
+                logprobs=(told - raw.log_totals[place]).astype(np.float32),
+                rank=int((logits >= own[0]).sum()),
+            ),
+        )

@@ -1,123 +1,250 @@
-"""`KnownRow`: what a reply tells of one row, put in order; pure numpy.
+"""`KnownRows`: what replies tell of rows, put in order; pure numpy, all rows at once.
 
-Shape legend: K candidates, E named tokens, N known tokens (both together).
+Shape legend: R rows, K candidates of a row, E its named tokens, N known tokens of any row at most,
+V vocabulary.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
+from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
+from rufus_serve.leader.engine.token_edits import changed_logits
 from rufus_serve.protocol.messages import Candidates, RowWants
 
 Array = np.ndarray
 _UNSURE = 1e-6
+_NONE = -1
+_LAST_KEY = np.iinfo(np.int64).max
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
-class RowReply(msgspec.Struct, frozen=True):
-    """A row's part of `Candidates`."""
+class RowReplies(msgspec.Struct, frozen=True):
+    """`Candidates` of rows, beside what was asked for; nothing of rows in full."""
 
+    counts: Array
+    """[R] how many candidates each row has."""
     logits: Array
+    """[sum of K] float32, falling in each row."""
     ids: Array
     log_totals: Array
-    token_logits: Array
+    """[R, 2] as in `Candidates`."""
+    num_named: Array
+    """[R] int."""
+    named_ids: Array
+    """[sum of E] int32."""
+    named_logits: Array
+
+    @classmethod
+    def of(cls, candidates: Candidates, wants: RowWants) -> "RowReplies":
+        """The rows that `wants` asked for."""
+        return cls(
+            wants.num_candidates.clip(0), candidates.logits, candidates.ids,
+            candidates.log_totals, wants.num_token_ids, wants.token_ids, candidates.token_logits,
+        )  # fmt: skip
+
+    @classmethod
+    def of_nothing(cls, num_rows: int) -> "RowReplies":
+        """Rows that all came in full."""
+        none = np.zeros(num_rows, np.int32)
+        logits, ids = np.empty(0, np.float32), np.empty(0, np.int32)
+        return cls(none, logits, ids, np.zeros((num_rows, 2)), none, ids, logits)
+
+    @classmethod
+    def joined(cls, parts: Sequence["RowReplies"]) -> "RowReplies":
+        """The rows of all parts, one part after another."""
+        if len(parts) == 1:
+            return parts[0]
+        fields = cls.__struct_fields__
+        return cls(*(np.concatenate([getattr(part, each) for part in parts]) for each in fields))
+
+    def take(self, rows: Array) -> "RowReplies":
+        """Some `rows` [R'], in their order."""
+        if len(rows) == len(self.counts) and (rows == np.arange(len(rows))).all():
+            return self
+        here, named = _places(self.counts, rows), _places(self.num_named, rows)
+        return RowReplies(
+            self.counts[rows], self.logits[here], self.ids[here], self.log_totals[rows],
+            self.num_named[rows], self.named_ids[named], self.named_logits[named],
+        )  # fmt: skip
+
+    def without_candidates(self, rows: Array) -> "RowReplies":
+        """As if `rows` [R] bool had none."""
+        kept = np.flatnonzero(~np.repeat(rows, self.counts))
+        return msgspec.structs.replace(
+            self, counts=np.where(rows, 0, self.counts), logits=self.logits[kept],
+            ids=self.ids[kept],
+        )  # fmt: skip
+
+    def floors(self) -> Array:
+        """[R] float32, each row's last candidate."""
+        # Without candidates none was needed: the named tokens are all that may come.
+        floors = np.full(len(self.counts), -np.inf, np.float32)
+        has_some = self.counts > 0
+        floors[has_some] = self.logits[self.counts.cumsum()[has_some] - 1]
+        return floors
 
 
-class KnownRow(msgspec.Struct, frozen=True):
-    """A row's tokens in falling order of their logits, down to `floor`."""
+class KnownRows(msgspec.Struct, frozen=True):
+    """Rows' tokens in falling order of their logits, down to `floors`; equals by their ids."""
 
     logits: Array
-    """[N] float32"""
+    """[R, N] float32; -inf behind the last one."""
     ids: Array
-    floor: float
-    """No token that is missing lies above."""
-    log_total: float
-    """logsumexp of the row at the request's temperature; at least that, with a grammar."""
-    most_log_total: float
-    """At most that."""
+    """[R, N] int32; -1 behind the last one."""
+    floors: Array
+    """[R] float32; no token that is missing lies above."""
+    log_totals: Array
+    """[R] logsumexp at the request's temperature; at least that, with a grammar."""
+    most_log_totals: Array
+    """[R] at most that."""
+
+    def take(self, rows: Array) -> "KnownRows":
+        """Some `rows` [R'], in their order."""
+        if len(rows) == len(self.floors):
+            return self
+        return KnownRows(*(getattr(self, each)[rows] for each in self.__struct_fields__))
 
 
-def split(candidates: Candidates, wants: RowWants) -> Iterator[RowReply | None]:
-    """The reply to each row; None for a row in full."""
-    counts = wants.num_candidates.clip(0)
-    stops, named_stops = counts.cumsum(), wants.num_token_ids.cumsum()
-    rows = zip(
-        wants.num_candidates.tolist(), counts.tolist(), stops.tolist(),
-        wants.num_token_ids.tolist(), named_stops.tolist(), candidates.log_totals, strict=True,
-    )  # fmt: skip
-    for wanted, count, stop, num_named, named_stop, log_totals in rows:
-        if wanted < 0:
-            yield None
-            continue
-        here = slice(stop - count, stop)
-        named = candidates.token_logits[named_stop - num_named : named_stop]
-        yield RowReply(candidates.logits[here], candidates.ids[here], log_totals, named)
+def known_rows(
+    replies: RowReplies, sampling: Sequence[RequestSampling], masks: Masks | None = None
+) -> KnownRows:
+    """What is known of rows as they are drawn from: changed by parameters, cut by grammars."""
+    temperatures = np.array([each.temperature for each in sampling], np.float32)
+    totals, floors = replies.log_totals[:, 0], replies.floors()
+    if not len(replies.named_ids):
+        known = KnownRows(*_padded(replies), floors, totals, totals)
+    else:
+        edits = [each.edits for each in sampling]
+        changed = changed_logits(edits, replies.named_logits)
+        row_of = _row_of(replies.num_named)
+        only_these = np.array([each.only_these for each in edits])
+        floors[only_these] = -np.inf
+        of_named = _log_sums(changed, replies.num_named, temperatures)
+        totals = np.where(only_these, of_named, np.logaddexp(totals, of_named))
+        told = np.flatnonzero(changed >= floors[row_of])
+        if only_these.any():
+            replies = replies.without_candidates(only_these)
+        logits, ids = _merged(replies, changed, told)
+        known = KnownRows(logits, ids, floors, totals, totals)
+    if masks is None or (masks.places < 0).all():
+        return known
+    return _allowed(known, masks, temperatures, np.array([each.needs_total for each in sampling]))
 
 
-def known_row(reply: RowReply, sampling: RequestSampling, bitmask: Array | None) -> KnownRow:
-    """What is known of a row as it is drawn from: changed by parameters, cut by a grammar.
-
-    `bitmask` [V / 32] int32 has a bit for each token that the grammar allows.
-    """
-    edits, temperature = sampling.edits, sampling.temperature
-    logits, ids, floor = reply.logits, reply.ids, _floor(reply)
-    log_total = float(reply.log_totals[0])
-    if len(reply.token_logits):
-        changed = edits.apply(reply.token_logits)
-        log_total = float(np.logaddexp(log_total, log_sum(changed, temperature)))
-        if edits.only_these:
-            logits, ids, floor = changed, edits.token_ids, -np.inf
-            log_total = log_sum(changed, temperature)
-        else:
-            is_above = changed >= floor
-            logits = np.concatenate((logits, changed[is_above]))
-            ids = np.concatenate((ids, edits.token_ids[is_above]))
-        logits, ids = in_order(logits, ids)
-    row = KnownRow(logits, ids, floor, log_total, log_total)
-    return row if bitmask is None else _allowed(row, bitmask, sampling)
+def raw_rows(replies: RowReplies) -> KnownRows:
+    """What is known of rows as the model gave them, at temperature 1."""
+    totals, floors = replies.log_totals[:, 1], replies.floors()
+    if not len(replies.named_ids):
+        return KnownRows(*_padded(replies), floors, totals, totals)
+    named = replies.named_logits
+    of_named = _log_sums(named, replies.num_named, np.ones(len(totals), np.float32))
+    totals = np.logaddexp(totals, of_named)
+    return KnownRows(*_merged(replies, named, np.arange(len(named))), floors, totals, totals)
 
 
-def raw_row(reply: RowReply, sampling: RequestSampling) -> KnownRow:
-    """What is known of a row as the model gave it, at temperature 1."""
-    logits, ids, floor = reply.logits, reply.ids, _floor(reply)
-    log_total = float(reply.log_totals[1])
-    if len(reply.token_logits):
-        log_total = float(np.logaddexp(log_total, log_sum(reply.token_logits, 1.0)))
-        logits, ids = in_order(
-            np.concatenate((logits, reply.token_logits)),
-            np.concatenate((ids, sampling.edits.token_ids)),
-        )
-    return KnownRow(logits, ids, floor, log_total, log_total)
+def _padded(replies: RowReplies) -> tuple[Array, Array]:
+    """Logits and ids [R, N] of candidates alone."""
+    shape = len(replies.counts), int(replies.counts.max(initial=0)) + 1
+    logits, ids = np.full(shape, -np.inf, np.float32), np.full(shape, _NONE, np.int32)
+    places = _row_of(replies.counts) * shape[1] + _columns(replies.counts)
+    logits.reshape(-1)[places], ids.reshape(-1)[places] = replies.logits, replies.ids
+    return logits, ids
 
 
-def in_order(logits: Array, ids: Array) -> tuple[Array, Array]:
-    """Both in falling order of `logits`, equals by their ids."""
-    order = np.lexsort((ids, -logits))
-    return logits[order], ids[order]
+def _merged(replies: RowReplies, named_logits: Array, told: Array) -> tuple[Array, Array]:
+    """Logits and ids [R, N] of candidates and of those named tokens that are `told`."""
+    counts, row_of_told = replies.counts, _row_of(replies.num_named)[told]
+    num_told = np.bincount(row_of_told, minlength=len(counts))
+    width = int((counts + num_told).max(initial=0)) + 1
+    keys = np.full((len(counts), width), _LAST_KEY, np.int64)
+    flat = keys.reshape(-1)
+    flat[_row_of(counts) * width + _columns(counts)] = _keys(replies.logits, replies.ids)
+    behind = row_of_told * width + counts[row_of_told] + _columns(num_told)
+    flat[behind] = _keys(named_logits[told], replies.named_ids[told])
+    keys.sort(axis=1)
+    return _of_keys(keys)
 
 
-def log_sum(logits: Array, temperature: float) -> float:
-    """logsumexp of a few `logits` at a temperature."""
-    scaled = (logits / np.float32(temperature)).astype(np.float64)
-    peak = float(scaled.max(initial=-np.inf))
-    return peak if math.isinf(peak) else peak + math.log(np.exp(scaled - peak).sum())
+def _keys(logits: Array, ids: Array) -> Array:
+    """Numbers that rise as logits fall, and with ids among equals; what is no number comes last."""
+    # Zeros of both signs are equal.
+    bits = (np.where(np.isnan(logits), -np.inf, logits) + np.float32(0.0)).view(np.int32)
+    ranks = bits ^ ((bits >> 31) & _ALL_BUT_SIGN)
+    keys: Array = ~ranks.astype(np.int64) << 32 | ids
+    return keys
 
 
-def _floor(reply: RowReply) -> float:
-    # Without candidates none was needed: the named tokens are all that may come.
-    return float(reply.logits[-1]) if len(reply.logits) else -np.inf
+def _of_keys(keys: Array) -> tuple[Array, Array]:
+    """The logits and ids that `keys` were made of."""
+    ranks, ids = (~(keys >> 32)).astype(np.int32), keys.astype(np.int32)
+    logits = (ranks ^ ((ranks >> 31) & _ALL_BUT_SIGN)).view(np.float32)
+    return np.where(keys == _LAST_KEY, np.float32(-np.inf), logits), ids
 
 
-def _allowed(row: KnownRow, bitmask: Array, sampling: RequestSampling) -> KnownRow:
-    """The tokens of `row` that a grammar allows; their total is known within bounds."""
-    is_allowed = (bitmask[row.ids >> 5] >> (row.ids & 31)) & 1 == 1
-    logits, ids = row.logits[is_allowed], row.ids[is_allowed]
-    if not sampling.needs_total:
-        return KnownRow(logits, ids, row.floor, row.log_total, row.log_total)
-    least = log_sum(logits, sampling.temperature)
-    known = np.exp(log_sum(row.logits, sampling.temperature) - row.log_total)
-    # Totals are sums of float32 exponentials; what they leave unsure is unknown as well.
-    unknown = row.log_total + float(np.log(max(0.0, 1.0 - known) + _UNSURE))
-    return KnownRow(logits, ids, row.floor, least, float(np.logaddexp(least, unknown)))
+@np.errstate(invalid="ignore", divide="ignore")
+def _log_sums(logits: Array, counts: Array, temperatures: Array) -> Array:
+    """[R] float64, logsumexp of each row's `logits`, so many, at its temperature."""
+    sums = np.full(len(counts), -np.inf)
+    rows = np.flatnonzero(counts)
+    starts = (counts.cumsum() - counts)[rows]
+    scaled = (logits / np.repeat(temperatures, counts)).astype(np.float64)
+    peaks = np.maximum.reduceat(scaled, starts)
+    weights = np.exp(scaled - np.repeat(peaks, counts[rows]))
+    found = peaks + np.log(np.add.reduceat(weights, starts))
+    sums[rows] = np.where(np.isinf(peaks), peaks, found)
+    return sums
+
+
+def _allowed(known: KnownRows, masks: Masks, temperatures: Array, needs_total: Array) -> KnownRows:
+    """The tokens that grammars allow; the rows' totals are known within bounds."""
+    has_mask = masks.places >= 0
+    words = masks.words[masks.places[:, np.newaxis], known.ids >> 5]
+    is_kept = ((words >> (known.ids & 31)) & 1 == 1) | ~has_mask[:, np.newaxis]
+    is_kept &= known.ids >= 0
+    kept, counts = np.flatnonzero(is_kept), is_kept.sum(axis=1)
+    to = _row_of(counts) * is_kept.shape[1] + _columns(counts)
+    logits, ids = np.full_like(known.logits, -np.inf), np.full_like(known.ids, _NONE)
+    logits.reshape(-1)[to] = known.logits.reshape(-1)[kept]
+    ids.reshape(-1)[to] = known.ids.reshape(-1)[kept]
+    totals, most = known.log_totals.copy(), known.log_totals.copy()
+    if (rows := np.flatnonzero(has_mask & needs_total)).size:
+        scale = temperatures[rows, np.newaxis]
+        least, of_known = _row_log_sums(logits[rows] / scale, known.logits[rows] / scale)
+        share = np.exp(of_known - totals[rows])
+        # Totals are sums of float32 exponentials; what they leave unsure is unknown as well.
+        unknown = totals[rows] + np.log(np.maximum(0.0, 1.0 - share) + _UNSURE)
+        totals[rows], most[rows] = least, np.logaddexp(least, unknown)
+    return KnownRows(logits, ids, known.floors, totals, most)
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def _row_log_sums(*rows: Array) -> list[Array]:
+    """[R] float64, logsumexp of each of `rows` [R, N]; their first columns are the largest."""
+    found = []
+    for each in rows:
+        peaks = each[:, 0].astype(np.float64)
+        sums = np.exp(each - peaks[:, np.newaxis]).sum(axis=1)
+        found.append(np.where(np.isinf(peaks), peaks, peaks + np.log(sums)))
+    return found
+
+
+def _row_of(counts: Array) -> Array:
+    """The row of each element of a flat array of rows of so many."""
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def _columns(counts: Array) -> Array:
+    """The place in its row of each element of a flat array of rows of so many."""
+    columns: Array = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    return columns
+
+
+def _places(counts: Array, rows: Array) -> Array:
+    """Where the elements of `rows` lie in a flat array of rows of so many."""
+    taken = counts[rows]
+    shifts = (counts.cumsum() - counts)[rows] - (taken.cumsum() - taken)
+    places: Array = np.repeat(shifts, taken) + np.arange(taken.sum())
+    return places

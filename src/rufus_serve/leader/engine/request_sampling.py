@@ -47,6 +47,8 @@ class RequestSampling:
         self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
         """Whether the draw needs the total of the row."""
         self._seed: int | None = params.seed
+        self._count = self._num_candidates()
+        self._total_temperatures = self._temperatures()
         self._steady_want = None if self.edits.names_more else self._want()
         self.takes_best = (
             self.is_greedy
@@ -68,7 +70,7 @@ class RequestSampling:
         A grammar's mask is known for the next token alone, and a row in full costs more than a
         draft spares.
         """
-        return not self.has_grammar and self._num_candidates() >= 0
+        return not self.has_grammar and self._count >= 0
 
     def expect(self, drafts: Sequence[int]) -> None:
         """The next tokens may be these; what is wanted then serves the ones after them as well."""
@@ -80,10 +82,9 @@ class RequestSampling:
 
     def _want(self) -> Want:
         token_ids = self.edits.token_ids
-        count = self._num_candidates()
-        if count < 0 or len(token_ids) > self._vocab_size // _MOST_NAMED_SHARE:
+        if self._count < 0 or len(token_ids) > self._vocab_size // _MOST_NAMED_SHARE:
             return IN_FULL
-        return Want(min(count, self._vocab_size), self._temperatures(), token_ids)
+        return Want(min(self._count, self._vocab_size), self._total_temperatures, token_ids)
 
     def _num_candidates(self) -> int:
         wants_logprobs = self.num_logprobs is not None

@@ -4,21 +4,22 @@ Drafts are verified by drawing: each position's token is drawn as ever, from the
 tokens before it, for as long as those are what the drafts said. So drafts change no token.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
-from rufus_serve.leader.engine.candidate_sampler import Drawn, Task, draw
+from rufus_serve.leader.engine.candidate_sampler import Drawn, draw
 from rufus_serve.leader.engine.dice import Dice
 from rufus_serve.leader.engine.full_row import draw_full_row
 from rufus_serve.leader.engine.group_steps import PlannedReply
-from rufus_serve.leader.engine.known_rows import RowReply, split
-from rufus_serve.leader.engine.step_builder import LogitsOf, PlannedStep
-from rufus_serve.protocol.messages import StepReply
+from rufus_serve.leader.engine.known_rows import RowReplies
+from rufus_serve.leader.engine.masks import GrammarMasks
+from rufus_serve.leader.engine.step_builder import LogitsOf
 from rufus_serve.runtime.candidates import whole_rows
 
 Array = np.ndarray
@@ -26,11 +27,15 @@ LookUp = Callable[[Sequence[PlannedReply], Collection[LogitsOf]], dict[LogitsOf,
 """As `GroupSteps.look_up`."""
 
 
-class _Reply(NamedTuple):
-    """What came of one row of logits: candidates, or the row [V] itself."""
+@dataclass(frozen=True)
+class _Replies:
+    """What came of rows of logits, by whose they are in the batch."""
 
-    candidates: RowReply | None
-    logits: Array | None
+    rows: RowReplies
+    place_of: Mapping[LogitsOf, int]
+    """Of each row of logits in `rows`."""
+    full: Mapping[LogitsOf, Array]
+    """[V] of those that came in full."""
 
 
 class TokenSampler:
@@ -73,7 +78,7 @@ class TokenSampler:
         elif (best := self._best_tokens()) is not None:
             token_ids = [[token_id] for token_id in best]
         else:
-            rows = self._by_rows(vllm_compat.bitmasks(grammar_output), look_up)
+            rows = self._by_rows(vllm_compat.grammar_masks(grammar_output), look_up)
             if rows is None:
                 return None
             token_ids = [[each.token_id for each in row] for row in rows]
@@ -94,8 +99,8 @@ class TokenSampler:
         batch = self._state.batch
         logits = self._logits[: batch.num_reqs]
         rows = logits.numpy()
-        for of, reply in self._replies().items():
-            rows[of.row] = reply.logits
+        for of, row in self._replies().full.items():
+            rows[of.row] = row
         if grammar_output is not None:
             vllm_compat.apply_grammar(scheduler_output, grammar_output, batch, logits)
         token_ids, logprobs = vllm_compat.sample_whole_rows(
@@ -138,7 +143,7 @@ class TokenSampler:
         state.append(state.req_ids, token_ids)
         return token_ids
 
-    def _by_rows(self, bitmasks: Mapping[str, Array], look_up: LookUp) -> list[list[Drawn]] | None:
+    def _by_rows(self, masks: GrammarMasks, look_up: LookUp) -> list[list[Drawn]] | None:
         """Each row's tokens in batch order; None if the group is lost."""
         state, req_ids = self._state, self._state.req_ids
         replies = self._replies()
@@ -146,7 +151,7 @@ class TokenSampler:
         going = list(range(len(req_ids)))
         while going:
             offset = len(rows[going[0]])
-            drawn = self._draw([LogitsOf(row, offset) for row in going], replies, bitmasks, look_up)
+            drawn = self._draw([LogitsOf(row, offset) for row in going], replies, masks, look_up)
             if drawn is None:
                 return None
             state.append([req_ids[row] for row in going], [each.token_id for each in drawn])
@@ -162,32 +167,31 @@ class TokenSampler:
         return rows
 
     def _draw(
-        self,
-        wanted: Sequence[LogitsOf],
-        replies: Mapping[LogitsOf, _Reply],
-        bitmasks: Mapping[str, Array],
-        look_up: LookUp,
+        self, wanted: Sequence[LogitsOf], replies: _Replies, masks: GrammarMasks, look_up: LookUp
     ) -> list[Drawn] | None:
         """A token for each of the `wanted` rows of logits; None if the group is lost."""
         sampling, req_ids = self._state.sampling, self._state.req_ids
-        uniforms = dict(zip(wanted, self._roll([each.row for each in wanted]), strict=True))
-        masks = {each: bitmasks.get(req_ids[each.row]) for each in wanted}
-        tasks = {
-            each: Task(sampling[each.row], found, uniforms[each], masks[each])
-            for each in wanted
-            if (found := replies[each].candidates) is not None
-        }
-        drawn = dict(zip(tasks, draw(list(tasks.values())), strict=True))
-        full = {each: row for each in wanted if (row := replies[each].logits) is not None}
-        undecided = {self._planned(each): each for each, found in drawn.items() if found is None}
+        requests = [sampling[each.row] for each in wanted]
+        uniforms = self._dice.roll([each.seed for each in requests])
+        allowed = masks.of([req_ids[each.row] for each in wanted])
+        full = {at: replies.full[each] for at, each in enumerate(wanted) if each in replies.full}
+        told = [at for at in range(len(wanted)) if at not in full]
+        drawn: list[Drawn | None] = [None] * len(wanted)
+        if told:
+            rows = np.array(told)
+            answers = replies.rows.take(np.array([replies.place_of[wanted[at]] for at in told]))
+            found = draw(answers, [requests[at] for at in told], uniforms[rows], allowed.take(rows))
+            for at, each in zip(told, found, strict=True):
+                drawn[at] = each
+        undecided = {self._planned(wanted[at]): at for at in told if drawn[at] is None}
         if undecided:
             asked = look_up(self._answers, undecided)
             if asked is None:
                 return None
             full |= {undecided[planned]: logits for planned, logits in asked.items()}
-        for each, logits in full.items():
-            drawn[each] = draw_full_row(logits, sampling[each.row], uniforms[each], masks[each])
-        return [drawn[each] for each in wanted]  # type: ignore[misc]
+        for at, logits in full.items():
+            drawn[at] = draw_full_row(logits, requests[at], uniforms[at], allowed.row(at))
+        return drawn  # type: ignore[return-value]
 
     def _roll(self, rows: Sequence[int]) -> Array:
         """The numbers that these rows of the batch draw their next tokens by."""
@@ -198,26 +202,25 @@ class TokenSampler:
         """From a row of the batch to the one that was planned."""
         return LogitsOf(self._req_ids.index(self._state.req_ids[of.row]), of.offset)
 
-    def _replies(self) -> dict[LogitsOf, _Reply]:
+    def _replies(self) -> _Replies:
         """What was answered, by rows of the batch."""
         index_of: Mapping[str, int] = self._state.batch.req_id_to_index
-        return {
-            LogitsOf(index_of[self._req_ids[of.row]], of.offset): reply
-            for step, reply_to in self._answers
-            for of, reply in zip(step.rows, _split(step, reply_to), strict=True)
-        }
-
-
-def _split(step: PlannedStep, reply: StepReply) -> Iterator[_Reply]:
-    """A step's reply, row by row of its logits."""
-    wants, num_rows = step.request.wants, len(step.rows)
-    parts: Sequence[RowReply | None] = [None] * num_rows
-    if wants is not None and reply.candidates is not None:
-        parts = list(split(reply.candidates, wants))
-    places = whole_rows(wants, num_rows).tolist()
-    full = {} if reply.logits is None else dict(zip(places, reply.logits, strict=True))
-    for place, part in enumerate(parts):
-        yield _Reply(part, full.get(place))
+        parts: list[RowReplies] = []
+        of_rows: list[LogitsOf] = []
+        full: dict[LogitsOf, Array] = {}
+        for step, reply in self._answers:
+            here = [LogitsOf(index_of[self._req_ids[of.row]], of.offset) for of in step.rows]
+            wants = step.request.wants
+            if wants is None or reply.candidates is None:
+                parts.append(RowReplies.of_nothing(len(here)))
+            else:
+                parts.append(RowReplies.of(reply.candidates, wants))
+            if reply.logits is not None:
+                places = whole_rows(wants, len(here)).tolist()
+                full |= dict(zip([here[place] for place in places], reply.logits, strict=True))
+            of_rows += here
+        places_of = {of: place for place, of in enumerate(of_rows)}
+        return _Replies(RowReplies.joined(parts), places_of, full)
 
 
 def _rest(scheduler_output: Any, req_ids: Sequence[str]) -> list[str]:

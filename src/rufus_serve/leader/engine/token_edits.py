@@ -5,6 +5,7 @@ the operations vLLM's own, in its order, so that the outcome has the same bits.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ import numpy as np
 from rufus_serve.leader.engine.column import Column
 
 Array = np.ndarray
+_NAMED = np.dtype(
+    [("id", np.int32), ("count", np.int32), ("bias", np.float32), ("from_prompt", bool),
+     ("stops", bool)],
+    align=True,
+)  # fmt: skip
+"""A token that is touched: how often it came, and whether it was in the prompt and ends a text."""
 
 
 class TokenEdits:
@@ -25,28 +32,38 @@ class TokenEdits:
         self._outputs = outputs
         self._num_counted = 0
         self._bad_words: list[list[int]] = params.bad_words_token_ids or []
+        self.may_forbid = bool(self._bad_words or params.min_tokens)
         self._penalizes_prompt = params.repetition_penalty != 1.0
-        self._penalizes = self._penalizes_prompt or bool(
+        self.penalties = (
+            params.repetition_penalty, params.frequency_penalty, params.presence_penalty,
+        )  # fmt: skip
+        self.penalizes = self._penalizes_prompt or bool(
             params.presence_penalty or params.frequency_penalty
         )
         self.only_these = bool(params.allowed_token_ids)
         """No other token may come."""
-        self.names_more = self._penalizes and not self.only_these
+        self.names_more = self.penalizes and not self.only_these
         """Whether each output is one more token whose logits change."""
         ids = self._named(prompt)
         self._place = {token: place for place, token in enumerate(ids.tolist())}
-        self._ids = Column(ids)
-        self._counts = Column(np.zeros(len(ids), np.int64))
-        self._from_prompt = Column(np.isin(ids, prompt) & self._penalizes_prompt)
         biases = params.logit_bias or {}
-        self._bias = Column(np.array([biases.get(i, 0.0) for i in ids.tolist()], np.float32))
-        self._stops = Column(np.isin(ids, list(params.all_stop_token_ids)))
+        named = np.zeros(len(ids), _NAMED)
+        named["id"] = ids
+        named["bias"] = [biases.get(token, 0.0) for token in ids.tolist()]
+        named["from_prompt"] = np.isin(ids, prompt) & self._penalizes_prompt
+        named["stops"] = np.isin(ids, list(params.all_stop_token_ids))
+        self._tokens = Column(named)
 
     @property
     def token_ids(self) -> Array:
         """[E] int32, the tokens whose logits may change."""
+        ids: Array = self.named()["id"]
+        return ids
+
+    def named(self) -> Array:
+        """[E] of `_NAMED`, by now."""
         self._count_outputs()
-        return self._ids.values
+        return self._tokens.values
 
     def expect(self, tokens: Sequence[int]) -> None:
         """These may be the next outputs: what is asked for now holds once they have come."""
@@ -59,28 +76,16 @@ class TokenEdits:
 
         No outputs may have come since but the expected ones.
         """
-        self._count_outputs()
-        logits = logits.copy()
+        return changed_logits([self], logits, stops_may_come=stops_may_come)
+
+    def forbid(self, logits: Array, *, stops_may_come: bool) -> None:
+        """Take those of `logits` [E] away that may not come next."""
         for word in self._bad_words:
             *before, last = word
             if last in self._place and self._ends_with(before):
                 logits[self._place[last]] = -np.inf
         if len(self._outputs) < self._params.min_tokens and not stops_may_come:
-            logits[self._stops.values] = -np.inf
-        logits += self._bias.values
-        if self._penalizes:
-            self._penalize(logits)
-        return logits
-
-    def _penalize(self, logits: Array) -> None:
-        counts = self._counts.values
-        came = counts > 0
-        if self._penalizes_prompt:
-            factor = np.float32(self._params.repetition_penalty)
-            scale = np.where(logits > 0, np.float32(1.0) / factor, factor)
-            logits *= np.where(came | self._from_prompt.values, scale, np.float32(1.0))
-        logits -= np.float32(self._params.frequency_penalty) * counts.astype(np.float32)
-        logits -= np.float32(self._params.presence_penalty) * came
+            logits[self._tokens.values["stops"]] = -np.inf
 
     def _ends_with(self, tokens: Sequence[int]) -> bool:
         return not tokens or self._outputs[-len(tokens) :] == tokens
@@ -98,23 +103,52 @@ class TokenEdits:
         return np.array(sorted(named), np.int32)
 
     def _count_outputs(self) -> None:
-        if not self._penalizes:
+        if not self.penalizes or len(self._outputs) == self._num_counted:
             return
         fresh = self._outputs[self._num_counted :]
         self._num_counted += len(fresh)
         if not self.only_these:
             self._touch(fresh)
+        counts = self._tokens.values["count"]
         for token in fresh:
             if token in self._place:
-                self._counts.values[self._place[token]] += 1
+                counts[self._place[token]] += 1
 
     def _touch(self, tokens: Sequence[int]) -> None:
         """Name `tokens` as well, which nothing but penalties knows."""
-        tokens = [token for token in dict.fromkeys(tokens) if token not in self._place]
-        if not tokens:
-            return
-        size = len(self._place)
-        self._place |= {token: size + offset for offset, token in enumerate(tokens)}
-        self._ids.extend(len(tokens), tokens)
-        for column in (self._counts, self._from_prompt, self._bias, self._stops):
-            column.extend(len(tokens))
+        for token in tokens:
+            if token not in self._place:
+                self._place[token] = len(self._place)
+                self._tokens.extend(1, np.array((token, 0, 0.0, False, False), _NAMED))
+
+
+def changed_logits(
+    requests: Sequence[TokenEdits], logits: Array, *, stops_may_come: bool = False
+) -> Array:
+    """Changed `logits` [sum of E] of the tokens of all `requests`, as `TokenEdits.apply`."""
+    logits = logits.copy()
+    named = [request.named() for request in requests]
+    counts = [len(each) for each in named]
+    stop = 0
+    for request, count in zip(requests, counts, strict=True):
+        start, stop = stop, stop + count
+        if request.may_forbid:
+            request.forbid(logits[start:stop], stops_may_come=stops_may_come)
+    column = partial(_column, named)
+    logits += column("bias")
+    if any(request.penalizes for request in requests):
+        penalties = [request.penalties for request in requests]
+        repetition, frequency, presence = np.array(penalties, np.float32).T.repeat(counts, axis=1)
+        num_times, was_in_prompt = column("count"), column("from_prompt")
+        # A repetition penalty of 1, and others of 0, change nothing.
+        came = num_times > 0
+        scale = np.where(logits > 0, np.float32(1.0) / repetition, repetition)
+        logits *= np.where(came | was_in_prompt, scale, np.float32(1.0))
+        logits -= frequency * num_times.astype(np.float32)
+        logits -= presence * came
+    return logits
+
+
+def _column(named: Sequence[Array], field: str) -> Array:
+    """[sum of E] one field of what is `named`."""
+    return np.concatenate([each[field] for each in named])

@@ -33,6 +33,7 @@ from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from rufus_serve.leader.engine.candidate_sampler import Logprobs
+from rufus_serve.leader.engine.masks import GrammarMasks
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.truncation import TruncatedSampler
 from rufus_serve.protocol.messages import PromptScores, RuntimeInfo
@@ -270,12 +271,15 @@ def logprobs_lists(batch: Sequence[Sequence[Logprobs | None]]) -> LogprobsLists 
     return LogprobsLists(ids, logprobs, ranks, list(ends))
 
 
-def bitmasks(grammar_output: Any) -> dict[str, np.ndarray]:
-    """Of each request with a grammar a bit for every token, set if it is allowed."""
+def grammar_masks(grammar_output: Any) -> GrammarMasks:
+    """Of each request with a grammar what it allows next."""
     if grammar_output is None:
-        return {}
+        return GrammarMasks(np.zeros((0, 0), np.int32), {})
     req_ids = grammar_output.structured_output_request_ids
-    return dict(zip(req_ids, grammar_output.grammar_bitmask, strict=True))
+    masks = grammar_output.grammar_bitmask
+    if len(masks) != len(req_ids):
+        raise ValueError(f"{len(masks)} bitmasks of {len(req_ids)} requests")
+    return GrammarMasks(masks, {req_id: place for place, req_id in enumerate(req_ids)})
 
 
 def own_bitmask(grammar_output: Any) -> Any:

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rufus_serve.leader.engine.candidate_sampler import Drawn, Task, draw
+from rufus_serve.leader.engine.candidate_sampler import Drawn, draw
 from rufus_serve.leader.engine.full_row import draw_full_row
-from rufus_serve.leader.engine.known_rows import split
+from rufus_serve.leader.engine.known_rows import RowReplies
+from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.step_builder import row_wants
 from rufus_serve.runtime.candidates import pick
@@ -43,9 +44,20 @@ def bitmask_of(token_ids) -> np.ndarray:
 def by_candidates(
     row: np.ndarray, request: RequestSampling, uniform=0.5, mask=None
 ) -> Drawn | None:
-    wants = row_wants([request.want()])
-    (reply,) = split(pick(row[np.newaxis].copy(), wants), wants)
-    return draw([Task(request, reply, uniform, mask)])[0]
+    return batch_by_candidates(row[np.newaxis], [request], [uniform], [mask])[0]
+
+
+def batch_by_candidates(rows, requests, uniforms, masks, order=None) -> list[Drawn | None]:
+    """Each row's token; of rows in another `order`, if one is given."""
+    wants = row_wants([request.want() for request in requests])
+    replies = RowReplies.of(pick(rows.copy(), wants), wants)
+    words = [mask for mask in masks if mask is not None]
+    places = np.array([-1 if mask is None else 0 for mask in masks])
+    places[places == 0] = range(len(words))
+    found = Masks(np.array(words, np.int32).reshape(len(words), -(-VOCAB // 32)), places)
+    taken = np.arange(len(requests)) if order is None else np.array(order)
+    requests = [requests[place] for place in taken]
+    return draw(replies.take(taken), requests, np.array(uniforms)[taken], found.take(taken))
 
 
 def in_full(

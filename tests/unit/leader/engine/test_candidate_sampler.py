@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling_rows import VOCAB, bitmask_of, by_candidates, in_full, logits, sampling
+from sampling_rows import (
+    VOCAB,
+    batch_by_candidates,
+    bitmask_of,
+    by_candidates,
+    in_full,
+    logits,
+    sampling,
+)
 
 KINDS = {
     "greedy": {"temperature": 0.0},
@@ -64,6 +72,46 @@ def test_what_candidates_decide_a_row_in_full_decides_alike(
         np.testing.assert_allclose(
             found.logprobs.logprobs, expected.logprobs.logprobs, atol=2e-5, rtol=1e-5
         )
+
+
+_KIND_OF_ROW = st.tuples(
+    st.sampled_from(sorted(KINDS)),
+    st.sampled_from(sorted(EDITS)),
+    st.sampled_from([None, 3]),
+    st.sampled_from([0, 40, VOCAB // 2]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_KIND_OF_ROW, min_size=2, max_size=7), st.integers(0, 10**6), st.data())
+def test_rows_are_drawn_together_as_each_alone_and_in_any_order(kinds, seed, data):
+    random = np.random.default_rng(seed)
+    rows = np.stack([logits(seed + place, random.choice([1, 4])) for place in range(len(kinds))])
+    rows[:, : random.integers(1, 100)] += random.choice([0.0, 8.0])
+    masks = [bitmask_of(random.permutation(VOCAB)[:n]) if n else None for *_, n in kinds]
+    requests = [
+        sampling(
+            prompt=random.integers(0, 100, 20),
+            outputs=random.integers(0, 100, 10).tolist(),
+            logprobs=logprobs if mask is None else None,
+            structured_outputs=None if mask is None else object(),
+            **(KINDS[kind] | EDITS[edit]),
+        )
+        for (kind, edit, logprobs, _), mask in zip(kinds, masks, strict=True)
+    ]
+    uniforms = random.random(len(kinds))
+    order = data.draw(st.permutations(range(len(kinds))))
+    together = batch_by_candidates(rows, requests, uniforms, masks, order=order)
+    for place, found in zip(order, together, strict=True):
+        alone = by_candidates(rows[place], requests[place], uniforms[place], masks[place])
+        assert (found is None) == (alone is None)
+        if found is not None:
+            assert found.token_id == alone.token_id
+            assert (found.logprobs is None) == (alone.logprobs is None)
+        if found is not None and found.logprobs is not None:
+            assert found.logprobs.ids.tolist() == alone.logprobs.ids.tolist()
+            assert found.logprobs.logprobs.tolist() == alone.logprobs.logprobs.tolist()
+            assert found.logprobs.rank == alone.logprobs.rank
 
 
 @pytest.mark.parametrize("edit", sorted(EDITS))
