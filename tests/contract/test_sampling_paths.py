@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from rufus_serve.leader.engine.candidate_sampler import Drawn, draw
-from rufus_serve.leader.engine.dice import Dice, uniform
 from rufus_serve.leader.engine.full_row import draw_full_row
 from rufus_serve.leader.engine.known_rows import RowReplies
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.step_builder import row_wants
 from rufus_serve.leader.spec import SPEC_VARIABLE
-from rufus_serve.runtime.candidates import pick
+from rufus_serve.runtime.candidates import pick_shares
 
 VOCAB = 4000
 NUM_ROWS = 10_000
@@ -108,10 +107,10 @@ def by_candidates(states: list[Any], logits: np.ndarray) -> tuple[list[Drawn | N
         for state in states
     ]
     wants = row_wants([each.want() for each in sampling])
-    replies = RowReplies.of(pick(logits.copy(), wants), wants)
+    replies = RowReplies.of(pick_shares(logits.copy(), wants), wants)
     told = np.flatnonzero(wants.num_candidates >= 0)
     requests = [sampling[row] for row in told]
-    uniforms = np.array([uniform(*each.seed) for each in requests])
+    uniforms = np.array([each.uniform() for each in requests])
     drawn: list[Drawn | None] = [None] * len(sampling)
     for row, found in zip(told, draw(replies.take(told), requests, uniforms), strict=True):
         drawn[row] = found
@@ -130,7 +129,7 @@ def test_ten_thousand_rows_of_every_kind_get_vllms_tokens_and_logprobs(vllm: Any
         import torch
 
         drawn, sampling = by_candidates(states, logits)
-        uniforms = Dice().roll([each.seed for each in sampling])
+        uniforms = np.array([each.uniform() for each in sampling])
         tokens, logprobs = vllm.sample_whole_rows(
             sampler, torch.from_numpy(logits.copy()), batch.sampling_metadata, uniforms
         )
@@ -146,5 +145,5 @@ def test_ten_thousand_rows_of_every_kind_get_vllms_tokens_and_logprobs(vllm: Any
                         one.logprobs.logprobs, logprobs[1][row, :count], atol=2e-5, rtol=1e-5
                     )
                     assert one.logprobs.rank == logprobs[2][row]
-    # Half of the rows are flatter than any model's.
-    assert num_decided > NUM_ROWS // 2
+    # Many rows are flatter than any model's.
+    assert num_decided > NUM_ROWS * 3 // 4

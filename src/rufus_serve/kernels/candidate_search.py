@@ -31,10 +31,11 @@ class CandidateSearch:
             if hasattr(self, name):
                 self._functions.destroy_context(getattr(self, name))
 
-    def pick(self, logits: Array, wants: RowWants, *, first_id: int) -> Candidates:
-        """What `wants` asks of `logits` [R, V] float32.
+    def pick(self, logits: Array, wants: RowWants, *, first_id: int) -> tuple[Candidates, Array]:
+        """The K candidates of `logits` [R, V] float32; how much of each row's total they have [R].
 
-        Logits of named tokens are written to meanwhile, and put back.
+        That is of the total at the first temperature, and 0 where none is wanted. Logits of named
+        tokens are written to meanwhile, and put back.
 
         Raises:
             ValueError: `wants` is of other rows, or does not fit together.
@@ -61,16 +62,17 @@ class CandidateSearch:
             log_totals=np.empty((num_rows, 2)),
             token_logits=np.empty(len(named), np.float32),
         )
+        held = np.empty(num_rows)
         self._find(
             structs.Candidates(
                 logits.ctypes.data, num_rows, vocab_size, first_id, counts.ctypes.data,
                 temperatures.ctypes.data, num_named.ctypes.data, named.ctypes.data,
                 found.logits.ctypes.data, found.ids.ctypes.data, found.log_totals.ctypes.data,
-                found.token_logits.ctypes.data,
+                found.token_logits.ctypes.data, held.ctypes.data,
             ),
             has_many=num_rows > 1 and logits.nbytes >= _WORTH_A_TEAM_BYTES,
         )  # fmt: skip
-        return found
+        return found, held
 
     def _find(self, wanted: structs.Candidates, *, has_many: bool) -> None:
         if has_many and self._team_is_busy.acquire(blocking=False):

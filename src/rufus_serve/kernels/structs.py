@@ -68,7 +68,7 @@ class Candidates(ctypes.Structure):
         ("logits", _POINTER), ("num_rows", _INT), ("vocab_size", _INT), ("first_id", _INT),
         ("counts", _POINTER), ("temperatures", _POINTER), ("named_counts", _POINTER),
         ("named", _POINTER), ("best", _POINTER), ("ids", _POINTER), ("totals", _POINTER),
-        ("named_logits", _POINTER),
+        ("named_logits", _POINTER), ("held", _POINTER),
     )  # fmt: skip
 
 

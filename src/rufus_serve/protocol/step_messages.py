@@ -82,6 +82,11 @@ class RowWants(msgspec.Struct, frozen=True, kw_only=True):
     """[R] E."""
     token_ids: Array
     """[sum of E] tokens whose logits are wanted; candidates and totals leave them out."""
+    shares: Array | None = None
+    """[R] float32, how much of the row's total, at the first temperature, candidates should hold.
+
+    More than K may come for that, but for rows where they would be too many. None: K are enough.
+    """
 
 
 class PromptWants(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +171,8 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     """[R, 2] float64: logsumexp of the row at each wanted temperature, else 0."""
     token_logits: Array
     """[sum of E] float32, of the tokens named in the request."""
+    counts: Array | None = None
+    """[R] how many candidates each row has; None: K, as wanted."""
 
 
 class PromptScores(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ Shape legend: R rows, V vocabulary, K candidates of a row, E tokens named for a 
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 
 from rufus_serve.kernels.candidate_search import candidate_search
@@ -15,6 +16,8 @@ from rufus_serve.protocol.messages import Array, Candidates, RowWants
 _SLICES_PER_CANDIDATE = 8
 _MIN_SLICES = 1024
 _SUMMED_TOGETHER = 32
+_WIDER = (2048, 8192)
+"""How many candidates a row may have instead of those that are too few."""
 
 
 class _Threads:
@@ -75,15 +78,21 @@ def _sum(row: Array) -> np.float64:
 
 
 def pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
-    """What `wants` asks of `logits` [R, V], or of a share of them whose ids begin at `first_id`.
+    """The K candidates of `logits` [R, V], or of a share of them whose ids begin at `first_id`.
 
     Logits of named tokens are written to meanwhile, and put back. Rows wanted in full bring no
     candidates. What a share does not hold, named tokens or enough candidates, comes as -inf.
     """
+    return _pick(logits, wants, first_id=first_id)[0]
+
+
+def _pick(logits: Array, wants: RowWants, *, first_id: int = 0) -> tuple[Candidates, Array]:
+    """`pick`, and how much of each row's total at the first temperature its candidates have."""
     search = candidate_search(_Threads.count)
     if search is not None:
         return search.pick(logits, wants, first_id=first_id)
-    return pick_by_numpy(logits, wants, first_id=first_id)
+    found = pick_by_numpy(logits, wants, first_id=first_id)
+    return found, _held(found, wants)
 
 
 def pick_by_numpy(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candidates:
@@ -107,30 +116,130 @@ def pick_by_numpy(logits: Array, wants: RowWants, *, first_id: int = 0) -> Candi
     return _of_rows(best, ids, totals, named)
 
 
+def pick_shares(logits: Array, wants: RowWants) -> Candidates:
+    """All that `wants` asks of whole `logits` [R, V]: of some rows more than K candidates."""
+    found, held = _pick(logits, wants)
+    if wants.shares is None or not (lacking := np.flatnonzero(held < wants.shares)).size:
+        return found
+    counts = wants.num_candidates.clip(0)
+    logits_of = np.split(found.logits, counts.cumsum()[:-1])
+    ids_of = np.split(found.ids, counts.cumsum()[:-1])
+    for count in _WIDER:
+        # No further token is larger than these, so more of them bring no more than in proportion.
+        most = held[lacking] * (_WIDER[-1] / counts[lacking])
+        lacking = lacking[most >= wants.shares[lacking]]
+        if not lacking.size:
+            break
+        more, share = _pick(logits, _wants_of_some(lacking, count, wants))
+        held[lacking] = share[lacking]
+        for row, *best in zip(
+            lacking.tolist(), more.logits.reshape(-1, count), more.ids.reshape(-1, count),
+            strict=True,
+        ):  # fmt: skip
+            logits_of[row], ids_of[row] = best
+        counts[lacking] = count
+        lacking = lacking[held[lacking] < wants.shares[lacking]]
+    return msgspec.structs.replace(
+        found, logits=np.concatenate(logits_of), ids=np.concatenate(ids_of), counts=counts
+    )
+
+
+def _wants_of_some(rows: Array, count: int, wants: RowWants) -> RowWants:
+    """So many candidates of some `rows`, and nothing of the others."""
+    is_asked = np.zeros(len(wants.num_candidates), bool)
+    is_asked[rows] = True
+    return RowWants(
+        num_candidates=np.where(is_asked, count, 0).astype(np.int32),
+        temperatures=np.where(is_asked[:, np.newaxis], wants.temperatures, 0),
+        num_token_ids=np.where(is_asked, wants.num_token_ids, 0),
+        token_ids=wants.token_ids[np.repeat(is_asked, wants.num_token_ids)],
+    )
+
+
+def holds_share(found: Candidates, wants: RowWants) -> bool:
+    """Whether the candidates of every row hold what `wants` asks of its total."""
+    return wants.shares is None or bool((_held(found, wants) >= wants.shares).all())
+
+
 def merge(shares: Sequence[Candidates], wants: RowWants) -> Candidates:
-    """The candidates of whole rows, from those of all shares of the vocabulary."""
-    best, ids = [], []
+    """The candidates of whole rows, from those of all shares of the vocabulary.
+
+    Where K hold too little of a row, as many come as all shares together know.
+    """
+    best, ids, counts = [], [], []
     stop = 0
-    for count in wants.num_candidates.clip(0).tolist():
+    totals = np.logaddexp.reduce([share.log_totals for share in shares])
+    for row, count in enumerate(wants.num_candidates.clip(0).tolist()):
         here = slice(stop, stop := stop + count)
         all_logits = np.concatenate([share.logits[here] for share in shares])
         all_ids = np.concatenate([share.ids[here] for share in shares])
-        order = np.lexsort((all_ids, -all_logits))[:count]
-        best.append(all_logits[order])
-        ids.append(all_ids[order])
-    totals = np.logaddexp.reduce([share.log_totals for share in shares])
+        order = np.lexsort((all_ids, -all_logits))
+        if wants.shares is not None and wants.shares[row] > 0:
+            floor = max(share.logits[stop - 1] for share in shares)
+            scaled = all_logits[order] / wants.temperatures[row, 0]
+            held = np.exp(scaled.astype(np.float64) - totals[row, 0]).cumsum()
+            needed = int(np.searchsorted(held, wants.shares[row])) + 1
+            if needed <= (all_logits > floor).sum():
+                count = max(count, needed)  # noqa: PLW2901
+        best.append(all_logits[order[:count]])
+        ids.append(all_ids[order[:count]])
+        counts.append(count)
     named = np.maximum.reduce([share.token_logits for share in shares])
-    return _of_rows(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
+    found = _of_rows(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
+    is_as_wanted = counts == wants.num_candidates.clip(0).tolist()
+    return found if is_as_wanted else msgspec.structs.replace(found, counts=np.array(counts))
 
 
-def joined(parts: Sequence[Candidates]) -> Candidates:
-    """The candidates of all rows, from those of some rows each."""
-    return Candidates(
+def joined(parts: Sequence[Candidates], wants: RowWants) -> Candidates:
+    """The candidates of all rows that `wants` asked for, from those of one row each."""
+    found = Candidates(
         logits=np.concatenate([part.logits for part in parts]),
         ids=np.concatenate([part.ids for part in parts]),
         log_totals=np.concatenate([part.log_totals for part in parts]),
         token_logits=np.concatenate([part.token_logits for part in parts]),
     )
+    counts = [len(part.ids) for part in parts]
+    is_as_wanted = counts == wants.num_candidates.clip(0).tolist()
+    return found if is_as_wanted else msgspec.structs.replace(found, counts=np.array(counts))
+
+
+def wants_of_row(
+    count: int, temperatures: Array | Sequence[float], token_ids: Array, share: float = 0.0
+) -> RowWants:
+    """What is wanted of one row."""
+    return RowWants(
+        num_candidates=np.array([count], np.int32),
+        temperatures=np.array([temperatures], np.float32),
+        num_token_ids=np.array([len(token_ids)], np.int32),
+        token_ids=token_ids,
+        shares=np.array([share], np.float32) if share else None,
+    )
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def log_sums(logits: Array, counts: Array, temperatures: Array) -> Array:
+    """[R] float64, logsumexp of each row's `logits`, so many of each, at its temperature."""
+    sums = np.full(len(counts), -np.inf)
+    rows = np.flatnonzero(counts)
+    if not rows.size:
+        return sums
+    starts = (counts.cumsum() - counts)[rows]
+    scaled = (logits / np.repeat(temperatures, counts)).astype(np.float64)
+    peaks = np.maximum.reduceat(scaled, starts)
+    weights = np.exp(scaled - np.repeat(peaks, counts[rows]))
+    found = peaks + np.log(np.add.reduceat(weights, starts))
+    sums[rows] = np.where(np.isinf(peaks), peaks, found)
+    return sums
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _held(found: Candidates, wants: RowWants) -> Array:
+    """[R] how much of each row's first total its candidates have, as many as wanted; or 0."""
+    temperatures = wants.temperatures[:, 0]
+    has_total = temperatures > 0
+    scales = np.where(has_total, temperatures, 1.0)
+    known = log_sums(found.logits, wants.num_candidates.clip(0), scales)
+    return np.where(has_total, np.exp(known - found.log_totals[:, 0]), 0.0)
 
 
 def rows_of(wants: RowWants) -> Iterator[tuple[int, list[float], Array]]:

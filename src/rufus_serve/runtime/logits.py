@@ -6,7 +6,7 @@ import numpy as np
 
 from rufus_serve.errors import RuntimeStepError
 from rufus_serve.protocol.messages import Array, Candidates, PromptScores, PromptWants, RowWants
-from rufus_serve.runtime.candidates import pick
+from rufus_serve.runtime.candidates import pick_shares
 
 
 class StepLogits(Protocol):
@@ -46,7 +46,7 @@ class WholeLogits:
 
     def candidates(self, wants: RowWants) -> Candidates | None:
         """See `StepLogits.candidates`."""
-        return None if self._logits is None else pick(self._logits, wants)
+        return None if self._logits is None else pick_shares(self._logits, wants)
 
     def prompt_scores(self, wants: PromptWants) -> PromptScores | None:
         """See `StepLogits.prompt_scores`."""

@@ -57,13 +57,27 @@ def _cases(draw):
 def test_are_those_that_numpy_finds(library, case):
     logits, wants, first_id = case
     before = logits.copy()
-    found = CandidateSearch(library).pick(logits, wants, first_id=first_id)
+    found, held = CandidateSearch(library).pick(logits, wants, first_id=first_id)
     assert (logits.view(np.int32) == before.view(np.int32)).all()
     expected = pick_by_numpy(logits, wants, first_id=first_id)
     assert found.ids.tolist() == expected.ids.tolist()
     assert found.logits.tolist() == expected.logits.tolist()
     assert found.token_logits.tolist() == expected.token_logits.tolist()
     np.testing.assert_allclose(found.log_totals, expected.log_totals, rtol=1e-6, atol=1e-6)
+    stop = 0
+    for row, (count, temperature) in enumerate(
+        zip(wants.num_candidates.clip(0).tolist(), wants.temperatures[:, 0], strict=True)
+    ):
+        best = expected.logits[stop : (stop := stop + count)].astype(float)
+        others = logits[row].astype(float)
+        named = wants.token_ids[wants.num_token_ids[:row].sum() :][: wants.num_token_ids[row]]
+        places = named - first_id
+        others[places[(places >= 0) & (places < len(others))]] = -np.inf
+        peak = others.max()
+        has_total = temperature and np.isfinite(peak)
+        weigh = lambda some: np.exp((some - peak) / temperature).sum()  # noqa: B023, E731
+        known = weigh(best) / weigh(others) if has_total else 0.0
+        assert held[row] == pytest.approx(known, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 256, 1024, 128_256])
@@ -72,7 +86,7 @@ def test_of_a_large_row_are_those_that_torch_sorts_to_the_front(search, count):
     # Halves round to equals, so that the order of ids decides.
     logits = (torch.randn(2, 128_256) * 3).half().float()
     wants = wants_of([(count, (0.8, 1.0), [])] * 2)
-    found = search.pick(logits.numpy(), wants, first_id=0)
+    found, _ = search.pick(logits.numpy(), wants, first_id=0)
     best, ids = logits.sort(dim=1, descending=True, stable=True)
     assert found.ids.tolist() == ids[:, :count].reshape(-1).tolist()
     assert found.logits.tolist() == best[:, :count].reshape(-1).tolist()
@@ -86,13 +100,14 @@ def test_a_team_finds_what_one_thread_finds(kernels):
     logits = rng.standard_normal((40, 40_000)).astype(np.float32) * 3
     rows = [(row % 3 * 100 - 1, (0.8, row % 2), [row, 50, 39_999 - row]) for row in range(40)]
     wants = wants_of(rows)
-    expected = CandidateSearch(kernels).pick(logits, wants, first_id=0)
+    expected, alone = CandidateSearch(kernels).pick(logits, wants, first_id=0)
     team = CandidateSearch(kernels, num_threads=3)
     # Two at a time: one has the team's help.
     with ThreadPoolExecutor(2) as pool:
         works = [pool.submit(team.pick, logits.copy(), wants, first_id=0) for _ in range(20)]
         results = [work.result(60) for work in works]
-    for found in results:
+    for found, held in results:
+        assert (held == alone).all()
         for name in ("logits", "ids", "log_totals", "token_logits"):
             assert (getattr(found, name) == getattr(expected, name)).all()
 
@@ -117,7 +132,7 @@ def test_a_thread_that_slept_may_run_anywhere_once_it_woke(kernels):
 
 def test_what_is_no_number_comes_last_and_leaves_no_total(search):
     logits = np.array([[np.nan, 1, -np.inf, np.nan, 2]], np.float32)
-    found = search.pick(logits, wants_of([(5, (1.0, 0.0), [])]), first_id=0)
+    found, _ = search.pick(logits, wants_of([(5, (1.0, 0.0), [])]), first_id=0)
     assert found.ids.tolist() == [4, 1, 2, 0, 3]
     assert np.isnan(found.log_totals[0, 0])
 
@@ -132,13 +147,13 @@ def test_what_is_no_number_comes_last_and_leaves_no_total(search):
     ],
 )
 def test_the_best_one_is_the_first_of_equals(search, row, best):
-    found = search.pick(np.array([row], np.float32), wants_of([(1, (0.0, 0.0), [])]), first_id=0)
+    found, _ = search.pick(np.array([row], np.float32), wants_of([(1, (0.0, 0.0), [])]), first_id=0)
     assert found.ids.tolist() == [best]
     assert found.logits.tolist() == [row[best]]
 
 
 def test_a_row_of_nothing_has_no_total(search):
-    found = search.pick(
+    found, _ = search.pick(
         np.full((1, 20), -np.inf, np.float32), wants_of([(2, (0.5, 0.0), [])]), first_id=0
     )
     assert found.ids.tolist() == [0, 1]
@@ -157,7 +172,7 @@ def test_wants_that_do_not_fit_the_rows_are_refused(search):
 
 def test_an_empty_share_of_the_vocabulary_has_nothing(search):
     wants = wants_of([(2, (1.0, 0.0), [3])])
-    found = search.pick(np.empty((1, 0), np.float32), wants, first_id=9)
+    found, _ = search.pick(np.empty((1, 0), np.float32), wants, first_id=9)
     assert found.logits.tolist() == [-np.inf] * 2
     assert found.token_logits.tolist() == [-np.inf]
     assert found.log_totals.tolist() == [[-np.inf, 0.0]]

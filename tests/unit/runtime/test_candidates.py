@@ -11,6 +11,7 @@ from rufus_serve.runtime.candidates import (
     merge,
     pick,
     pick_by_numpy,
+    pick_shares,
     whole_rows,
 )
 
@@ -47,13 +48,14 @@ def test_a_row_of_nothing_has_no_total():
     assert log_sum_exp(np.full(3, -np.inf, np.float32), 1.0) == -np.inf
 
 
-def wants(*rows: tuple[int, tuple[float, float], list[int]]) -> RowWants:
+def wants(*rows: tuple[int, tuple[float, float], list[int]], shares=None) -> RowWants:
     """Of each row's K, temperatures and named tokens."""
     return RowWants(
         num_candidates=np.array([count for count, _, _ in rows], np.int32),
         temperatures=np.array([temperatures for _, temperatures, _ in rows], np.float32),
         num_token_ids=np.array([len(named) for _, _, named in rows], np.int32),
         token_ids=np.array([token for _, _, named in rows for token in named], np.int32),
+        shares=None if shares is None else np.array(shares, np.float32),
     )
 
 
@@ -100,6 +102,55 @@ def test_shares_of_the_vocabulary_give_what_the_whole_gives(pick, seed, count, s
     assert merged.ids[finite].tolist() == whole.ids[finite].tolist()
     assert merged.token_logits.tolist() == whole.token_logits.tolist()
     np.testing.assert_allclose(merged.log_totals, whole.log_totals, atol=1e-6)
+
+
+def test_more_candidates_come_where_k_hold_too_little_of_a_row():
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((5, 20_000)).astype(np.float32)
+    logits[1, 7] = 30.0
+    rows = [(64, (0.5, 0.0), []), (64, (1.0, 0.0), []), (64, (1.0, 0.0), [3, 9]),
+            (-1, (0.0, 0.0), []), (64, (9.0, 0.0), [])]  # fmt: skip
+    asked = wants(*rows, shares=[0.3, 0.9, 0.4, 0.0, 0.9])
+    found = pick_shares(logits, asked)
+    # The last one's share never lies in as few as are sent.
+    assert found.counts.tolist() == [2048, 64, 8192, 0, 64]
+    stops = found.counts.cumsum()
+    for row, (stop, count) in enumerate(zip(stops, found.counts, strict=True)):
+        if count:
+            best = logits[row].copy()
+            best[rows[row][2]] = -np.inf
+            expected = np.argsort(-best, kind="stable")[:count]
+            assert found.ids[stop - count : stop].tolist() == expected.tolist()
+            assert found.logits[stop - count : stop].tolist() == best[expected].tolist()
+    k_alone = pick(logits, asked)
+    assert (found.log_totals == k_alone.log_totals).all()
+    assert found.token_logits.tolist() == k_alone.token_logits.tolist()
+
+
+def test_as_many_come_as_wanted_where_these_hold_enough():
+    logits = np.random.default_rng(0).standard_normal((2, 5000)).astype(np.float32) * 9
+    asked = wants((64, (0.5, 0.0), []), (64, (0.5, 0.0), []), shares=[0.9, 0.5])
+    found = pick_shares(logits, asked)
+    assert found.counts is None
+    assert found.ids.tolist() == pick(logits, asked).ids.tolist()
+
+
+@pytest.mark.parametrize(("share", "has_more"), [(0.05, False), (0.2, True), (0.999, False)])
+def test_merged_shares_tell_all_that_they_know_together_where_k_hold_too_little(share, has_more):
+    logits = np.random.default_rng(0).standard_normal((1, 6000)).astype(np.float32)
+    asked = wants((64, (1.0, 0.0), []), shares=[share])
+    parts = [
+        pick(logits[:, start : start + 1000].copy(), asked, first_id=start)
+        for start in range(0, 6000, 1000)
+    ]
+    found = merge(parts, asked)
+    count = len(found.ids)
+    assert (count > 64) is has_more
+    assert (found.counts is not None) is has_more
+    assert found.ids.tolist() == np.argsort(-logits[0], kind="stable")[:count].tolist()
+    if has_more:
+        held = np.exp(np.sort(logits[0].astype(float))[::-1]).cumsum()
+        assert held[count - 2] < share * held[-1] <= held[count - 1] * 1.00001
 
 
 def test_rows_in_full_are_those_without_candidates():

@@ -62,4 +62,5 @@ struct Candidates {
   int32_t* ids;                 // [sum of K]
   double* totals;               // [R, 2] logarithms of sums of exponentials
   float* named_logits;          // [sum of E]
+  double* held;                 // [R] of the first total, what the candidates have; 0 without
 };

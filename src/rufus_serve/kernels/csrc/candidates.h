@@ -36,10 +36,11 @@ class RowSearch {
         row_(wanted.logits + index * wanted.vocab_size) {
     count_ = std::max(0, wanted_.counts[index]);
     leave_out(first, stop);
-    read();
+    if (count_ > 0 || temperatures_[0] != 0.0f || temperatures_[1] != 0.0f) read();
     collect();
     tell_best(best_start);
     for (int64_t at : {0, 1}) wanted_.totals[2 * index + at] = log_sum_exp(at);
+    wanted_.held[index] = held(best_start);
     put_back(first, stop);
   }
 
@@ -49,7 +50,6 @@ class RowSearch {
   // as many as there are wanted tokens have a largest value at or above some bound, so nothing below
   // it is among the best. The more slices, the fewer tokens lie above it.
   static constexpr int64_t kLargestBlock = 32;
-  static constexpr int64_t kManyBlocks = 256;
   static constexpr int64_t kSlicesPerCandidate = 8;
   static constexpr int64_t kMinSlices = 1024;
   static constexpr int64_t kLanes = kNativeLanes;
@@ -90,8 +90,7 @@ class RowSearch {
 
   // Finds the slices' largest values, and the totals relative to the largest of all.
   void read() {
-    const int64_t num_vectors = (size_ + kLanes - 1) / kLanes;
-    width_ = std::clamp(num_vectors / kManyBlocks, (int64_t)1, kLargestBlock) * kLanes;
+    width_ = std::clamp(size_ / num_wanted_slices(), (int64_t)1, kLargestBlock) * kLanes;
     num_blocks_ = (size_ + width_ - 1) / width_;
     peaks_.resize(num_blocks_ * kLanes);
     const int64_t together = kSummedTogether / width_;
@@ -103,6 +102,8 @@ class RowSearch {
       add(block * width_, std::min((block + together) * width_, size_));
     }
   }
+
+  int64_t num_wanted_slices() const { return std::max(kMinSlices, kSlicesPerCandidate * count_); }
 
   int64_t end_of(int64_t block) const { return std::min((block + 1) * width_, size_); }
 
@@ -170,8 +171,7 @@ class RowSearch {
 
   // Of slices of several blocks each, as many as make a good bound.
   void find_fewer_peaks() {
-    const int64_t wanted = std::max(kMinSlices, kSlicesPerCandidate * count_);
-    const int64_t together = std::max((int64_t)1, num_blocks_ * kLanes / wanted);
+    const int64_t together = std::max((int64_t)1, num_blocks_ * kLanes / num_wanted_slices());
     fewer_peaks_.clear();
     for (int64_t block = 0; block < num_blocks_; block += together) {
       native_floats peaks = native_floats{} + kLowest;
@@ -277,6 +277,22 @@ class RowSearch {
     if (temperature == 0.0f) return 0.0;
     const float scaled_peak = peak_ / temperature;
     return std::isfinite(scaled_peak) ? std::log(totals_[which]) + scaled_peak : scaled_peak;
+  }
+
+  // How much of the first total the candidates have that were told from `start` on.
+  double held(int64_t start) const {
+    if (temperatures_[0] == 0.0f || !std::isfinite(peak_)) return 0.0;
+    const float scale = scale_of(0);
+    const int64_t num_found = std::min(count_, (int64_t)found_.size());
+    double sum = 0.0;
+    for (int64_t at = 0; at < num_found; at += kLanes) {
+      native_floats logits = native_floats{} + kLowest;
+      memcpy(&logits, wanted_.best + start + at,
+             std::min(kLanes, num_found - at) * sizeof(float));
+      const native_floats powers = exact_power_of_two((logits - peak_) * scale);
+      for (int64_t lane = 0; lane < kLanes; lane++) sum += powers[lane];
+    }
+    return sum / totals_[0];
   }
 
   const Candidates& wanted_;

@@ -260,14 +260,16 @@ class BatchState:
         state = self._requests[req_id]
         index = self.batch.req_id_to_index.get(req_id)
         num_new = span.end - span.computed
+        num_drafts = len(self.drafts.get(req_id, ()))
+        is_in_full = in_full or index is None
         return Row(
             token_ids=_context(state) if index is None else self.batch.token_ids_cpu[index],
             num_computed=span.computed,
-            num_new=num_new + len(self.drafts.get(req_id, ())),
+            num_new=num_new + num_drafts,
             block_ids=self._blocks[req_id].values,
             is_prefill=is_new or num_new > 1 or index is None,
             wants_logits=index is not None,
-            want=IN_FULL if in_full or index is None else self._sampling[req_id].want(),
+            want=IN_FULL if is_in_full else self._sampling[req_id].want(1 + num_drafts),
             prompt_want=self.prompt_logprobs.want(req_id),
         )
 

@@ -14,6 +14,8 @@ from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 
 Array = np.ndarray
+_WIDE = 1024
+"""Candidates that few rows have more of."""
 
 
 class Logprobs(msgspec.Struct, frozen=True):
@@ -41,6 +43,12 @@ def draw(
     masks: Masks | None = None,
 ) -> list[Drawn | None]:
     """Each row's token, by its number of `uniforms` [R]; None where the row in full must decide."""
+    is_wide = replies.counts > _WIDE
+    if is_wide.any() and not is_wide.all():
+        # Apart: all rows of a batch are laid out as wide as the widest.
+        return _draw_parts(
+            [np.flatnonzero(~is_wide), np.flatnonzero(is_wide)], replies, sampling, uniforms, masks
+        )
     known = known_rows(replies, sampling, masks)
     best = known.logits[:, 0]
     is_decided = (best != -np.inf) & ~(best < known.floors)
@@ -53,6 +61,25 @@ def draw(
     told = [row for row, each in enumerate(sampling) if each.num_logprobs is not None]
     if told:
         for row, each in zip(told, _with_logprobs(replies, sampling, told, drawn), strict=True):
+            drawn[row] = each
+    return drawn
+
+
+def _draw_parts(
+    parts: Sequence[Array],
+    replies: RowReplies,
+    sampling: Sequence[RequestSampling],
+    uniforms: Array,
+    masks: Masks | None,
+) -> list[Drawn | None]:
+    """As `draw`, some rows after the others."""
+    drawn: list[Drawn | None] = [None] * len(sampling)
+    for part in parts:
+        rows = part.tolist()
+        taken = None if masks is None else masks.take(part)
+        requests = [sampling[row] for row in rows]
+        found = draw(replies.take(part), requests, uniforms[part], taken)
+        for row, each in zip(rows, found, strict=True):
             drawn[row] = each
     return drawn
 

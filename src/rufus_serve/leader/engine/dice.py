@@ -1,9 +1,7 @@
 """The uniform numbers that rows draw their tokens by."""
 
 import hashlib
-from collections.abc import Sequence
-
-import numpy as np
+import secrets
 
 _BITS = 53
 """Of a float64's mantissa."""
@@ -19,16 +17,6 @@ def uniform(seed: int, position: int) -> float:
     return float((int.from_bytes(digest, "little") >> (64 - _BITS)) / (1 << _BITS))
 
 
-class Dice:
-    """Numbers for a batch. Make it in the engine process: forks of one parent must not share it."""
-
-    def __init__(self) -> None:
-        self._unseeded = np.random.default_rng()
-
-    def roll(self, rows: Sequence[tuple[int | None, int]]) -> np.ndarray:
-        """[R] float64, for each row's (seed, tokens drawn so far); any number without a seed."""
-        numbers = self._unseeded.random(len(rows))
-        for row, (seed, position) in enumerate(rows):
-            if seed is not None:
-                numbers[row] = uniform(seed, position)
-        return numbers
+def any_seed() -> int:
+    """For a request without; another one each time, in processes forked of one parent too."""
+    return secrets.randbits(64)

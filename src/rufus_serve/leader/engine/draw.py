@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rufus_serve.protocol.messages import RowWants
-from rufus_serve.runtime.candidates import pick
+from rufus_serve.runtime.candidates import pick, wants_of_row
 
 Array = np.ndarray
 UNDECIDED = -1
 # Most rows that come in full are those that 256 candidates did not decide.
 _FIRST = 2048
 _WIDENING = 8
+_NO_TOKENS = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,10 @@ def draw_from_row(
     vocab_size, count = len(row), first
     while True:
         count = min(count, vocab_size)
-        best = pick(row[np.newaxis], _best_and_total(count, temperature))
+        best = pick(row[np.newaxis], wants_of_row(count, (temperature, 0.0), _NO_TOKENS))
         logits = best.logits[np.newaxis] / np.float32(temperature)
         floor = np.full(1, -np.inf, np.float32) if count == vocab_size else logits[:, -1]
         (column,) = choose(Ranked(logits, floor, best.log_totals[:, 0]), filters, uniform)
         if column != UNDECIDED or count == vocab_size:
             return int(best.ids[max(column, 0)])
         count *= _WIDENING
-
-
-def _best_and_total(count: int, temperature: float) -> RowWants:
-    """Of one row."""
-    return RowWants(
-        num_candidates=np.array([count], np.int32),
-        temperatures=np.array([(temperature, 0.0)], np.float32),
-        num_token_ids=np.zeros(1, np.int32),
-        token_ids=np.empty(0, np.int32),
-    )

@@ -13,6 +13,7 @@ from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.token_edits import changed_logits
 from rufus_serve.protocol.messages import Candidates, RowWants
+from rufus_serve.runtime.candidates import log_sums
 
 Array = np.ndarray
 _UNSURE = 1e-6
@@ -41,8 +42,9 @@ class RowReplies(msgspec.Struct, frozen=True):
     def of(cls, candidates: Candidates, wants: RowWants) -> "RowReplies":
         """The rows that `wants` asked for."""
         return cls(
-            wants.num_candidates.clip(0), candidates.logits, candidates.ids,
-            candidates.log_totals, wants.num_token_ids, wants.token_ids, candidates.token_logits,
+            wants.num_candidates.clip(0) if candidates.counts is None else candidates.counts,
+            candidates.logits, candidates.ids, candidates.log_totals,
+            wants.num_token_ids, wants.token_ids, candidates.token_logits,
         )  # fmt: skip
 
     @classmethod
@@ -122,7 +124,7 @@ def known_rows(
         row_of = _row_of(replies.num_named)
         only_these = np.array([each.only_these for each in edits])
         floors[only_these] = -np.inf
-        of_named = _log_sums(changed, replies.num_named, temperatures)
+        of_named = log_sums(changed, replies.num_named, temperatures)
         totals = np.where(only_these, of_named, np.logaddexp(totals, of_named))
         told = np.flatnonzero(changed >= floors[row_of])
         if only_these.any():
@@ -140,7 +142,7 @@ def raw_rows(replies: RowReplies) -> KnownRows:
     if not len(replies.named_ids):
         return KnownRows(*_padded(replies), floors, totals, totals)
     named = replies.named_logits
-    of_named = _log_sums(named, replies.num_named, np.ones(len(totals), np.float32))
+    of_named = log_sums(named, replies.num_named, np.ones(len(totals), np.float32))
     totals = np.logaddexp(totals, of_named)
     return KnownRows(*_merged(replies, named, np.arange(len(named))), floors, totals, totals)
 
@@ -182,20 +184,6 @@ def _of_keys(keys: Array) -> tuple[Array, Array]:
     ranks, ids = (~(keys >> 32)).astype(np.int32), keys.astype(np.int32)
     logits = (ranks ^ ((ranks >> 31) & _ALL_BUT_SIGN)).view(np.float32)
     return np.where(keys == _LAST_KEY, np.float32(-np.inf), logits), ids
-
-
-@np.errstate(invalid="ignore", divide="ignore")
-def _log_sums(logits: Array, counts: Array, temperatures: Array) -> Array:
-    """[R] float64, logsumexp of each row's `logits`, so many, at its temperature."""
-    sums = np.full(len(counts), -np.inf)
-    rows = np.flatnonzero(counts)
-    starts = (counts.cumsum() - counts)[rows]
-    scaled = (logits / np.repeat(temperatures, counts)).astype(np.float64)
-    peaks = np.maximum.reduceat(scaled, starts)
-    weights = np.exp(scaled - np.repeat(peaks, counts[rows]))
-    found = peaks + np.log(np.add.reduceat(weights, starts))
-    sums[rows] = np.where(np.isinf(peaks), peaks, found)
-    return sums
 
 
 def _allowed(known: KnownRows, masks: Masks, temperatures: Array, needs_total: Array) -> KnownRows:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rufus_serve.leader.engine.dice import any_seed, uniform
 from rufus_serve.leader.engine.step_builder import IN_FULL, Want
 from rufus_serve.leader.engine.token_edits import TokenEdits
 
@@ -11,6 +12,8 @@ _MOST_CANDIDATES = 1024
 # Naming a token costs 8 bytes, a row in full 4 a token and a copy.
 _MOST_NAMED_SHARE = 16
 _GREEDY_BELOW = 1e-5
+_A_LITTLE_MORE = 1.00001
+"""Totals are sums of float32 exponentials."""
 
 
 class RequestSampling:
@@ -46,10 +49,13 @@ class RequestSampling:
         # Top-k and min-p leave what is all known, or they are not decided.
         self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
         """Whether the draw needs the total of the row."""
-        self._seed: int | None = params.seed
+        self._seed = any_seed() if params.seed is None else int(params.seed)
+        self._uniform = (-1, 0.0)
         self._count = self._num_candidates()
         self._total_temperatures = self._temperatures()
-        self._steady_want = None if self.edits.names_more else self._want()
+        self._steady_share = self._share_of_filters()
+        is_steady = self._steady_share is not None and not self.edits.names_more
+        self._steady_want = self._want(1) if is_steady else None
         self.takes_best = (
             self.is_greedy
             and not (self.has_grammar or self.edits.names_more or self.edits.only_these)
@@ -58,10 +64,12 @@ class RequestSampling:
         )
         """Whether its token is always the row's best one, and nothing else is asked."""
 
-    @property
-    def seed(self) -> tuple[int | None, int]:
-        """The request's seed, and how many tokens it has drawn."""
-        return self._seed, len(self._outputs)
+    def uniform(self, ahead: int = 0) -> float:
+        """The number of [0, 1) that the next token is drawn by, or one so many behind it."""
+        position = len(self._outputs) + ahead
+        if self._uniform[0] != position:
+            self._uniform = position, uniform(self._seed, position)
+        return self._uniform[1]
 
     @property
     def can_have_drafts(self) -> bool:
@@ -76,15 +84,25 @@ class RequestSampling:
         """The next tokens may be these; what is wanted then serves the ones after them as well."""
         self.edits.expect(drafts)
 
-    def want(self) -> Want:
-        """What the next token needs."""
-        return self._want() if self._steady_want is None else self._steady_want
+    def want(self, num_tokens: int = 1) -> Want:
+        """What the next token needs, or as many as that."""
+        return self._want(num_tokens) if self._steady_want is None else self._steady_want
 
-    def _want(self) -> Want:
+    def _want(self, num_tokens: int) -> Want:
         token_ids = self.edits.token_ids
         if self._count < 0 or len(token_ids) > self._vocab_size // _MOST_NAMED_SHARE:
             return IN_FULL
-        return Want(min(self._count, self._vocab_size), self._total_temperatures, token_ids)
+        share = self._steady_share
+        if share is None:
+            share = max(self.uniform(ahead) for ahead in range(num_tokens))
+        count = min(self._count, self._vocab_size)
+        return Want(count, self._total_temperatures, token_ids, share * _A_LITTLE_MORE)
+
+    def _share_of_filters(self) -> float | None:
+        """How much of a row's total candidates should hold; None: as its number says."""
+        if not self.needs_total or self.has_grammar or self._count < 0:
+            return 0.0
+        return self.top_p if self.top_p < 1.0 else None
 
     def _num_candidates(self) -> int:
         wants_logprobs = self.num_logprobs is not None

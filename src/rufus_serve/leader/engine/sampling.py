@@ -14,7 +14,6 @@ import torch
 from rufus_serve.leader.engine import vllm_compat
 from rufus_serve.leader.engine.batch_state import BatchState
 from rufus_serve.leader.engine.candidate_sampler import Drawn, draw
-from rufus_serve.leader.engine.dice import Dice
 from rufus_serve.leader.engine.full_row import draw_full_row
 from rufus_serve.leader.engine.group_steps import PlannedReply
 from rufus_serve.leader.engine.known_rows import RowReplies
@@ -49,7 +48,6 @@ class TokenSampler:
         self._state = state
         self._vllm_config = vllm_config
         self._sampler = vllm_compat.make_sampler(vllm_config)
-        self._dice = Dice()
         rows = vllm_config.scheduler_config.max_num_seqs
         self._logits = torch.empty((rows, vocab_size), dtype=torch.float32)
         self._answers: Sequence[PlannedReply] = ()
@@ -103,8 +101,9 @@ class TokenSampler:
             rows[of.row] = row
         if grammar_output is not None:
             vllm_compat.apply_grammar(scheduler_output, grammar_output, batch, logits)
+        uniforms = np.array([each.uniform() for each in self._state.sampling])
         token_ids, logprobs = vllm_compat.sample_whole_rows(
-            self._sampler, logits, batch.sampling_metadata, self._roll(range(batch.num_reqs))
+            self._sampler, logits, batch.sampling_metadata, uniforms
         )
         self._state.append(self._state.req_ids, token_ids)
         return token_ids, logprobs
@@ -172,7 +171,7 @@ class TokenSampler:
         """A token for each of the `wanted` rows of logits; None if the group is lost."""
         sampling, req_ids = self._state.sampling, self._state.req_ids
         requests = [sampling[each.row] for each in wanted]
-        uniforms = self._dice.roll([each.seed for each in requests])
+        uniforms = np.array([each.uniform() for each in requests])
         allowed = masks.of([req_ids[each.row] for each in wanted])
         full = {at: replies.full[each] for at, each in enumerate(wanted) if each in replies.full}
         told = [at for at in range(len(wanted)) if at not in full]
@@ -192,11 +191,6 @@ class TokenSampler:
         for at, logits in full.items():
             drawn[at] = draw_full_row(logits, requests[at], uniforms[at], allowed.row(at))
         return drawn  # type: ignore[return-value]
-
-    def _roll(self, rows: Sequence[int]) -> Array:
-        """The numbers that these rows of the batch draw their next tokens by."""
-        sampling = self._state.sampling
-        return self._dice.roll([sampling[row].seed for row in rows])
 
     def _planned(self, of: LogitsOf) -> LogitsOf:
         """From a row of the batch to the one that was planned."""

@@ -27,6 +27,7 @@ class Want(msgspec.Struct, frozen=True, eq=False):
     num_candidates: int
     temperatures: tuple[float, float] = (0.0, 0.0)
     token_ids: Array = msgspec.field(default_factory=lambda: np.empty(0, np.int32))
+    share: float = 0.0
 
 
 IN_FULL = Want(-1)
@@ -287,4 +288,9 @@ def _row_wants(wants: tuple[Want, ...]) -> RowWants | None:
         temperatures=np.array([want.temperatures for want in wants], np.float32),
         num_token_ids=np.array([len(want.token_ids) for want in wants], np.int32),
         token_ids=np.concatenate([want.token_ids for want in wants]).astype(np.int32),
+        shares=(
+            np.array([want.share for want in wants], np.float32)
+            if any(want.share for want in wants)
+            else None
+        ),
     )

@@ -15,7 +15,7 @@ from rufus_serve.protocol.messages import (
     RowWants,
 )
 from rufus_serve.runtime import prompt_scores
-from rufus_serve.runtime.candidates import merge, pick
+from rufus_serve.runtime.candidates import merge, pick, pick_shares
 from rufus_serve.shard.decoder import Readout
 from rufus_serve.shard.partition import Span
 
@@ -86,9 +86,9 @@ class ShardedLogits:
 
     def candidates(self, wants: RowWants) -> Candidates | None:
         """See `StepLogits.candidates`."""
-        own = pick(self._share.numpy(), wants, first_id=self._place.own.start)
         if self._place.is_alone:
-            return own
+            return pick_shares(self._share.numpy(), wants)
+        own = pick(self._share.numpy(), wants, first_id=self._place.own.start)
         parts = self._place.gather_words(_as_words(own))
         return None if parts is None else merge([_of_words(part, wants) for part in parts], wants)
 

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rufus_serve.protocol.messages import Array, Candidates, PromptScores, PromptWants, RowWants
-from rufus_serve.runtime.candidates import joined, pick, rows_of
+from rufus_serve.runtime.candidates import (
+    holds_share,
+    joined,
+    pick_shares,
+    rows_of,
+    wants_of_row,
+)
 from rufus_serve.runtime.logits import refuse_prompt_scores
 
 
@@ -58,34 +64,42 @@ class DeviceLogits:
         """See `StepLogits.candidates`.
 
         What the graph does not tell is found in the row in full: more than K candidates, named
-        tokens, a total at a second temperature.
+        tokens, a total at a second temperature, more of the row's total.
         """
-        return joined(
-            [
-                self._told(row, count, temperatures)
-                if self._is_told(row, count, temperatures, named)
-                else pick(self._whole(row)[np.newaxis], _wants_of(count, temperatures, named))
-                for row, (count, temperatures, named) in enumerate(rows_of(wants))
-            ]
-        )
+        shares = np.zeros(len(wants.num_candidates)) if wants.shares is None else wants.shares
+        rows = [
+            (row, wants_of_row(count, temperatures, named, share))
+            for row, ((count, temperatures, named), share) in enumerate(
+                zip(rows_of(wants), shares.tolist(), strict=True)
+            )
+        ]
+        return joined([self._found(row, asked) for row, asked in rows], wants)
 
     def prompt_scores(self, wants: PromptWants) -> PromptScores:
         """See `StepLogits.prompt_scores`."""
         refuse_prompt_scores(wants)
 
-    def _is_told(self, row: int, count: int, temperatures: list[float], named: Array) -> bool:
+    def _found(self, row: int, wants: RowWants) -> Candidates:
+        """What `wants` asks of one row."""
+        told = self._told(row, wants) if self._is_told(row, wants) else None
+        if told is not None and holds_share(told, wants):
+            return told
+        return pick_shares(self._whole(row)[np.newaxis], wants)
+
+    def _is_told(self, row: int, wants: RowWants) -> bool:
         packed, place = self._places[row]
         own = packed.temperatures[place]
-        is_known = all(each in (0.0, own) for each in temperatures)
-        return is_known and not len(named) and count <= packed.num_candidates
+        is_known = all(each in (0.0, own) for each in wants.temperatures[0].tolist())
+        count = int(wants.num_candidates[0])
+        return is_known and not len(wants.token_ids) and count <= packed.num_candidates
 
-    def _told(self, row: int, count: int, temperatures: list[float]) -> Candidates:
+    def _told(self, row: int, wants: RowWants) -> Candidates:
         logits, ids, total = self._best(row)
-        order = np.lexsort((ids, -logits))[: max(0, count)]
+        order = np.lexsort((ids, -logits))[: max(0, int(wants.num_candidates[0]))]
         return Candidates(
             logits=logits[order],
             ids=ids[order],
-            log_totals=np.array([[total if each else 0.0 for each in temperatures]], np.float64),
+            log_totals=np.where(wants.temperatures > 0, total, 0.0).astype(np.float64),
             token_logits=np.empty(0, np.float32),
         )
 
@@ -102,12 +116,3 @@ class DeviceLogits:
             logits = self._fetched[id(packed)] = packed.fetch()
         whole: Array = logits[int(packed.found[place, -1])]
         return whole
-
-
-def _wants_of(count: int, temperatures: list[float], named: Array) -> RowWants:
-    return RowWants(
-        num_candidates=np.array([count], np.int32),
-        temperatures=np.array([temperatures], np.float32),
-        num_token_ids=np.array([len(named)], np.int32),
-        token_ids=named,
-    )

@@ -1,6 +1,7 @@
 import pytest
 from sampling_rows import VOCAB, parameters, sampling
 
+from rufus_serve.leader.engine.dice import uniform
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 
 
@@ -55,8 +56,27 @@ def test_what_only_vllm_knows_is_left_to_it(fields):
     assert not sampling(logprobs=3, logit_bias={1: 1.0}).needs_vllm
 
 
-def test_a_seed_is_told_with_the_number_of_tokens_drawn():
-    assert sampling(outputs=[4, 5], seed=9).seed == (9, 2)
+def test_the_number_is_that_of_the_seed_and_of_the_tokens_drawn():
+    request = sampling(outputs=[4, 5], seed=9)
+    assert request.uniform() == uniform(9, 2)
+    assert request.uniform(3) == uniform(9, 5)
+    assert sampling().uniform() != sampling().uniform()
+
+
+@pytest.mark.parametrize(
+    ("fields", "share"),
+    [({"temperature": 0.0}, 0.0), ({"top_k": 40}, 0.0), ({"min_p": 0.1}, 0.0),
+     ({"allowed_token_ids": [3]}, 0.0), ({"structured_outputs": object()}, 0.0),
+     ({"top_p": 0.9}, 0.9), ({"top_p": 0.9, "presence_penalty": 0.1}, 0.9),
+     ({"presence_penalty": 0.1}, uniform(9, 0)), ({}, uniform(9, 0))],
+)  # fmt: skip
+def test_a_request_without_top_k_says_how_much_of_the_row_decides_it(fields, share):
+    assert sampling(seed=9, **fields).want().share == pytest.approx(share, rel=1e-4)
+
+
+def test_with_drafts_the_largest_number_counts():
+    numbers = [uniform(9, position) for position in range(4)]
+    assert sampling(seed=9).want(4).share == pytest.approx(max(numbers), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +104,7 @@ def test_only_a_greedy_request_that_asks_nothing_else_takes_a_rows_best_token(fi
 
 
 def test_what_is_wanted_stays_until_more_tokens_are_named():
-    steady = sampling(temperature=0.7, logit_bias={3: 1.0})
+    steady = sampling(temperature=0.7, top_p=0.9, logit_bias={3: 1.0})
     assert steady.want() is steady.want()
     penalized = sampling(presence_penalty=0.1, outputs=[5])
     assert penalized.want().token_ids.tolist() == [5]
