@@ -18,6 +18,11 @@ _MIN_SLICES = 1024
 _SUMMED_TOGETHER = 32
 _WIDER = (2048, 8192)
 """How many candidates a row may have instead of those that are too few."""
+_OF_LARGE_SHARES = ((0.5, 1024), (0.9, 4096))
+"""From which share of a row on how many candidates of each share of the vocabulary are found."""
+LAST_KEY = np.iinfo(np.int64).max
+"""Behind all of `falling_keys`."""
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 class _Threads:
@@ -161,28 +166,43 @@ def holds_share(found: Candidates, wants: RowWants) -> bool:
     return wants.shares is None or bool((_held(found, wants) >= wants.shares).all())
 
 
-def merge(shares: Sequence[Candidates], wants: RowWants) -> Candidates:
+def counts_of_shares(wants: RowWants) -> Array:
+    """[R] candidates to find in each share of the vocabulary, for `merge`.
+
+    More than K where much of a row is wanted: how much is known once they are merged.
+    """
+    counts = wants.num_candidates.clip(0)
+    if wants.shares is not None:
+        for share, count in _OF_LARGE_SHARES:
+            counts[wants.shares > share] = count
+        counts = np.maximum(counts, wants.num_candidates)
+    return counts
+
+
+def merge(shares: Sequence[Candidates], wants: RowWants, share_counts: Array) -> Candidates:
     """The candidates of whole rows, from those of all shares of the vocabulary.
 
-    Where K hold too little of a row, as many come as all shares together know.
+    As many as hold what is wanted of a row, if they are all known; else K. `share_counts` [R]: how
+    many candidates of a row each share brings.
     """
     best, ids, counts = [], [], []
     stop = 0
     totals = np.logaddexp.reduce([share.log_totals for share in shares])
-    for row, count in enumerate(wants.num_candidates.clip(0).tolist()):
-        here = slice(stop, stop := stop + count)
-        all_logits = np.concatenate([share.logits[here] for share in shares])
-        all_ids = np.concatenate([share.ids[here] for share in shares])
-        order = np.lexsort((all_ids, -all_logits))
+    for row, (count, share_count) in enumerate(
+        zip(wants.num_candidates.clip(0).tolist(), share_counts.tolist(), strict=True)
+    ):
+        here = slice(stop, stop := stop + share_count)
+        keys = [falling_keys(share.logits[here], share.ids[here]) for share in shares]
+        logits_of_row, ids_of_row = of_keys(np.sort(np.concatenate(keys)))
         if wants.shares is not None and wants.shares[row] > 0:
             floor = max(share.logits[stop - 1] for share in shares)
-            scaled = all_logits[order] / wants.temperatures[row, 0]
+            scaled = logits_of_row / wants.temperatures[row, 0]
             held = np.exp(scaled.astype(np.float64) - totals[row, 0]).cumsum()
             needed = int(np.searchsorted(held, wants.shares[row])) + 1
-            if needed <= (all_logits > floor).sum():
+            if needed <= (logits_of_row > floor).sum():
                 count = max(count, needed)  # noqa: PLW2901
-        best.append(all_logits[order[:count]])
-        ids.append(all_ids[order[:count]])
+        best.append(logits_of_row[:count])
+        ids.append(ids_of_row[:count])
         counts.append(count)
     named = np.maximum.reduce([share.token_logits for share in shares])
     found = _of_rows(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
@@ -263,3 +283,19 @@ def _of_rows(
         log_totals=np.array(totals, np.float64),
         token_logits=np.concatenate(named).astype(np.float32),
     )
+
+
+def falling_keys(logits: Array, ids: Array) -> Array:
+    """Numbers that rise as logits fall, and with ids among equals; what is no number comes last."""
+    # Zeros of both signs are equal.
+    bits = (np.where(np.isnan(logits), -np.inf, logits) + np.float32(0.0)).view(np.int32)
+    ranks = bits ^ ((bits >> 31) & _ALL_BUT_SIGN)
+    keys: Array = ~ranks.astype(np.int64) << 32 | ids
+    return keys
+
+
+def of_keys(keys: Array) -> tuple[Array, Array]:
+    """The logits and ids that `keys` were made of; of `LAST_KEY`, -inf and -1."""
+    ranks, ids = (~(keys >> 32)).astype(np.int32), keys.astype(np.int32)
+    logits = (ranks ^ ((ranks >> 31) & _ALL_BUT_SIGN)).view(np.float32)
+    return np.where(keys == LAST_KEY, np.float32(-np.inf), logits), ids

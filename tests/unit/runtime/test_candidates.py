@@ -6,9 +6,13 @@ from hypothesis.extra import numpy as hnp
 
 from rufus_serve.protocol.messages import RowWants
 from rufus_serve.runtime.candidates import (
+    LAST_KEY,
     best_ids,
+    counts_of_shares,
+    falling_keys,
     log_sum_exp,
     merge,
+    of_keys,
     pick,
     pick_by_numpy,
     pick_shares,
@@ -96,7 +100,7 @@ def test_shares_of_the_vocabulary_give_what_the_whole_gives(pick, seed, count, s
         pick(logits[:, start : start + size].copy(), asked, first_id=start)
         for start, size in zip(starts, sizes, strict=True)
     ]
-    whole, merged = pick(logits, asked), merge(shares, asked)
+    whole, merged = pick(logits, asked), merge(shares, asked, asked.num_candidates)
     finite = np.isfinite(whole.logits)
     assert merged.logits.tolist() == whole.logits.tolist()
     assert merged.ids[finite].tolist() == whole.ids[finite].tolist()
@@ -139,11 +143,12 @@ def test_as_many_come_as_wanted_where_these_hold_enough():
 def test_merged_shares_tell_all_that_they_know_together_where_k_hold_too_little(share, has_more):
     logits = np.random.default_rng(0).standard_normal((1, 6000)).astype(np.float32)
     asked = wants((64, (1.0, 0.0), []), shares=[share])
+    counts = np.array([64], np.int32)
     parts = [
         pick(logits[:, start : start + 1000].copy(), asked, first_id=start)
         for start in range(0, 6000, 1000)
     ]
-    found = merge(parts, asked)
+    found = merge(parts, asked, counts)
     count = len(found.ids)
     assert (count > 64) is has_more
     assert (found.counts is not None) is has_more
@@ -151,6 +156,25 @@ def test_merged_shares_tell_all_that_they_know_together_where_k_hold_too_little(
     if has_more:
         held = np.exp(np.sort(logits[0].astype(float))[::-1]).cumsum()
         assert held[count - 2] < share * held[-1] <= held[count - 1] * 1.00001
+
+
+def test_of_shares_of_the_vocabulary_more_is_asked_where_much_of_a_row_is_wanted():
+    rows = [(64, (1.0, 0.0), []), (64, (1.0, 0.0), []), (2000, (1.0, 0.0), []), (-1, (0, 0), [])]
+    asked = wants(*rows, shares=[0.5, 0.9, 0.9, 0.0])
+    assert counts_of_shares(asked).tolist() == [64, 1024, 2000, 0]
+    assert counts_of_shares(wants(*rows)).tolist() == [64, 64, 2000, 0]
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32)))
+def test_keys_rise_as_logits_fall_and_with_ids_among_equals(logits):
+    ids = np.arange(len(logits), dtype=np.int32)[::-1].copy()
+    keys = falling_keys(logits, ids)
+    assert (keys < LAST_KEY).all()
+    ordered, their_ids = of_keys(np.sort(keys))
+    values = np.where(np.isnan(logits), -np.inf, logits)
+    order = np.lexsort((ids, -values))
+    assert ordered.tolist() == values[order].tolist()
+    assert their_ids.tolist() == ids[order].tolist()
 
 
 def test_rows_in_full_are_those_without_candidates():

@@ -13,13 +13,11 @@ from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 from rufus_serve.leader.engine.token_edits import changed_logits
 from rufus_serve.protocol.messages import Candidates, RowWants
-from rufus_serve.runtime.candidates import log_sums
+from rufus_serve.runtime.candidates import LAST_KEY, falling_keys, log_sums, of_keys
 
 Array = np.ndarray
 _UNSURE = 1e-6
 _NONE = -1
-_LAST_KEY = np.iinfo(np.int64).max
-_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
 
 class RowReplies(msgspec.Struct, frozen=True):
@@ -161,29 +159,13 @@ def _merged(replies: RowReplies, named_logits: Array, told: Array) -> tuple[Arra
     counts, row_of_told = replies.counts, _row_of(replies.num_named)[told]
     num_told = np.bincount(row_of_told, minlength=len(counts))
     width = int((counts + num_told).max(initial=0)) + 1
-    keys = np.full((len(counts), width), _LAST_KEY, np.int64)
+    keys = np.full((len(counts), width), LAST_KEY, np.int64)
     flat = keys.reshape(-1)
-    flat[_row_of(counts) * width + _columns(counts)] = _keys(replies.logits, replies.ids)
+    flat[_row_of(counts) * width + _columns(counts)] = falling_keys(replies.logits, replies.ids)
     behind = row_of_told * width + counts[row_of_told] + _columns(num_told)
-    flat[behind] = _keys(named_logits[told], replies.named_ids[told])
+    flat[behind] = falling_keys(named_logits[told], replies.named_ids[told])
     keys.sort(axis=1)
-    return _of_keys(keys)
-
-
-def _keys(logits: Array, ids: Array) -> Array:
-    """Numbers that rise as logits fall, and with ids among equals; what is no number comes last."""
-    # Zeros of both signs are equal.
-    bits = (np.where(np.isnan(logits), -np.inf, logits) + np.float32(0.0)).view(np.int32)
-    ranks = bits ^ ((bits >> 31) & _ALL_BUT_SIGN)
-    keys: Array = ~ranks.astype(np.int64) << 32 | ids
-    return keys
-
-
-def _of_keys(keys: Array) -> tuple[Array, Array]:
-    """The logits and ids that `keys` were made of."""
-    ranks, ids = (~(keys >> 32)).astype(np.int32), keys.astype(np.int32)
-    logits = (ranks ^ ((ranks >> 31) & _ALL_BUT_SIGN)).view(np.float32)
-    return np.where(keys == _LAST_KEY, np.float32(-np.inf), logits), ids
+    return of_keys(keys)
 
 
 def _allowed(known: KnownRows, masks: Masks, temperatures: Array, needs_total: Array) -> KnownRows:

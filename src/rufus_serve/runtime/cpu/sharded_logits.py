@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 
@@ -15,7 +16,7 @@ from rufus_serve.protocol.messages import (
     RowWants,
 )
 from rufus_serve.runtime import prompt_scores
-from rufus_serve.runtime.candidates import merge, pick, pick_shares
+from rufus_serve.runtime.candidates import counts_of_shares, merge, pick, pick_shares
 from rufus_serve.shard.decoder import Readout
 from rufus_serve.shard.partition import Span
 
@@ -88,9 +89,13 @@ class ShardedLogits:
         """See `StepLogits.candidates`."""
         if self._place.is_alone:
             return pick_shares(self._share.numpy(), wants)
-        own = pick(self._share.numpy(), wants, first_id=self._place.own.start)
+        counts = counts_of_shares(wants)
+        asked = msgspec.structs.replace(wants, num_candidates=counts)
+        own = pick(self._share.numpy(), asked, first_id=self._place.own.start)
         parts = self._place.gather_words(_as_words(own))
-        return None if parts is None else merge([_of_words(part, wants) for part in parts], wants)
+        if parts is None:
+            return None
+        return merge([_of_words(part, asked) for part in parts], wants, counts)
 
     def prompt_scores(self, wants: PromptWants) -> PromptScores | None:
         """See `StepLogits.prompt_scores`; of the logits no more than a chunk exists at a time."""
