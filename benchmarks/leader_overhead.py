@@ -37,6 +37,7 @@ RANDOM = {"temperature": TEMPERATURE}
 KINDS = {
     "greedy": [GREEDY],
     "half top_p 0.9": [GREEDY, RANDOM | {"top_p": 0.9}],
+    "unfiltered": [RANDOM],
     "penalties": [RANDOM | {"presence_penalty": 0.5, "repetition_penalty": 1.2}],
     "schema": [GREEDY],
     "logprobs 5": [GREEDY | {"logprobs": 5}],
