@@ -152,7 +152,9 @@ class Engine:
         written = {r: np.array(row.token_ids[: row.end]) for r, row in rows.items()}
         answers = [(step, self._reply(step, list(written.values()))) for step in steps]
         self.sampler.collect(answers, list(rows))
-        result = self.sampler.sample(output, None, self._look_up(list(written.values())))
+        sampled = self.sampler.draw(output, None, self._look_up(list(written.values())))
+        assert sampled is not None
+        result = self.sampler.output(sampled)
         self._take(result)
 
     def _new(self, req_id: str) -> Any:

@@ -144,9 +144,26 @@ def pick_shares(logits: Array, wants: RowWants) -> Candidates:
             logits_of[row], ids_of[row] = best
         counts[lacking] = count
         lacking = lacking[held[lacking] < wants.shares[lacking]]
+    for row in np.flatnonzero(counts > wants.num_candidates).tolist():
+        needed = _num_needed(
+            logits_of[row], found.log_totals[row, 0], wants.temperatures[row, 0], wants.shares[row]
+        )
+        counts[row] = max(wants.num_candidates[row], min(counts[row], needed))
+        logits_of[row], ids_of[row] = logits_of[row][: counts[row]], ids_of[row][: counts[row]]
     return msgspec.structs.replace(
         found, logits=np.concatenate(logits_of), ids=np.concatenate(ids_of), counts=counts
     )
+
+
+def _num_needed(logits: Array, log_total: float, temperature: float, share: float) -> int:
+    """How many of a row's candidates hold `share` of its total, and a quarter more.
+
+    These stand for named tokens that have a part in the row's total, but lie below the candidates.
+    """
+    scaled = (logits / np.float32(temperature)).astype(np.float64)
+    held = np.exp(scaled - log_total).cumsum()
+    needed = int(np.searchsorted(held, share)) + 1
+    return needed + needed // 4
 
 
 def _wants_of_some(rows: Array, count: int, wants: RowWants) -> RowWants:

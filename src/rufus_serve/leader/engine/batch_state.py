@@ -143,13 +143,14 @@ class BatchState:
             self._drafter.observe(req_id, len(self.drafts[req_id]), num_accepted)
 
     def append(self, req_ids: Sequence[str], token_ids: Sequence[int]) -> None:
-        """Add each request's sampled token to its context."""
+        """Add a sampled token to the context of each of some requests, all of them others."""
+        batch, index_of = self.batch, self.batch.req_id_to_index
+        rows = np.array([index_of[req_id] for req_id in req_ids], int)
+        positions = batch.num_tokens_no_spec[rows]
+        fits = positions < batch.max_model_len
+        batch.token_ids_cpu[rows[fits], positions[fits]] = np.array(token_ids)[fits]
+        batch.num_tokens_no_spec[rows] = positions + 1
         for req_id, token_id in zip(req_ids, token_ids, strict=True):
-            index = self.batch.req_id_to_index[req_id]
-            position = self.batch.num_tokens_no_spec[index]
-            if position < self.batch.max_model_len:
-                self.batch.token_ids_cpu[index, position] = token_id
-            self.batch.num_tokens_no_spec[index] = position + 1
             self._requests[req_id].output_token_ids.append(token_id)
 
     def empty_batch(self) -> None:

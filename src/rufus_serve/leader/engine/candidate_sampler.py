@@ -14,7 +14,7 @@ from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
 
 Array = np.ndarray
-_WIDE = 1024
+_WIDE = 512
 """Candidates that few rows have more of."""
 
 

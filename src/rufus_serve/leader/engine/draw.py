@@ -90,19 +90,21 @@ def _keep_best(weights: Array, filters: Filters, floor_weight: Array) -> tuple[A
         How many of the first tokens they keep [R], whether these are all that is kept [R], and
         whether that cannot be told [R].
     """
+    all_known = floor_weight == 0.0
+    num_positive = (weights > 0).sum(axis=1)
+    if not (filters.top_k.any() or filters.min_p.any()):
+        return num_positive.clip(1), all_known, np.zeros(len(weights), bool)
     num_known = weights.shape[1]
     by_min = (weights >= filters.min_p[:, np.newaxis]).sum(axis=1)
     place = np.minimum(np.where(filters.top_k > 0, filters.top_k, num_known), num_known) - 1
     last = np.take_along_axis(weights, place[:, np.newaxis], axis=1)
     # Tokens as good as the last one stay, as in vLLM.
     by_top = np.where(filters.top_k > 0, (weights >= last).sum(axis=1), num_known)
-    all_known = floor_weight == 0.0
     is_whole = all_known | (floor_weight < filters.min_p)
     is_cut = (filters.top_k > 0) & (filters.top_k <= num_known) & (floor_weight < last[:, 0])
     is_whole |= is_cut
     is_open = ((filters.min_p > 0) | (filters.top_k > 0)) & ~is_whole
     # A min-p that is not met within the known tokens does not narrow what top-k cuts there.
-    num_positive = (weights > 0).sum(axis=1)
     return np.minimum(np.minimum(by_min, by_top), num_positive).clip(1), is_whole, is_open
 
 

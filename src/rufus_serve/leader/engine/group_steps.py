@@ -80,7 +80,7 @@ class GroupSteps:
         self._next_step_id = 0
         self.pace = progress.pace
         self.trace, self.tally = progress.trace, progress.tally
-        self._answered: list[Answered] = []
+        self._answered: list[tuple[Flight, PlannedStep, Answered]] = []
 
     def connect(self, ready: GroupReady) -> bool:
         """Shake hands with the followers of an epoch; steps may run then."""
@@ -137,10 +137,10 @@ class GroupSteps:
     def book(self) -> None:
         """Count and learn from what was answered; the next step need not wait for that."""
         answered, self._answered = self._answered, []
-        for each in answered:
+        for flight, step, each in answered:
             self._deadline.observe(each.request, each.received - each.awaited)
             self.trace.step(each.replies, sent=each.sent, received=each.received)
-            self.tally.step(each)
+            self.tally.step(each._replace(names=_names(flight, step)))
             self.pace.observe(each.replies)
         self.tally.saw_stale(self._channel.num_stale)
 
@@ -195,9 +195,8 @@ class GroupSteps:
             replies = self._channel.gather(request.step_id, deadline_s=deadline_s)
         received = time.monotonic()
         self._progress.end(request.step_id)
-        self._answered.append(
-            Answered(request, replies, sent, awaited, received, _names(flight, step))
-        )
+        answered = Answered(request, replies, sent, awaited, received)
+        self._answered.append((flight, step, answered))
         return replies[0]
 
     def _lose_flight(self, flight: Flight, gone: FollowerLost) -> None:

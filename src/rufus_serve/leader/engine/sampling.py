@@ -37,6 +37,20 @@ class _Replies:
     """[V] of those that came in full."""
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A batch's tokens."""
+
+    req_ids: Sequence[str]
+    rest: Sequence[str]
+    """Requests of the step whose prompts are not finished."""
+    token_ids: list[list[int]]
+    logprobs: Any = None
+    """As vLLM's own sampler tells them."""
+    rows: Sequence[Sequence[Drawn]] = ()
+    """What was drawn otherwise, of each request."""
+
+
 class TokenSampler:
     """Samples the tokens of the batch's rows; step thread only.
 
@@ -58,38 +72,46 @@ class TokenSampler:
         self._answers, self._req_ids = answers, req_ids
         self._state.prompt_logprobs.collect(answers, req_ids)
 
-    def sample(self, scheduler_output: Any, grammar_output: Any, look_up: LookUp) -> Any:
-        """A ModelRunnerOutput for the batch whose replies were collected last.
+    def draw(self, scheduler_output: Any, grammar_output: Any, look_up: LookUp) -> Sampled | None:
+        """The tokens of the batch whose replies were collected last; its contexts have them then.
 
         None if rows had to be asked for in full, and the group is lost.
         """
         state = self._state
         req_ids = state.req_ids
-        logprobs = None
+        rest = _rest(scheduler_output, req_ids)
         if not req_ids:
-            token_ids: list[list[int]] = []
-        elif state.followers_choose:
-            token_ids = self._by_followers()
-        elif state.needs_vllm:
+            return Sampled([], rest, [])
+        if state.followers_choose:
+            return Sampled(req_ids, rest, self._by_followers())
+        if state.needs_vllm:
             drawn, logprobs = self._by_vllm(scheduler_output, grammar_output)
-            token_ids = [[token_id] for token_id in drawn]
-        elif (best := self._best_tokens()) is not None:
-            token_ids = [[token_id] for token_id in best]
-        else:
-            rows = self._by_rows(vllm_compat.grammar_masks(grammar_output), look_up)
-            if rows is None:
-                return None
-            token_ids = [[each.token_id for each in row] for row in rows]
-            logprobs = vllm_compat.logprobs_lists([[each.logprobs for each in row] for row in rows])
+            return Sampled(req_ids, rest, [[token_id] for token_id in drawn], logprobs)
+        if (best := self._best_tokens()) is not None:
+            return Sampled(req_ids, rest, [[token_id] for token_id in best])
+        rows = self._by_rows(vllm_compat.grammar_masks(grammar_output), look_up)
+        if rows is None:
+            return None
+        token_ids = [[each.token_id for each in row] for row in rows]
+        return Sampled(req_ids, rest, token_ids, rows=rows)
+
+    def output(self, sampled: Sampled) -> Any:
+        """A ModelRunnerOutput of what was drawn last."""
+        logprobs = sampled.logprobs
+        if sampled.rows:
+            logprobs = vllm_compat.logprobs_lists(
+                [[each.logprobs for each in row] for row in sampled.rows]
+            )
+        prompt_logprobs = self._state.prompt_logprobs.pop(sampled.req_ids)
         return vllm_compat.runner_output(
-            req_ids,
-            token_ids,
+            sampled.req_ids,
+            sampled.token_ids,
             logprobs,
-            still_prefilling=_rest(scheduler_output, req_ids),
-            num_drafts=state.num_drafts,
+            still_prefilling=sampled.rest,
+            num_drafts=self._state.num_drafts,
             prompt_logprobs={
                 req_id: vllm_compat.prompt_logprobs(scores, self._vllm_config)
-                for req_id, scores in state.prompt_logprobs.pop(req_ids).items()
+                for req_id, scores in prompt_logprobs.items()
             },
         )
 
@@ -121,7 +143,8 @@ class TokenSampler:
         }
         rows = [chosen[req_id][: 1 + state.room.get(req_id, 0)] for req_id in req_ids]
         for req_id, token_ids in zip(req_ids, rows, strict=True):
-            state.append([req_id] * len(token_ids), token_ids)
+            for token_id in token_ids:
+                state.append([req_id], [token_id])
         return rows
 
     def _best_tokens(self) -> list[int] | None:
@@ -146,6 +169,14 @@ class TokenSampler:
         """Each row's tokens in batch order; None if the group is lost."""
         state, req_ids = self._state, self._state.req_ids
         replies = self._replies()
+        if not state.drafts:
+            drawn = self._draw(
+                [LogitsOf(row) for row in range(len(req_ids))], replies, masks, look_up
+            )
+            if drawn is None:
+                return None
+            state.append(req_ids, [each.token_id for each in drawn])
+            return [[each] for each in drawn]
         rows: list[list[Drawn]] = [[] for _ in req_ids]
         going = list(range(len(req_ids)))
         while going:

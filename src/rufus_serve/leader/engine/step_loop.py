@@ -164,11 +164,12 @@ class StepLoop:
             return pending
         with self._lock:
             with self._trace.span("sample"):
-                output = self._sampler.sample(pending, grammar_output, self._steps.look_up)
+                sampled = self._sampler.draw(pending, grammar_output, self._steps.look_up)
             self._running = None
-            if output is None:
+            if sampled is None:
                 self._state.empty_batch()
             elif self._next is not None:
                 self._send(self._next)
+            output = vllm_compat.lost_step() if sampled is None else self._sampler.output(sampled)
         self._steps.book()
-        return vllm_compat.lost_step() if output is None else output
+        return output
