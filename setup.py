@@ -21,7 +21,7 @@ _COMMON_FLAGS = [
 ]  # fmt: skip
 _FOLDER = "src/rufus_serve/kernels/csrc"
 _HEADERS = [
-    "abi.h", "attn_half.h", "candidates.h", "check.h", "decode_attention.h", "linear.h",
+    "abi.h", "attn_half.h", "candidates.h", "check.h", "decode_attention.h", "draws.h", "linear.h",
     "logits.h", "mlp_half.h", "norm.h", "prefill_attention.h", "rope_store.h", "simd.h", "team.h",
     "workspace.h",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from rufus_serve.kernels.structs import (
     ABI_VERSION,
     Cache,
     Candidates,
+    Draws,
     Layer,
     Model,
     Step,
@@ -116,3 +117,5 @@ def _declare(functions: ctypes.CDLL) -> None:
     functions.logits.restype = None
     functions.find_candidates.argtypes = (context, ctypes.POINTER(Candidates))
     functions.find_candidates.restype = None
+    functions.draw_tokens.argtypes = (ctypes.POINTER(Draws),)
+    functions.draw_tokens.restype = None

@@ -72,6 +72,27 @@ class Candidates(ctypes.Structure):
     )  # fmt: skip
 
 
+class DrawParams(ctypes.Structure):
+    """How a row is drawn."""
+
+    _fields_ = (
+        ("top_p", ctypes.c_double), ("min_p", ctypes.c_double), ("temperature", ctypes.c_float),
+        ("top_k", ctypes.c_int32), ("flags", _INT),
+    )  # fmt: skip
+
+
+class Draws(ctypes.Structure):
+    """What is known of rows whose tokens are to be drawn."""
+
+    _fields_ = (
+        ("num_rows", _INT), ("counts", _POINTER), ("logits", _POINTER), ("ids", _POINTER),
+        ("totals", _POINTER), ("named_counts", _POINTER), ("named", _POINTER),
+        ("named_logits", _POINTER), ("params", _POINTER), ("uniforms", _POINTER),
+        ("masks", _POINTER), ("words_per_mask", _INT), ("mask_places", _POINTER),
+        ("tokens", _POINTER),
+    )  # fmt: skip
+
+
 def address_of(tensor: "torch.Tensor | None") -> int | None:
     """Address of a contiguous tensor's first element; null for None."""
     if tensor is None:

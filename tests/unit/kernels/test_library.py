@@ -53,10 +53,10 @@ def test_a_file_that_is_no_library_is_not_used(tmp_path):
 
 
 def test_structures_are_as_large_as_the_library_takes_them_for(kernels):
-    sizes = (ctypes.c_int64 * 6)()
+    sizes = (ctypes.c_int64 * 8)()
     kernels.functions.abi_sizes(sizes)
     mirrored = (
         structs.Weight, structs.Model, structs.Layer, structs.Cache, structs.Step,
-        structs.Candidates,
+        structs.Candidates, structs.DrawParams, structs.Draws,
     )  # fmt: skip
     assert list(sizes) == [ctypes.sizeof(each) for each in mirrored]

@@ -64,3 +64,32 @@ struct Candidates {
   float* named_logits;          // [sum of E]
   double* held;                 // [R] of the first total, what the candidates have; 0 without
 };
+
+enum DrawFlags { kGreedy = 1, kOnlyNamed = 2, kNeedsTotal = 4 };
+
+// How a row is drawn.
+struct DrawParams {
+  double top_p;  // 1 for all
+  double min_p;  // 0 for all
+  float temperature;
+  int32_t top_k;  // 0 for all
+  int64_t flags;
+};
+
+// Legend as for Candidates; G bitmasks.
+struct Draws {
+  int64_t num_rows;
+  const int32_t* counts;        // [R] K
+  const float* logits;          // [sum of K] falling; equals by their ids
+  const int32_t* ids;           // [sum of K]
+  const double* totals;         // [R, 2] without named tokens; the first is at the temperature
+  const int32_t* named_counts;  // [R] E
+  const int32_t* named;         // [sum of E]
+  const float* named_logits;    // [sum of E] as they are drawn from
+  const DrawParams* params;     // [R]
+  const double* uniforms;       // [R] of [0, 1)
+  const int32_t* masks;         // [G, W] a bit for each token that is allowed
+  int64_t words_per_mask;       // W
+  const int32_t* mask_places;   // [R] below 0: none
+  int64_t* tokens;              // [R] drawn; below 0: the row in full must decide
+};

@@ -5,6 +5,7 @@
 #include "attn_half.h"
 #include "candidates.h"
 #include "check.h"
+#include "draws.h"
 #include "logits.h"
 #include "mlp_half.h"
 #include "team.h"
@@ -27,7 +28,8 @@ EXPORT int abi_version() { return kAbiVersion; }
 // Bytes of the structures in abi.h, in its order.
 EXPORT void abi_sizes(int64_t* sizes) {
   const int64_t found[] = {sizeof(Weight), sizeof(Model), sizeof(Layer), sizeof(Cache),
-                           sizeof(Step), sizeof(Candidates)};
+                           sizeof(Step), sizeof(Candidates), sizeof(DrawParams),
+                           sizeof(Draws)};
   memcpy(sizes, found, sizeof(found));
 }
 
@@ -59,3 +61,5 @@ EXPORT void logits(Context* context, const Model* model, const bf16* final_norm,
 EXPORT void find_candidates(Context* context, const Candidates* wanted) {
   Search(*wanted).run(context->team);
 }
+
+EXPORT void draw_tokens(const Draws* draws) { RowDraw::run_all(*draws); }

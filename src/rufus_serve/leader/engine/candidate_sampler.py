@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
+from rufus_serve.kernels.candidate_draw import CandidateDraw, candidate_draw
 from rufus_serve.leader.engine.draw import UNDECIDED, Filters, Ranked, choose
 from rufus_serve.leader.engine.known_rows import KnownRows, RowReplies, known_rows, raw_rows
 from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
+from rufus_serve.leader.engine.token_edits import changed_logits
 
 Array = np.ndarray
 _WIDE = 512
@@ -43,20 +45,15 @@ def draw(
     masks: Masks | None = None,
 ) -> list[Drawn | None]:
     """Each row's token, by its number of `uniforms` [R]; None where the row in full must decide."""
-    is_wide = replies.counts > _WIDE
-    if is_wide.any() and not is_wide.all():
-        # Apart: all rows of a batch are laid out as wide as the widest.
-        return _draw_parts(
-            [np.flatnonzero(~is_wide), np.flatnonzero(is_wide)], replies, sampling, uniforms, masks
-        )
-    known = known_rows(replies, sampling, masks)
-    best = known.logits[:, 0]
-    is_decided = (best != -np.inf) & ~(best < known.floors)
-    token_ids = np.where(is_decided, known.ids[:, 0], UNDECIDED)
-    random = np.flatnonzero([not each.is_greedy for each in sampling])
-    if random.size:
-        requests = [sampling[row] for row in random.tolist()]
-        token_ids[random] = _choose(known.take(random), requests, uniforms[random])
+    edited = replies
+    if len(replies.named_ids):
+        changed = changed_logits([each.edits for each in sampling], replies.named_logits)
+        edited = msgspec.structs.replace(replies, named_logits=changed)
+    kernel = candidate_draw()
+    if kernel is None:
+        token_ids = draw_by_numpy(edited, sampling, uniforms, masks)
+    else:
+        token_ids = _draw_by(kernel, edited, sampling, uniforms, masks)
     drawn = [Drawn(token) if token != UNDECIDED else None for token in token_ids.tolist()]
     told = [row for row, each in enumerate(sampling) if each.num_logprobs is not None]
     if told:
@@ -65,23 +62,45 @@ def draw(
     return drawn
 
 
-def _draw_parts(
-    parts: Sequence[Array],
+def _draw_by(
+    kernel: CandidateDraw,
     replies: RowReplies,
     sampling: Sequence[RequestSampling],
     uniforms: Array,
     masks: Masks | None,
-) -> list[Drawn | None]:
-    """As `draw`, some rows after the others."""
-    drawn: list[Drawn | None] = [None] * len(sampling)
-    for part in parts:
-        rows = part.tolist()
-        taken = None if masks is None else masks.take(part)
-        requests = [sampling[row] for row in rows]
-        found = draw(replies.take(part), requests, uniforms[part], taken)
-        for row, each in zip(rows, found, strict=True):
-            drawn[row] = each
-    return drawn
+) -> Array:
+    """Token ids [R], or UNDECIDED."""
+    params = [each.draw_params for each in sampling]
+    if masks is None:
+        return kernel.tokens(replies, params, uniforms)
+    return kernel.tokens(replies, params, uniforms, words=masks.words, places=masks.places)
+
+
+def draw_by_numpy(
+    replies: RowReplies,
+    sampling: Sequence[RequestSampling],
+    uniforms: Array,
+    masks: Masks | None,
+) -> Array:
+    """Token ids [R], or UNDECIDED, where there are no kernels."""
+    is_wide = replies.counts > _WIDE
+    if is_wide.any() and not is_wide.all():
+        # Apart: all rows of a batch are laid out as wide as the widest.
+        token_ids = np.empty(len(sampling), np.int64)
+        for part in (np.flatnonzero(~is_wide), np.flatnonzero(is_wide)):
+            taken = None if masks is None else masks.take(part)
+            requests = [sampling[row] for row in part.tolist()]
+            token_ids[part] = draw_by_numpy(replies.take(part), requests, uniforms[part], taken)
+        return token_ids
+    known = known_rows(replies, sampling, masks)
+    best = known.logits[:, 0]
+    is_decided = (best != -np.inf) & ~(best < known.floors)
+    token_ids = np.where(is_decided, known.ids[:, 0], UNDECIDED)
+    random = np.flatnonzero([not each.is_greedy for each in sampling])
+    if random.size:
+        requests = [sampling[row] for row in random.tolist()]
+        token_ids[random] = _choose(known.take(random), requests, uniforms[random])
+    return token_ids
 
 
 def _choose(known: KnownRows, sampling: Sequence[RequestSampling], uniforms: Array) -> Array:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from rufus_serve.kernels.candidate_draw import KnownLogits
 from rufus_serve.leader.engine.masks import Masks
 from rufus_serve.leader.engine.request_sampling import RequestSampling
-from rufus_serve.leader.engine.token_edits import changed_logits
 from rufus_serve.protocol.messages import Candidates, RowWants
 from rufus_serve.runtime.candidates import LAST_KEY, falling_keys, log_sums, of_keys
 
@@ -20,21 +20,8 @@ _UNSURE = 1e-6
 _NONE = -1
 
 
-class RowReplies(msgspec.Struct, frozen=True):
+class RowReplies(KnownLogits, frozen=True):
     """`Candidates` of rows, beside what was asked for; nothing of rows in full."""
-
-    counts: Array
-    """[R] how many candidates each row has."""
-    logits: Array
-    """[sum of K] float32, falling in each row."""
-    ids: Array
-    log_totals: Array
-    """[R, 2] as in `Candidates`."""
-    num_named: Array
-    """[R] int."""
-    named_ids: Array
-    """[sum of E] int32."""
-    named_logits: Array
 
     @classmethod
     def of(cls, candidates: Candidates, wants: RowWants) -> "RowReplies":
@@ -111,16 +98,18 @@ class KnownRows(msgspec.Struct, frozen=True):
 def known_rows(
     replies: RowReplies, sampling: Sequence[RequestSampling], masks: Masks | None = None
 ) -> KnownRows:
-    """What is known of rows as they are drawn from: changed by parameters, cut by grammars."""
+    """What is known of rows as they are drawn from: cut by grammars.
+
+    The named tokens' logits of `replies` are those that parameters changed.
+    """
     temperatures = np.array([each.temperature for each in sampling], np.float32)
     totals, floors = replies.log_totals[:, 0], replies.floors()
     if not len(replies.named_ids):
         known = KnownRows(*_padded(replies), floors, totals, totals)
     else:
-        edits = [each.edits for each in sampling]
-        changed = changed_logits(edits, replies.named_logits)
+        changed = replies.named_logits
         row_of = _row_of(replies.num_named)
-        only_these = np.array([each.only_these for each in edits])
+        only_these = np.array([each.edits.only_these for each in sampling])
         floors[only_these] = -np.inf
         of_named = log_sums(changed, replies.num_named, temperatures)
         totals = np.where(only_these, of_named, np.logaddexp(totals, of_named))

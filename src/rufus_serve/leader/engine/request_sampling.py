@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rufus_serve.kernels.candidate_draw import draw_params
 from rufus_serve.leader.engine.dice import any_seed, uniform
 from rufus_serve.leader.engine.step_builder import IN_FULL, Want
 from rufus_serve.leader.engine.token_edits import TokenEdits
@@ -49,6 +50,16 @@ class RequestSampling:
         # Top-k and min-p leave what is all known, or they are not decided.
         self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
         """Whether the draw needs the total of the row."""
+        self.draw_params = draw_params(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            is_greedy=self.is_greedy,
+            only_named=self.edits.only_these,
+            needs_total=self.needs_total,
+        )
+        """For the kernel that draws."""
         self._seed = any_seed() if params.seed is None else int(params.seed)
         self._uniform = (-1, 0.0)
         self._count = self._num_candidates()

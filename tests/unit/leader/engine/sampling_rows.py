@@ -1,9 +1,11 @@
 """Requests and rows for the tests of sampling, without vLLM and without followers."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 
+from rufus_serve.leader.engine import candidate_sampler
 from rufus_serve.leader.engine.candidate_sampler import Drawn, draw
 from rufus_serve.leader.engine.full_row import draw_full_row
 from rufus_serve.leader.engine.known_rows import RowReplies
@@ -48,7 +50,7 @@ def by_candidates(
 
 
 def batch_by_candidates(rows, requests, uniforms, masks, order=None) -> list[Drawn | None]:
-    """Each row's token; of rows in another `order`, if one is given."""
+    """Each row's token, by the kernel, if there is one, and without; of rows in another `order`."""
     wants = row_wants([request.want() for request in requests])
     replies = RowReplies.of(pick(rows.copy(), wants), wants)
     words = [mask for mask in masks if mask is not None]
@@ -57,7 +59,14 @@ def batch_by_candidates(rows, requests, uniforms, masks, order=None) -> list[Dra
     found = Masks(np.array(words, np.int32).reshape(len(words), -(-VOCAB // 32)), places)
     taken = np.arange(len(requests)) if order is None else np.array(order)
     requests = [requests[place] for place in taken]
-    return draw(replies.take(taken), requests, np.array(uniforms)[taken], found.take(taken))
+    asked = replies.take(taken), requests, np.array(uniforms)[taken], found.take(taken)
+    drawn = draw(*asked)
+    with mock.patch.object(candidate_sampler, "candidate_draw", return_value=None):
+        by_numpy = draw(*asked)
+    assert [each and each.token_id for each in drawn] == [
+        each and each.token_id for each in by_numpy
+    ]
+    return drawn
 
 
 def in_full(
