@@ -205,7 +205,8 @@ class ConnectionMonitor:
         if event == zmq.EVENT_DISCONNECTED:
             was_up, self._up = self._up, False
             return ConnectionEvent.DOWN if was_up else None
-        if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        # libzmq tries again after a mere end of the connection, but not with whom speaks otherwise.
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._failed_handshakes += 1
             if self._failed_handshakes < _HANDSHAKES_TO_GIVE_UP:
                 return None

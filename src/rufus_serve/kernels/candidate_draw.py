@@ -3,7 +3,6 @@
 Shape legend: R rows, K candidates of a row, E its named tokens, G bitmasks, W words of each.
 """
 
-import ctypes
 import functools
 from collections.abc import Sequence
 
@@ -90,13 +89,13 @@ class CandidateDraw:
             or places.max(initial=-1) >= len(words)
         ):
             raise ValueError(f"what is known of {counts.shape} rows does not fit {num_rows} rows")
-        every = b"".join(params)
+        every = np.frombuffer(b"".join(params), np.uint8)
         tokens = np.empty(num_rows, np.int64)
         self._functions.draw_tokens(
             structs.Draws(
                 num_rows, counts.ctypes.data, logits.ctypes.data, ids.ctypes.data,
                 totals.ctypes.data, num_named.ctypes.data, named.ctypes.data,
-                named_logits.ctypes.data, ctypes.cast(every, ctypes.c_void_p),
+                named_logits.ctypes.data, every.ctypes.data,
                 numbers.ctypes.data, words.ctypes.data, words.shape[1], places.ctypes.data,
                 tokens.ctypes.data,
             )
