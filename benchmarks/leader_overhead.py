@@ -253,8 +253,7 @@ class Engine:
 
 def size_of(reply) -> int:
     found = 0 if reply.logits is None else reply.logits.nbytes
-    if reply.candidates is not None:
-        each = reply.candidates
+    if (each := reply.candidates) is not None:
         arrays = (each.logits, each.ids, each.log_totals, each.token_logits)
         found += sum(array.nbytes for array in arrays)
     return found

@@ -73,34 +73,48 @@ class CandidateDraw:
             ValueError: the arrays are not of the same rows.
         """
         num_rows = len(params)
-        counts, num_named = _ints(known.counts), _ints(known.num_named)
-        logits, ids = _floats(known.logits), _ints(known.ids)
-        named, named_logits = _ints(known.named_ids), _floats(known.named_logits)
-        totals = np.ascontiguousarray(known.log_totals, np.float64)
-        numbers = np.ascontiguousarray(uniforms, np.float64)
         words = np.zeros((0, 0), np.int32) if words is None else _ints(words)
         places = np.full(num_rows, -1, np.int32) if places is None else _ints(places)
+        numbers = np.ascontiguousarray(uniforms, np.float64)
         if (
-            not counts.shape == num_named.shape == numbers.shape == places.shape == (num_rows,)
-            or totals.shape != (num_rows, 2)
-            or min(counts.min(initial=0), num_named.min(initial=0)) < 0
-            or not counts.sum() == len(logits) == len(ids)
-            or not num_named.sum() == len(named) == len(named_logits)
+            not _fits(known, num_rows)
+            or not numbers.shape == places.shape == (num_rows,)
             or places.max(initial=-1) >= len(words)
         ):
-            raise ValueError(f"what is known of {counts.shape} rows does not fit {num_rows} rows")
+            raise ValueError(f"what is known of {len(known.counts)} rows does not fit {num_rows}")
+        known = _contiguous(known)
         every = np.frombuffer(b"".join(params), np.uint8)
         tokens = np.empty(num_rows, np.int64)
         self._functions.draw_tokens(
             structs.Draws(
-                num_rows, counts.ctypes.data, logits.ctypes.data, ids.ctypes.data,
-                totals.ctypes.data, num_named.ctypes.data, named.ctypes.data,
-                named_logits.ctypes.data, every.ctypes.data,
-                numbers.ctypes.data, words.ctypes.data, words.shape[1], places.ctypes.data,
-                tokens.ctypes.data,
+                num_rows, known.counts.ctypes.data, known.logits.ctypes.data,
+                known.ids.ctypes.data, known.log_totals.ctypes.data,
+                known.num_named.ctypes.data, known.named_ids.ctypes.data,
+                known.named_logits.ctypes.data, every.ctypes.data, numbers.ctypes.data,
+                words.ctypes.data, words.shape[1], places.ctypes.data, tokens.ctypes.data,
             )
         )  # fmt: skip
         return tokens
+
+
+def _contiguous(known: KnownLogits) -> KnownLogits:
+    return KnownLogits(
+        _ints(known.counts), _floats(known.logits), _ints(known.ids),
+        np.ascontiguousarray(known.log_totals, np.float64),
+        _ints(known.num_named), _ints(known.named_ids), _floats(known.named_logits),
+    )  # fmt: skip
+
+
+def _fits(known: KnownLogits, num_rows: int) -> bool:
+    """Whether all arrays are of so many rows."""
+    counts, num_named = known.counts, known.num_named
+    return bool(
+        counts.shape == num_named.shape == (num_rows,)
+        and known.log_totals.shape == (num_rows, 2)
+        and min(counts.min(initial=0), num_named.min(initial=0)) >= 0
+        and counts.sum() == len(known.logits) == len(known.ids)
+        and num_named.sum() == len(known.named_ids) == len(known.named_logits)
+    )
 
 
 @functools.cache

@@ -50,15 +50,7 @@ class RequestSampling:
         # Top-k and min-p leave what is all known, or they are not decided.
         self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
         """Whether the draw needs the total of the row."""
-        self.draw_params = draw_params(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            is_greedy=self.is_greedy,
-            only_named=self.edits.only_these,
-            needs_total=self.needs_total,
-        )
+        self.draw_params = self._draw_params()
         """For the kernel that draws."""
         self._seed = any_seed() if params.seed is None else int(params.seed)
         self._uniform = (-1, 0.0)
@@ -108,6 +100,17 @@ class RequestSampling:
             share = max(self.uniform(ahead) for ahead in range(num_tokens))
         count = min(self._count, self._vocab_size)
         return Want(count, self._total_temperatures, token_ids, share * _A_LITTLE_MORE)
+
+    def _draw_params(self) -> bytes:
+        return draw_params(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            is_greedy=self.is_greedy,
+            only_named=self.edits.only_these,
+            needs_total=self.needs_total,
+        )
 
     def _share_of_filters(self) -> float | None:
         """How much of a row's total candidates should hold; None: as its number says."""
