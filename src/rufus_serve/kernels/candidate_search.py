@@ -55,13 +55,7 @@ class CandidateSearch:
             or num_named.sum() != len(named)
         ):
             raise ValueError(f"wants of {counts.shape} rows do not fit {num_rows} rows of logits")
-        num_best = np.maximum(counts, 0).sum()
-        found = Candidates(
-            logits=np.empty(num_best, np.float32),
-            ids=np.empty(num_best, np.int32),
-            log_totals=np.empty((num_rows, 2)),
-            token_logits=np.empty(len(named), np.float32),
-        )
+        found = _room_for(np.maximum(counts, 0).sum(), num_rows, len(named))
         held = np.empty(num_rows)
         self._find(
             structs.Candidates(
@@ -82,6 +76,15 @@ class CandidateSearch:
                 self._team_is_busy.release()
         else:
             self._functions.find_candidates(self._alone, wanted)
+
+
+def _room_for(num_best: int, num_rows: int, num_named: int) -> Candidates:
+    return Candidates(
+        logits=np.empty(num_best, np.float32),
+        ids=np.empty(num_best, np.int32),
+        log_totals=np.empty((num_rows, 2)),
+        token_logits=np.empty(num_named, np.float32),
+    )
 
 
 @functools.cache

@@ -41,11 +41,7 @@ class RequestSampling:
         self.min_p = float(params.min_p)
         self.num_logprobs: int | None = params.logprobs
         self.has_grammar: bool = params.structured_outputs is not None
-        self.needs_vllm: bool = (
-            params.logprobs == -1
-            or params.logprob_token_ids is not None
-            or params.thinking_token_budget is not None
-        )
+        self.needs_vllm = _needs_vllm(params)
         """Whether only vLLM's own sampler knows what is asked."""
         # Top-k and min-p leave what is all known, or they are not decided.
         self.needs_total = not (self.is_greedy or self.top_k or self.min_p or self.edits.only_these)
@@ -59,12 +55,7 @@ class RequestSampling:
         self._steady_share = self._share_of_filters()
         is_steady = self._steady_share is not None and not self.edits.names_more
         self._steady_want = self._want(1) if is_steady else None
-        self.takes_best = (
-            self.is_greedy
-            and not (self.has_grammar or self.edits.names_more or self.edits.only_these)
-            and self.num_logprobs is None
-            and not len(self.edits.token_ids)
-        )
+        self.takes_best = self._takes_best()
         """Whether its token is always the row's best one, and nothing else is asked."""
 
     def uniform(self, ahead: int = 0) -> float:
@@ -101,6 +92,14 @@ class RequestSampling:
         count = min(self._count, self._vocab_size)
         return Want(count, self._total_temperatures, token_ids, share * _A_LITTLE_MORE)
 
+    def _takes_best(self) -> bool:
+        return (
+            self.is_greedy
+            and not (self.has_grammar or self.edits.names_more or self.edits.only_these)
+            and self.num_logprobs is None
+            and not len(self.edits.token_ids)
+        )
+
     def _draw_params(self) -> bytes:
         return draw_params(
             temperature=self.temperature,
@@ -136,3 +135,11 @@ class RequestSampling:
         """At which the row's total is needed: for the draw, and for logprobs."""
         for_draw = self.temperature if self.needs_total else 0.0
         return for_draw, 0.0 if self.num_logprobs is None else 1.0
+
+
+def _needs_vllm(params: Any) -> bool:
+    return (
+        params.logprobs == -1
+        or params.logprob_token_ids is not None
+        or params.thinking_token_budget is not None
+    )
