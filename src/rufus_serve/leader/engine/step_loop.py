@@ -23,6 +23,8 @@ from rufus_serve.leader.engine.sampling import TokenSampler
 from rufus_serve.leader.engine.shared import Engine
 from rufus_serve.leader.engine.step_builder import Row
 
+_WORTH_WAITING_S = 0.002
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -57,8 +59,9 @@ class StepLoop:
 
     def execute(self, scheduler_output: Any) -> "Future[Any]":
         """Queue a step; the future brings None once its logits are there, or a result."""
-        # Not worth waiting for: the step thread then makes it ready itself.
-        if self._lock.acquire(blocking=False):
+        # Where the step thread makes a step ready itself, the next one comes too early as well, and
+        # so on. It holds the lock for longer only while it waits for rows in full.
+        if self._lock.acquire(timeout=_WORTH_WAITING_S):
             try:
                 self._look_ahead(scheduler_output)
             finally:
