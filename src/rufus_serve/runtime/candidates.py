@@ -145,9 +145,9 @@ def pick_shares(logits: Array, wants: RowWants) -> Candidates:
         counts[lacking] = count
         lacking = lacking[held[lacking] < wants.shares[lacking]]
     for row in np.flatnonzero(counts > wants.num_candidates).tolist():
-        needed = _num_needed(
-            logits_of[row], found.log_totals[row, 0], wants.temperatures[row, 0], wants.shares[row]
-        )
+        needed = _num_holding_share(logits_of[row], found.log_totals[row, 0], wants, row)
+        # A quarter more, for named tokens that have a part in the row's total, but lie below these.
+        needed += needed // 4
         counts[row] = max(wants.num_candidates[row], min(counts[row], needed))
         logits_of[row], ids_of[row] = logits_of[row][: counts[row]], ids_of[row][: counts[row]]
     return msgspec.structs.replace(
@@ -155,15 +155,12 @@ def pick_shares(logits: Array, wants: RowWants) -> Candidates:
     )
 
 
-def _num_needed(logits: Array, log_total: float, temperature: float, share: float) -> int:
-    """How many of a row's candidates hold `share` of its total, and a quarter more.
-
-    These stand for named tokens that have a part in the row's total, but lie below the candidates.
-    """
-    scaled = (logits / np.float32(temperature)).astype(np.float64)
+def _num_holding_share(logits: Array, log_total: float, wants: RowWants, row: int) -> int:
+    """How many of a row's `logits`, which fall, hold its share; one more than these if none do."""
+    assert wants.shares is not None
+    scaled = (logits / wants.temperatures[row, 0]).astype(np.float64)
     held = np.exp(scaled - log_total).cumsum()
-    needed = int(np.searchsorted(held, share)) + 1
-    return needed + needed // 4
+    return int(np.searchsorted(held, wants.shares[row])) + 1
 
 
 def _wants_of_some(rows: Array, count: int, wants: RowWants) -> RowWants:
@@ -202,7 +199,7 @@ def merge(shares: Sequence[Candidates], wants: RowWants, share_counts: Array) ->
     As many as hold what is wanted of a row, if they are all known; else K. `share_counts` [R]: how
     many candidates of a row each share brings.
     """
-    best, ids, counts = [], [], []
+    best, ids = [], []
     stop = 0
     totals = np.logaddexp.reduce([share.log_totals for share in shares])
     for row, (count, share_count) in enumerate(
@@ -213,18 +210,14 @@ def merge(shares: Sequence[Candidates], wants: RowWants, share_counts: Array) ->
         logits_of_row, ids_of_row = of_keys(np.sort(np.concatenate(keys)))
         if wants.shares is not None and wants.shares[row] > 0:
             floor = max(share.logits[stop - 1] for share in shares)
-            scaled = logits_of_row / wants.temperatures[row, 0]
-            held = np.exp(scaled.astype(np.float64) - totals[row, 0]).cumsum()
-            needed = int(np.searchsorted(held, wants.shares[row])) + 1
+            needed = _num_holding_share(logits_of_row, totals[row, 0], wants, row)
             if needed <= (logits_of_row > floor).sum():
                 count = max(count, needed)  # noqa: PLW2901
         best.append(logits_of_row[:count])
         ids.append(ids_of_row[:count])
-        counts.append(count)
     named = np.maximum.reduce([share.token_logits for share in shares])
     found = _of_rows(best, ids, np.where(wants.temperatures > 0, totals, 0.0), [named])
-    is_as_wanted = counts == wants.num_candidates.clip(0).tolist()
-    return found if is_as_wanted else msgspec.structs.replace(found, counts=np.array(counts))
+    return _counted(found, ids, wants)
 
 
 def joined(parts: Sequence[Candidates], wants: RowWants) -> Candidates:
@@ -235,7 +228,12 @@ def joined(parts: Sequence[Candidates], wants: RowWants) -> Candidates:
         log_totals=np.concatenate([part.log_totals for part in parts]),
         token_logits=np.concatenate([part.token_logits for part in parts]),
     )
-    counts = [len(part.ids) for part in parts]
+    return _counted(found, [part.ids for part in parts], wants)
+
+
+def _counted(found: Candidates, ids: Sequence[Array], wants: RowWants) -> Candidates:
+    """`found`, which says how many of each row's `ids` there are if these are not K."""
+    counts = [len(each) for each in ids]
     is_as_wanted = counts == wants.num_candidates.clip(0).tolist()
     return found if is_as_wanted else msgspec.structs.replace(found, counts=np.array(counts))
 

@@ -8,6 +8,7 @@
 
 #include "abi.h"
 #include "team.h"
+#include "workspace.h"
 
 // Values as numbers in the same order, equal zeros as one.
 static uint32_t rank_of(float value) {
@@ -58,15 +59,11 @@ class RowSearch {
   static constexpr int64_t kSums = 4;
   static constexpr int64_t kManyToSort = 64;
 
-  // What a thread keeps from row to row, so that none allocates.
   struct Scratch {
     std::vector<float> peaks, fewer_peaks;
     std::vector<uint64_t> found, sorted;
   };
-  static Scratch& scratch() {
-    static thread_local Scratch of_thread;
-    return of_thread;
-  }
+  static Scratch& scratch() { return of_thread<Scratch>(); }
 
   void leave_out(int64_t first, int64_t stop) {
     for (int64_t at = first; at < stop; at++) {

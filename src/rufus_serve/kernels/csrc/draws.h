@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "workspace.h"
 
 class RowDraw {
  public:
@@ -60,15 +61,11 @@ class RowDraw {
     }
   };
 
-  // What a thread keeps from row to row, so that none allocates.
   struct Scratch {
     std::vector<Known> known, named;
     std::vector<double> weights, reaches;
   };
-  static Scratch& scratch() {
-    static thread_local Scratch of_thread;
-    return of_thread;
-  }
+  static Scratch& scratch() { return of_thread<Scratch>(); }
 
   // Candidates, and the named tokens that lie among them, the best first.
   void find_known(int64_t first, int64_t count, int64_t first_named, int64_t num_named) {

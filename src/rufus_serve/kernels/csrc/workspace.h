@@ -31,3 +31,10 @@ class Buffer {
 struct Workspace {
   Buffer normed, projected, queries, heads, partial, keys, values, inner;
 };
+
+// What a thread keeps from row to row, so that none allocates.
+template <class Scratch>
+Scratch& of_thread() {
+  static thread_local Scratch scratch;
+  return scratch;
+}

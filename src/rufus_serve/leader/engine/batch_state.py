@@ -143,7 +143,7 @@ class BatchState:
             self._drafter.observe(req_id, len(self.drafts[req_id]), num_accepted)
 
     def append(self, req_ids: Sequence[str], token_ids: Sequence[int]) -> None:
-        """Add a sampled token to the context of each of some requests, all of them others."""
+        """Add a sampled token to the context of each of some requests; none is named twice."""
         batch, index_of = self.batch, self.batch.req_id_to_index
         rows = np.array([index_of[req_id] for req_id in req_ids], int)
         positions = batch.num_tokens_no_spec[rows]

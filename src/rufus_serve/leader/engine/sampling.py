@@ -169,14 +169,6 @@ class TokenSampler:
         """Each row's tokens in batch order; None if the group is lost."""
         state, req_ids = self._state, self._state.req_ids
         replies = self._replies()
-        if not state.drafts:
-            drawn = self._draw(
-                [LogitsOf(row) for row in range(len(req_ids))], replies, masks, look_up
-            )
-            if drawn is None:
-                return None
-            state.append(req_ids, [each.token_id for each in drawn])
-            return [[each] for each in drawn]
         rows: list[list[Drawn]] = [[] for _ in req_ids]
         going = list(range(len(req_ids)))
         while going:
